@@ -1,0 +1,45 @@
+"""Snapshot the model under study: weights, tokenizer, and where they came from."""
+
+import hashlib
+from pathlib import Path
+
+from stages.core import models, params, runtime
+from stages.core.artifacts import replacing, write_json
+from stages.core.families import family_of
+
+
+def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
+    source = params.section(profile, "base")
+    dense, words = models.open_source(source.model, source.revision, source.gguf_file)
+    family = family_of(dense.config.model_type)
+    revision = getattr(dense.config, "_commit_hash", None)
+    with replacing(model) as draft:
+        dense.save_pretrained(draft)
+        digest = sha256(sorted(draft.glob("*.safetensors")))
+    with replacing(tokenizer) as draft:
+        words.save_pretrained(draft)
+    write_json(
+        provenance,
+        {
+            **source.model_dump(),
+            "resolved_revision": revision,
+            "sha256": digest,
+            "model_type": dense.config.model_type,
+            "layers": len(family.blocks(dense)),
+            "parameters": sum(parameter.numel() for parameter in dense.parameters()),
+        },
+    )
+
+
+def sha256(files: list[Path]) -> str:
+    """One digest over the bytes of several files, in order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,31 @@
+"""Write a variant as a dense checkpoint that stock transformers opens, tokenizer beside it.
+
+Run from the repository's root after `dvc repro`: make export VARIANT=softshare TO=exported/softshare
+"""
+
+from pathlib import Path
+
+from stages.core import runtime, sharing
+from stages.core.artifacts import replacing
+from stages.core.errors import UserError
+from stages.core.models import open_snapshot, open_tokenizer
+
+
+def main(variant: str, to: Path) -> None:
+    import torch
+
+    source = Path("artifacts/finetuned") / variant
+    if not source.is_dir():
+        raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
+    shared, _ = sharing.load(source)
+    with replacing(to) as draft:
+        sharing.dense(shared).save_pretrained(draft)
+        open_tokenizer(Path("artifacts/tokenizer")).save_pretrained(draft)
+        ids = torch.arange(64).remainder(shared.config.vocab_size)[None]
+        with torch.no_grad():
+            difference = (open_snapshot(draft)(ids).logits - shared(ids).logits).abs().max().item()
+    print(f"{to}: open it with AutoModelForCausalLM.from_pretrained; largest logit difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,117 @@
+"""Reading and writing artifacts so that none is ever half there.
+
+Everything is written beside its destination under a temporary name and renamed when it is complete; a
+reader that meets a damaged file names the file and the command that makes it anew.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `path` on success and vanishes on failure.
+
+    Works for a file and for a folder; the parent folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        yield draft
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(draft, path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; raise ValueError on NaN or infinity, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    with _explaining(path, (OSError, ValueError)):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as npz."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file, by name. Nothing is unpickled."""
+    import zipfile
+
+    with _explaining(path, (OSError, ValueError, zipfile.BadZipFile)):
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write named torch tensors as safetensors (no metadata: more than one key would vary the bytes)."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as draft:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft)
+
+
+def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Any]:
+    """Torch tensors of a safetensors file on the CPU: all of them, or only those named."""
+    from safetensors import SafetensorError, safe_open
+
+    with _explaining(path, (OSError, SafetensorError)):
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+@contextmanager
+def parquet_writer(path: Path, schema: Any) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetWriter` with a checksum on every page (parquet has none unless asked)."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as draft:
+        with pq.ParquetWriter(draft, schema, write_page_checksum=True, use_dictionary=False) as writer:
+            yield writer
+
+
+@contextmanager
+def parquet_reader(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` that verifies the checksum of every page it reads."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _explaining(path, (OSError, pa.ArrowInvalid)):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+
+
+@contextmanager
+def _explaining(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise UserError(
+            f"cannot read {path}: {error}. Delete it and run `dvc repro` to make it anew."
+        ) from error

@@ -1,0 +1,42 @@
+"""Text as one stream of tokens."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.artifacts import parquet_reader, parquet_writer
+from stages.core.errors import UserError
+
+
+def tokenise(tokenizer: Any, rows: Iterable[str]) -> np.ndarray:
+    """Rows joined by a blank line, as int32 token ids without special tokens (the convention for WikiText)."""
+    ids = tokenizer("\n\n".join(rows), add_special_tokens=False, verbose=False)["input_ids"]
+    return np.asarray(ids, dtype=np.int32)
+
+
+def write_tokens(path: Path, ids: np.ndarray) -> None:
+    """A parquet table with one int32 column, `token`, one row per token in reading order."""
+    import pyarrow as pa
+
+    table = pa.table({"token": pa.array(ids, type=pa.int32())})
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_tokens(path: Path, most: int | None = None) -> Tensor:
+    """The first `most` tokens of a table that `write_tokens` wrote, int64 (all of them where None)."""
+    with parquet_reader(path) as file:
+        ids = file.read(columns=["token"])["token"].to_numpy()
+    return torch.from_numpy(ids[:most].astype(np.int64))
+
+
+def pack(tokens: Tensor, length: int) -> Tensor:
+    """Tokens as rows of exactly `length`, shape (rows, length); a shorter rest is dropped, nothing is padded."""
+    rows = len(tokens) // length
+    if rows == 0:
+        raise UserError(f"the text has {len(tokens)} tokens, fewer than one sequence of {length}")
+    return tokens[: rows * length].view(rows, length)

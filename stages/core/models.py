@@ -1,0 +1,79 @@
+"""Opening the model under study, by the library's own means."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+
+
+def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:
+    """A model (float32, on the CPU) and its tokenizer from a hub id or a local folder.
+
+    Weights are read from safetensors or GGUF only, and no code that comes with a model is run. Raises
+    UserError where the source cannot be opened.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {key: value for key, value in [("revision", revision), ("gguf_file", gguf_file)] if value}
+    if Path(model).is_dir():
+        options["local_files_only"] = True
+    try:
+        safe = {} if gguf_file else {"use_safetensors": True}
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32", **safe, **options)
+        tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"cannot open base.model = {model!r}"
+            + "".join(f", {key} = {value!r}" for key, value in options.items() if key != "local_files_only")
+            + f": {reason}. Give a hub id that this machine can reach or a local folder with safetensors or GGUF; "
+            "profile small needs no network."
+        ) from error
+    if len(tokenizer) > loaded.config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its model only {loaded.config.vocab_size}"
+        )
+    return (dequantised(loaded) if gguf_file else loaded).eval(), tokenizer
+
+
+def dequantised(model: Any) -> Any:
+    """The same weights in a model that does not remember having been GGUF, and so can be saved."""
+    config = model.config.to_dict()
+    del config["quantization_config"]
+    plain = blank(config)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def blank(config: dict[str, Any]) -> Any:
+    """A stock model of this config, float32, with arbitrary weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32)
+
+
+def open_snapshot(folder: Path) -> Any:
+    """The snapshot that stage `base` wrote, float32, on the CPU, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer that stage `base` wrote."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def context_length(model: Any) -> int:
+    """The most positions the model can take."""
+    return model.config.max_position_embeddings
+
+
+def check_fits(model: Any, key: str, length: int) -> None:
+    """Raise UserError where sequences of `length` tokens exceed the model's positions."""
+    if length > context_length(model):
+        raise UserError(f"params.yaml: {key} = {length}: this model takes at most {context_length(model)} positions")

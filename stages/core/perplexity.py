@@ -1,0 +1,74 @@
+"""Perplexity by the field's convention: one token stream, a sliding window, every token scored once.
+
+Windows of `context` tokens start every `stride` tokens; in each, only the tokens that no earlier window has
+scored count, so all but the first window's have at least context - stride tokens before them. The result is
+exp of the token-weighted mean negative log-likelihood. No padding enters anywhere.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.core.errors import UserError
+
+
+def spans(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
+    """(begin, end, first scored position) of each window over `length` tokens.
+
+    A window cannot score its own first token, so where windows do not overlap those tokens are not scored at all.
+    """
+    found, scored = [], 0
+    for begin in range(0, length, stride):
+        end, first = min(begin + context, length), max(scored, begin + 1)
+        if end > first:
+            found.append((begin, end, first))
+            scored = end
+    return found
+
+
+@torch.no_grad()
+def perplexity(
+    model: Any,
+    tokens: Tensor,
+    context: int,
+    stride: int,
+    batch_size: int = 1,
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> float:
+    """The perplexity of `tokens` (int64, shape (length,)) on the model's device.
+
+    `watch` may wrap the batches in a progress bar. Raises UserError on fewer than two tokens and on a
+    non-finite result, naming the window.
+    """
+    if len(tokens) < 2:
+        raise UserError(f"perplexity needs at least 2 tokens, the text has {len(tokens)}")
+    device, windows = next(model.parameters()).device, spans(len(tokens), context, stride)
+    total, count = 0.0, 0
+    for batch in watch(list(_batches(windows, batch_size))):
+        ids = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
+        logits = model(ids, use_cache=False).logits[:, :-1].float()
+        losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
+        for (begin, end, first), row in zip(batch, losses):
+            total += row[first - begin - 1 :].sum().item()
+            count += end - first
+        if not math.isfinite(total):
+            raise UserError(f"the loss is not finite in tokens {batch[0][0]} to {batch[-1][1]}: the model is broken")
+    mean = total / count
+    if mean > 700:
+        raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")
+    return math.exp(mean)
+
+
+def _batches(windows: list[tuple[int, int, int]], size: int) -> Iterable[list[tuple[int, int, int]]]:
+    """Runs of at most `size` windows of equal length, in order."""
+    batch: list[tuple[int, int, int]] = []
+    for window in windows:
+        if batch and (len(batch) == size or window[1] - window[0] != batch[0][1] - batch[0][0]):
+            yield batch
+            batch = []
+        batch.append(window)
+    yield batch

@@ -1,0 +1,87 @@
+"""What every stage needs around its work: a command line, one-line errors, device, threads, progress."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+
+# Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def entry(main: Callable[..., None]) -> None:
+    """Run a stage: each parameter of `main` is a required option of the same name.
+
+    Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
+    standard error and exit status 1.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
+    for name, parameter in inspect.signature(main).parameters.items():
+        kind = Path if parameter.annotation is Path else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+    arguments = vars(parser.parse_args())
+    try:
+        main(**arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def progress(items: Iterable, what: str, **options: Any) -> Iterable:
+    """`items` behind a progress bar on standard error that says what is being done."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, file=sys.stderr, dynamic_ncols=True, mininterval=0.5, **options)
+
+
+def start(runtime: Any) -> Any:
+    """Apply a `Runtime` section: set the thread count and return the torch device.
+
+    `auto` takes a CUDA device where there is one. Raises UserError where `cuda` is asked for in vain.
+    """
+    import torch
+
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    available = torch.cuda.is_available()
+    if runtime.device.startswith("cuda") and not available:
+        raise UserError(
+            f"params.yaml: runtime.device = {runtime.device}, but torch sees no CUDA device; use cpu or auto"
+        )
+    return torch.device(("cuda" if available else "cpu") if runtime.device == "auto" else runtime.device)
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Where a figure was measured: device, threads and library versions, as plain values."""
+    import platform
+
+    import torch
+    import transformers
+
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    """The processor's name: Linux keeps it in /proc/cpuinfo, elsewhere the platform module knows."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,151 @@
+"""Models whose layers share FFN weights: structure, saving and loading, counting, and the way back to dense.
+
+A shared model is the stock model with two changes that no forward pass of another module notices: members of
+a group hold the very same `weight` parameter, and where a delta is wanted a linear map is wrapped as
+W_l x = W_c x + A_l (B_l x). On disk every parameter is stored once, beside a config of our own model type that
+says how they belong together, so that no stock class opens it by halves.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.core.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
+from stages.core.errors import UserError
+from stages.core.families import Family, family_of
+from stages.core.models import blank
+
+MODEL_TYPE = "shared_ffn"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which layers share an FFN, the rank of each member's delta (0: none), and whether biases are shared too."""
+
+    groups: list[list[int]] = field(default_factory=list)
+    rank: int = 0
+    biases: str = "shared"
+
+
+class SharedLinear(nn.Module):
+    """A linear map with a base that other layers hold too, plus a low-rank delta of its own.
+
+    Computes base(x) + A (B x) for x of shape (..., d_in), with A (d_out, rank) and B (rank, d_in).
+    """
+
+    def __init__(self, base: nn.Module, rank: int, d_in: int, d_out: int):
+        super().__init__()
+        self.base = base
+        self.A = nn.Parameter(torch.zeros(d_out, rank))
+        self.B = nn.Parameter(torch.zeros(rank, d_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + functional.linear(functional.linear(x, self.B), self.A)
+
+    def delta(self) -> Tensor:
+        """A B, shape (d_out, d_in)."""
+        return self.A @ self.B
+
+    def squared_norm(self) -> Tensor:
+        """The squared Frobenius norm of A B, from r x r products only: tr(A'A BB')."""
+        return ((self.A.T @ self.A) * (self.B @ self.B.T)).sum()
+
+
+def install(model: Any, family: Family, sharing: Sharing) -> None:
+    """Give a dense model the structure of `sharing`, in place; each group keeps its first layer's values."""
+    for group in sharing.groups:
+        owners = family.linears(model, group[0])
+        for layer in group:
+            block_ffn = getattr(family.blocks(model)[layer], family.ffn)
+            for role, linear in family.linears(model, layer).items():
+                linear.weight = owners[role].weight
+                if sharing.biases == "shared":
+                    linear.bias = owners[role].bias
+                if sharing.rank:
+                    d_out, d_in = linear.weight.shape[:: -1 if family.transposed else 1]
+                    if sharing.rank > min(d_in, d_out):
+                        raise UserError(
+                            f"params.yaml: surgery.rank = {sharing.rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}"
+                        )
+                    setattr(block_ffn, family.matrices[role], SharedLinear(linear, sharing.rank, d_in, d_out))
+
+
+def deltas(model: Any) -> Iterator[SharedLinear]:
+    """Every linear map with a delta."""
+    return (module for module in model.modules() if isinstance(module, SharedLinear))
+
+
+def save(model: Any, sharing: Sharing, folder: Path) -> None:
+    """Write every parameter once, and the config that says how the model is put together."""
+    config = {"model_type": MODEL_TYPE, "sharing": asdict(sharing), "dense": model.config.to_dict()}
+    with replacing(folder) as draft:
+        draft.mkdir()
+        write_json(draft / "config.json", config)
+        write_tensors(draft / "model.safetensors", dict(model.named_parameters()))
+
+
+def load(folder: Path) -> tuple[Any, Sharing]:
+    """The model that `save` wrote (float32, CPU, evaluation mode) and its sharing.
+
+    Raises UserError unless the stored tensors are exactly the model's unique parameters.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+    model, sharing = blank(config["dense"]), Sharing(**config["sharing"])
+    install(model, family_of(model.config.model_type), sharing)
+    stored, wanted = read_tensors(folder / "model.safetensors"), dict(model.named_parameters())
+    if {name: t.shape for name, t in stored.items()} != {name: p.shape for name, p in wanted.items()}:
+        odd = sorted(stored.keys() ^ wanted.keys()) or ["(shapes differ)"]
+        raise UserError(f"{folder}/model.safetensors does not fit its config.json: {', '.join(odd[:4])}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(stored[name])
+    return model.eval(), sharing
+
+
+def dense(model: Any) -> Any:
+    """A stock model that computes the same: ties broken, deltas folded into the weights in float64."""
+    family, plain = family_of(model.config.model_type), blank(model.config.to_dict())
+    folded = copy.deepcopy(model)
+    for layer, block in enumerate(family.blocks(folded)):
+        block_ffn = getattr(block, family.ffn)
+        for role, name in family.matrices.items():
+            linear = getattr(block_ffn, name)
+            if isinstance(linear, SharedLinear):
+                delta = linear.A.double() @ linear.B.double()
+                base = linear.base
+                weight = base.weight.double() + (delta.T if family.transposed else delta)
+                base.weight = nn.Parameter(weight.to(base.weight.dtype))
+                setattr(block_ffn, name, base)
+    values = dict(folded.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(values[name])
+    return plain.eval()
+
+
+def count(model: Any) -> dict[str, int]:
+    """Parameters by unique storage: all of them, those of FFNs, and those of the dense model of this depth."""
+    family = family_of(model.config.model_type)
+    blocks = family.blocks(model)
+    ffns = {id(p): p.numel() for block in blocks for p in getattr(block, family.ffn).parameters()}
+    dense_ffn = sum(
+        parameter.numel()
+        for block in blocks
+        for module in getattr(block, family.ffn).modules()
+        if not isinstance(module, SharedLinear)
+        for parameter in module.parameters(recurse=False)
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "parameters": total,
+        "dense_parameters": total - sum(ffns.values()) + dense_ffn,
+        "ffn_parameters": sum(ffns.values()),
+    }

@@ -1,0 +1,34 @@
+"""Time a variant beside the original model, turn by turn in one process."""
+
+from pathlib import Path
+
+from stages.core import corpus, models, params, runtime, sharing
+from stages.core.artifacts import write_json
+from stages.core.latency import compare
+
+
+def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, out: Path) -> None:
+    device = runtime.start(params.section(profile, "runtime"))
+    spec = params.section(profile, "latency")
+    pair = {"original": models.open_snapshot(original).to(device), "variant": sharing.load(model)[0].to(device)}
+    models.check_fits(pair["original"], "latency.prompt_tokens + new_tokens", spec.prompt_tokens + spec.new_tokens)
+    prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
+    turns = lambda turns: runtime.progress(turns, f"latency {variant}")  # noqa: E731
+    measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)
+    whole = {
+        name: times["prefill_ms"] + spec.new_tokens * times["decode_ms_per_token"] for name, times in measured.items()
+    }
+    write_json(
+        out,
+        {
+            **measured["variant"],
+            "original_prefill_ms": measured["original"]["prefill_ms"],
+            "original_decode_ms_per_token": measured["original"]["decode_ms_per_token"],
+            "speedup": whole["original"] / whole["variant"],
+            "environment": runtime.environment(device),
+        },
+    )
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,20 @@
+"""Turn the source text into token streams, one parquet table for each split."""
+
+from pathlib import Path
+
+from stages.core import corpus, params, runtime, sources
+from stages.core.models import open_tokenizer
+
+SPLITS = ("train", "validation", "test")
+
+
+def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
+    source = params.section(profile, "prepare").source
+    words = open_tokenizer(tokenizer)
+    for split in runtime.progress(SPLITS, "tokenise"):
+        rows = sources.rows(source, split, lexicon)
+        corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(words, rows))
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

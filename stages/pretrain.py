@@ -1,0 +1,61 @@
+"""Make the embedded model of profile `small`: a 12-layer GPT-2 trained on generated stories.
+
+Frozen in dvc.yaml, its result in git: nobody waits for it. `dvc unfreeze pretrain && dvc repro` makes it anew.
+"""
+
+from pathlib import Path
+
+from stages.core import corpus, params, runtime, sources
+from stages.core.artifacts import replacing
+from stages.core.training import train
+
+
+def main(lexicon: Path, out: Path) -> None:
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    spec = params.pretrain()
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.seed)
+    rows = sources.generated(lexicon, spec.seed, "pretrain", spec.stories)
+    pieces = ByteLevelBPETokenizer()
+    end = "<|endoftext|>"
+    pieces.train_from_iterator(rows[:20_000], vocab_size=spec.vocabulary, special_tokens=[end], show_progress=False)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, eos_token=end, bos_token=end, unk_token=end, model_max_length=spec.context
+    )
+    config = GPT2Config(
+        vocab_size=spec.vocabulary,
+        n_positions=spec.context,
+        n_embd=spec.width,
+        n_layer=spec.layers,
+        n_head=spec.heads,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own GELU under its fused name: the same values, faster
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config)
+    train(
+        model,
+        corpus.pack(torch.from_numpy(corpus.tokenise(words, rows)).long(), spec.context),
+        list(model.parameters()),
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        warmup=0.05,
+        weight_decay=0.1,
+        clip=1.0,
+        seed=spec.seed,
+        watch=lambda batches: runtime.progress(batches, "pretrain"),
+    )
+    with replacing(out) as draft:
+        model.save_pretrained(draft)
+        words.save_pretrained(draft)
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

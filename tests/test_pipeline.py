@@ -1,0 +1,187 @@
+"""The whole DAG in an empty clone, with budgets of seconds: what a new user's `make repro` does, and what it keeps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from closure import ROOT
+from ruamel.yaml import YAML
+
+KEPT = ("original", "softshare", "merged_4", "compressed_6")
+
+
+def run(folder: Path, *command: str) -> str:
+    """Standard output and error of a command that must succeed in `folder`, with this interpreter first on PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def edit(folder: Path, change) -> None:
+    """Apply `change` to the parsed params.yaml of a clone."""
+    yaml, path = YAML(), folder / "params.yaml"
+    values = yaml.load(path)
+    change(values)
+    yaml.dump(values, path)
+
+
+def shrink(values) -> None:
+    """Budgets that make the run a matter of seconds; the code paths stay the same."""
+    small = values["profiles"]["small"]
+    small["prepare"]["source"].update(train=40, validation=4, test=4)
+    small["extract"]["max_tokens"] = 512
+    small["search"]["max_tokens"] = 256
+    small["finetune"]["max_tokens"] = 2048
+    small["perplexity"]["max_tokens"] = 512
+    small["generate"].update(prompts=["Once"], new_tokens=4)
+    small["latency"].update(prompt_tokens=8, new_tokens=2, warmup=0, repeats=2)
+    for name in [name for name in values["variants"] if name not in KEPT]:
+        del values["variants"][name]
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The files of this working tree that git knows, as a repository of their own, after one `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone") / "study"
+    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "a clone")
+    edit(folder, shrink)
+    first = run(folder, "dvc", "repro")
+    assert "report" in stages_run(first)
+    return folder
+
+
+def test_metrics_hold_every_variant(clone):
+    summary = json.loads((clone / "metrics/summary.json").read_text())
+    assert tuple(summary) == KEPT
+    for row in summary.values():
+        assert row.keys() == {
+            "parameters", "dense_parameters", "ffn_parameters", "parameter_ratio", "checkpoint_mb", "perplexity",
+            "latency",
+        }  # fmt: skip
+        assert row["perplexity"].keys() == {"before", "after"}
+        assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
+        assert all(value > 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part]))
+    assert summary["original"]["parameter_ratio"] == 1
+    assert summary["merged_4"]["dense_parameters"] == summary["original"]["parameters"]
+    for name in KEPT:
+        assert json.loads((clone / f"metrics/variants/{name}.json").read_text()) == summary[name]
+
+
+def test_report_shows_every_variant_and_window(clone):
+    report = (clone / "metrics/report.md").read_text()
+    assert all(f"| {name} |" in report for name in KEPT)
+    assert all(f"| {first}-{first + 3}" in report for first in range(9))
+    for name in ("perplexity_by_size.png", "window_search.png"):
+        assert (clone / "metrics/plots" / name).read_bytes().startswith(b"\x89PNG")
+    assert all(f"**{name}**" in (clone / "metrics/samples.md").read_text() for name in KEPT)
+
+
+def test_second_run_does_nothing(clone):
+    assert not stages_run(run(clone, "dvc", "repro"))
+    assert "up to date" in run(clone, "dvc", "status")
+
+
+def test_metrics_show_and_diff_name_every_figure(clone):
+    table = run(clone, "dvc", "metrics", "show")
+    assert all(f"{name}.json" in table for name in KEPT)
+    assert all(column in table for column in ("perplexity.after", "parameter_ratio", "latency.speedup"))
+
+
+def test_one_variants_value_reruns_its_chain_only(clone):
+    def softer(values):
+        values["variants"]["softshare"]["finetune"]["frobenius"] = 0.5
+
+    edit(clone, softer)
+    chain = ("finetune", "perplexity", "generate", "latency")
+    assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@softshare" for stage in chain} | {"report"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "changed"),
+    [
+        (("variants", "merged_4", "surgery", "base"), "first", {"search@merged_4", "surgery@merged_4"}),
+        (("variants", "compressed_6", "windows", "size"), 4, {"search@compressed_6"}),
+        (("profiles", "small", "align"), None, set()),
+        (("profiles", "small", "extract", "site"), "post_activation", {"extract"}),
+        (("profiles", "small", "correlate", "reach"), 11, {"correlate"}),
+        (("profiles", "small", "search", "max_tokens"), 128, {f"search@{name}" for name in KEPT}),
+        (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
+        (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
+        (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
+        (("profiles", "small", "finetune", "seed"), 1, {f"finetune@{name}" for name in KEPT}),
+        (("profiles", "gpt2", "finetune", "seed"), 1, set()),
+    ],
+)
+def test_a_changed_value_touches_the_stages_that_read_it(clone, keys, value, changed):
+    """`dvc status` names the stages whose own inputs changed; what follows from them is the graph's business."""
+    before = (clone / "params.yaml").read_text()
+
+    def change(values):
+        for key in keys[:-1]:
+            values = values[key]
+        if value is not None:
+            values[keys[-1]] = value
+
+    try:
+        edit(clone, change)
+        touched = set(json.loads(run(clone, "dvc", "status", "--json"))) - {"report"}
+        assert touched == changed
+    finally:
+        (clone / "params.yaml").write_text(before)
+
+
+def test_export_opens_in_stock_transformers_and_agrees(clone):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages.core import sharing
+
+    run(clone, sys.executable, "-m", "stages.commands.export", "--variant", "softshare", "--to", "exported/softshare")
+    stock = AutoModelForCausalLM.from_pretrained(clone / "exported/softshare").eval()
+    words = AutoTokenizer.from_pretrained(clone / "exported/softshare")
+    ours, _ = sharing.load(clone / "artifacts/finetuned/softshare")
+    ids = torch.tensor([words("One cold morning the clockmaker")["input_ids"]])
+    with torch.no_grad():
+        assert (stock(ids).logits - ours(ids).logits).abs().max() < 1e-5
+
+
+def test_a_mistake_in_params_is_one_line_before_any_model_loads(clone):
+    before = (clone / "params.yaml").read_text()
+
+    def mistake(values):
+        values["variants"]["merged_4"]["surgery"]["base"] = "median"
+
+    try:
+        edit(clone, mistake)
+        command = [sys.executable, "-m", "stages.search", "--profile", "small", "--variant", "merged_4"]
+        for option in ("model", "provenance", "tokens", "permutations", "out"):
+            command += [f"--{option}", "nowhere"]
+        done = subprocess.run(command, cwd=clone, text=True, capture_output=True)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+        assert "variants.merged_4.surgery.base" in done.stderr and "median" in done.stderr
+    finally:
+        (clone / "params.yaml").write_text(before)

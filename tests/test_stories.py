@@ -1,0 +1,158 @@
+"""The stories: a pure function of lexicon, seed and index, in correct English, that hold together to the end."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.core.stories import stories
+
+LEXICON = YAML(typ="safe").load(Path(__file__).parents[1] / "data" / "lexicon.yaml")
+FACTS = LEXICON["facts"]
+TEXTS = stories(LEXICON, 0, 1000)
+GENDER = {name: person["she"] for person in FACTS["hero"] for name in person["name"]}
+PRONOUNS = {"she": {"she", "her", "herself"}, "he": {"he", "him", "his", "himself"}}
+THINGS = {
+    **{goods["one"]: goods["many"] for trade in FACTS["trade"] for goods in trade["goods"]},
+    **{thing["name"]: thing["name"] for kind in ("keepsake", "device", "animal") for thing in FACTS[kind]},
+    **{illness["herb"]: illness["herb"] for illness in FACTS["illness"]},
+    **{tool: tool for trade in FACTS["trade"] for tool in trade["tool"]},
+    **{season["storm"]["name"]: season["storm"]["name"] for season in FACTS["season"]},
+    "letter": "letter",
+}
+
+
+def words(text):
+    return re.findall(r"[a-z]+(?:['-][a-z]+)*", text.lower())
+
+
+def people(text):
+    """The people of a story in the order of their first appearance."""
+    return list(dict.fromkeys(word for word in re.findall(r"\w+", text) if word in GENDER))
+
+
+def mentions(text, thing):
+    return len(re.findall(rf"\b{thing}\b", text))
+
+
+def defects(text):
+    """What is wrong with the form of a story."""
+    patterns = {
+        "markup": r"[<>()|{}_\n]",
+        "omission mark": r"(?:^| )-(?: |$)",
+        "a before a vowel": r"\b[Aa] (?!use)(?:[aeiou]|hour|honest)",
+        "an before a consonant": r"\b[Aa]n (?!hour|honest)[^aeiou]",
+        "spacing": r"  | [,.;:!?]|^ | $",
+        "small letter after a full stop": r'[.!?] "?[a-z]',
+        "small letter in speech": r', "[a-z]',
+        "doubled word": r"\b(?!her )(\w+) \1\b",
+        "first letter": r'^(?![A-Z"])',
+        "last mark": r'(?<![.!?])$|(?<=[^.!?])"$',
+    }
+    found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
+    return found + ["quotes"] * (text.count('"') % 2)
+
+
+def test_same_seed_same_stories():
+    assert stories(LEXICON, 0, 50) == TEXTS[:50]
+    assert stories(copy.deepcopy(LEXICON), 0, 50) == TEXTS[:50]
+
+
+def test_first_words_of_a_seed_never_change():
+    # Guards against a source of chance that differs between platforms or versions.
+    assert TEXTS[0].startswith("The bindery in Stonebridge belonged to Delia, a brave bookbinder with a good memory.")
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_story_does_not_depend_on_count(count):
+    assert stories(LEXICON, 0, count) == TEXTS[:count]
+
+
+def test_seeds_share_no_story():
+    texts = [text for seed in range(3) for text in stories(LEXICON, seed, 500)]
+    assert len(set(texts)) == 1500
+
+
+def test_vocabulary():
+    assert len({word for text in TEXTS for word in words(text)}) >= 1400
+
+
+def test_length():
+    lengths = [len(text.split()) for text in TEXTS]
+    assert 120 <= sum(lengths) / len(lengths) <= 160
+    assert 85 <= min(lengths) and max(lengths) <= 220
+
+
+def test_form():
+    assert {text: defects(text) for text in TEXTS if defects(text)} == {}
+
+
+@pytest.mark.parametrize(
+    "text, defect",
+    [
+        ("She ate a apple.", "a before a vowel"),
+        ("She ate an pear.", "an before a consonant"),
+        ("She ate  it.", "spacing"),
+        ("she ate it.", "first letter"),
+        ("She ate it", "last mark"),
+        ("She ate it. he did not.", "small letter after a full stop"),
+        ("She ate <food>.", "markup"),
+        ('"I ate it, she said.', "quotes"),
+        ("She ate the the pear.", "doubled word"),
+    ],
+)
+def test_form_would_notice(text, defect):
+    assert defect in defects(text)
+
+
+def test_pronouns_fit_the_people():
+    for text in TEXTS:
+        spoken = re.sub(r'"[^"]*"', "", text)
+        genders = {GENDER[name] for name in people(text)}
+        for gender, pronouns in PRONOUNS.items():
+            if gender not in genders:
+                assert not pronouns & set(words(spoken)), text
+
+
+def test_protagonist_opens_and_ends_the_story():
+    for text in TEXTS:
+        first, last = text.split(". ")[0], text.split(". ")[-1]
+        assert people(first) == people(text)[:1], text
+        assert people(text)[0] in people(last), text
+
+
+def test_something_introduced_returns():
+    for text in TEXTS:
+        assert any(mentions(text, f"(?:{one}|{many})") >= 2 for one, many in THINGS.items()), text
+
+
+def test_season_and_weather_agree():
+    for text in TEXTS:
+        named = {season["name"] for season in FACTS["season"] if mentions(text, season["name"])}
+        harms = {s["name"] for s in FACTS["season"] for weather in s["weather"] if weather["harm"] in text}
+        assert len(named | harms) <= 1, text
+
+
+@pytest.mark.parametrize(
+    "path, named",
+    [
+        (["plots"], "plots"),
+        (["facts"], "facts"),
+        (["phrases", "good"], "good"),
+        (["facts", "trade"], "trade"),
+        (["facts", "trade", 3, "stuff"], "stuff"),
+        (["facts", "season", 1, "weather", 0, "harm"], "harm"),
+        (["facts", "friend", 1, "name"], "name"),
+    ],
+)
+def test_missing_key_is_named(path, named):
+    lexicon = copy.deepcopy(LEXICON)
+    *parents, last = path
+    part = lexicon
+    for key in parents:
+        part = part[key]
+    del part[last]
+    with pytest.raises(ValueError, match=rf"key {named}\b"):
+        stories(lexicon, 0, 1)
