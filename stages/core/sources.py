@@ -41,4 +41,7 @@ def generated(lexicon: Path, seed: int, split: str, count: int) -> list[str]:
     from ruamel.yaml import YAML
 
     words = YAML(typ="safe", pure=True).load(lexicon.read_text(encoding="utf-8"))
-    return stories(words, 10 * seed + SPLIT_SEEDS[split], count)
+    try:
+        return stories(words, 10 * seed + SPLIT_SEEDS[split], count)
+    except ValueError as error:
+        raise UserError(f"{lexicon}: {error}") from error

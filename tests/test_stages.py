@@ -1,0 +1,182 @@
+"""Every stage by hand, in order, on a tiny model of each family read from local files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from closure import ROOT
+from ruamel.yaml import YAML
+from tiny import tiny
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+from stages import align, base, correlate, extract, finetune, generate, latency, perplexity, prepare, report, search, surgery
+from stages.core import sharing
+from stages.core.errors import UserError
+
+LINES = [f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")]
+VARIANTS = ("original", "softshare", "merged_4", "compressed_4")
+
+
+def settings() -> dict:
+    """params.yaml with one profile of seconds, on local files, and four variants."""
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    values["profile"] = "tiny"
+    values["profiles"] = {"tiny": values["profiles"]["small"]}
+    files = {split: f"{split}.txt" for split in ("train", "validation", "test")}
+    values["profiles"]["tiny"] |= {
+        "runtime": {"device": "cpu", "threads": 1},
+        "base": {"model": "source"},
+        "prepare": {"source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files}},
+        "extract": {"site": "pre_activation", "max_tokens": 200, "sequence_length": 16, "batch_size": 4},
+        "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
+        "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
+        "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
+    }
+    values["profiles"]["tiny"]["finetune"] |= {"max_tokens": 512, "sequence_length": 32}
+    values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
+    values["variants"] = {name: values["variants"][name] for name in VARIANTS}
+    return values
+
+
+def write_settings(values: dict) -> None:
+    with Path("params.yaml").open("w") as file:
+        YAML(typ="safe").dump(values, file)
+
+
+def for_variant(variant: str) -> None:
+    """The chain of stages of one variant."""
+    here = {"profile": "tiny", "variant": variant}
+    shared, tuned = Path(f"surgery/{variant}"), Path(f"finetuned/{variant}")
+    windows, permutations = Path(f"windows/{variant}.json"), Path("permutations.npz")
+    search.main(**here, model=Path("model"), provenance=Path("provenance.json"),
+                tokens=Path("text/validation.parquet"), permutations=permutations, out=windows)  # fmt: skip
+    surgery.main(variant, Path("model"), windows, permutations, shared, Path(f"sizes/{variant}.json"))
+    finetune.main(**here, model=shared, tokens=Path("text/train.parquet"), out=tuned, curve=Path(f"{variant}.csv"))
+    both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
+    perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
+    generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
+    latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def study(request, tmp_path_factory):
+    """A folder in which every stage has run on a tiny model of one family."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pieces = ByteLevelBPETokenizer()
+        pieces.train_from_iterator(LINES, vocab_size=300, special_tokens=["<end>"], show_progress=False)
+        PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, eos_token="<end>").save_pretrained("source")
+        tiny(request.param, vocab_size=300).save_pretrained("source")
+        for split in ("train", "validation", "test"):
+            Path(f"{split}.txt").write_text("\n".join(LINES * 20))
+        write_settings(settings())
+        base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
+        prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
+        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"))
+        correlate.main("tiny", Path("activations.parquet"), Path("correlations"))
+        align.main(Path("correlations"), Path("permutations.npz"), Path("alignment.json"))
+        for variant in VARIANTS:
+            for_variant(variant)
+        folders = [Path(name) for name in ("windows", "sizes", "perplexity", "latency", "samples")]
+        outs = [Path(name) for name in ("summary.json", "variants", "search.csv", "report.md", "samples.md", "plots")]
+        report.main("tiny", Path("provenance.json"), Path("alignment.json"), *folders, *outs)
+        yield folder
+
+
+def test_snapshot_is_the_source(study):
+    source, snapshot = (sharing.read_tensors(study / name / "model.safetensors") for name in ("source", "model"))
+    assert source.keys() == snapshot.keys() and all(torch.equal(source[key], snapshot[key]) for key in source)
+    assert len(json.loads((study / "provenance.json").read_text())["sha256"]) == 64
+
+
+def test_tokens_decode_to_the_text(study):
+    ids = pq.read_table(study / "text/test.parquet")["token"].to_pylist()
+    words = PreTrainedTokenizerFast.from_pretrained(study / "tokenizer")
+    assert words.decode(ids) == "\n\n".join(LINES * 20)
+
+
+def test_activations_hold_every_layer_and_exactly_the_tokens_asked_for(study):
+    table = pq.read_table(study / "activations.parquet")
+    assert table.num_rows == 200
+    assert table.column_names == [f"layer_{layer:02d}" for layer in range(5)]
+
+
+def test_correlations_and_permutations_agree_with_numpy(study):
+    table = pq.read_table(study / "activations.parquet")
+    first, third = (np.stack(table[name].to_numpy()).astype(np.float64) for name in ("layer_00", "layer_02"))
+    expected = np.corrcoef(first.T, third.T)[: first.shape[1], first.shape[1] :]
+    found = sharing.read_tensors(study / "correlations/layer_00.safetensors")["layer_02"].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    permutation = np.load(study / "permutations.npz")["0-2"]
+    assert sorted(permutation) == list(range(len(permutation)))
+    quality = json.loads((study / "alignment.json").read_text())["pairs"]["0-2"]
+    assert quality["matched"] == pytest.approx(expected[np.arange(len(permutation)), permutation].mean(), abs=1e-6)
+    assert quality["matched"] > quality["unmatched"]
+
+
+def test_search_scores_every_window_and_takes_the_best(study):
+    found = json.loads((study / "windows/softshare.json").read_text())
+    assert [candidate["first"] for candidate in found["candidates"]] == [0, 1]
+    best = min(found["candidates"], key=lambda candidate: candidate["perplexity"])
+    assert found["groups"] == [list(range(best["first"], best["last"] + 1))]
+    assert json.loads((study / "windows/merged_4.json").read_text())["groups"] == [[0, 1, 2, 3]]
+
+
+def test_only_deltas_move_where_only_deltas_train(study):
+    before, after = (sharing.read_tensors(study / f"{name}/softshare/model.safetensors") for name in ("surgery", "finetuned"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.endswith((".A", ".B"))}
+
+
+def test_original_before_tuning_has_the_models_own_perplexity(study):
+    """Against the sliding window of the transformers documentation, with labels and the library's own loss."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(study / "source").eval()
+    ids = torch.tensor(pq.read_table(study / "text/test.parquet")["token"].to_pylist()[:200])[None]
+    total, count, scored = 0.0, 0, 0
+    for begin in range(0, ids.shape[1], 16):
+        end = min(begin + 32, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : scored - begin] = -100
+        targets = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += model(ids[:, begin:end], labels=labels).loss.item() * targets
+        count, scored = count + targets, end
+        if end == ids.shape[1]:
+            break
+    ours = json.loads((study / "perplexity/original.json").read_text())["before"]
+    assert ours == pytest.approx(np.exp(total / count), rel=1e-5)
+
+
+def test_samples_do_not_repeat_the_prompt(study):
+    rows = json.loads((study / "samples/original.json").read_text())
+    assert {(row["stage"], row["way"]) for row in rows} == {(s, w) for s in ("before", "after") for w in ("greedy", "sampled")}
+    assert not any(row["continuation"].startswith("The old") for row in rows)
+
+
+def test_a_window_longer_than_the_model_names_its_depth(study):
+    values = settings()
+    values["variants"]["merged_4"]["windows"]["size"] = 6
+    write_settings(values)
+    try:
+        with pytest.raises(UserError, match="windows.size = 6: this model has 5 layers"):
+            for_variant("merged_4")
+    finally:
+        write_settings(settings())
+
+
+def test_more_tokens_than_the_text_has_is_refused(study):
+    values = settings()
+    values["profiles"]["tiny"]["extract"]["max_tokens"] = 10**6
+    write_settings(values)
+    try:
+        with pytest.raises(UserError, match="extract.max_tokens = 1000000"):
+            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"))
+    finally:
+        write_settings(settings())
