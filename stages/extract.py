@@ -1,14 +1,22 @@
-"""Record what every FFN neuron does on calibration text (the head of the train split), in one forward pass."""
+"""Record what every FFN does on calibration text (the head of the train split), in one forward pass.
+
+Activations go to parquet, as many tokens as were asked for; the first and second moments of what each matrix
+reads go to safetensors, over as many tokens as were asked for there.
+"""
 
 from pathlib import Path
 
 from stages.core import activations, corpus, ffn, models, params, runtime
-from stages.core.artifacts import parquet_writer
+from stages.core.artifacts import parquet_writer, replacing, write_tensors
 from stages.core.errors import UserError
 from stages.core.families import family_of
+from stages.core.moments import MomentStream, to_tensors
+
+# What a file of moments calls the sites.
+MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 
-def main(profile: str, model: Path, tokens: Path, out: Path) -> None:
+def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> None:
     import pyarrow as pa
 
     device = runtime.start(params.section(profile, "runtime"))
@@ -16,24 +24,42 @@ def main(profile: str, model: Path, tokens: Path, out: Path) -> None:
     dense = models.open_snapshot(model).to(device)
     models.check_fits(dense, "extract.sequence_length", spec.sequence_length)
     family = family_of(dense.config.model_type)
-    wanted = -(-spec.max_tokens // spec.sequence_length) * spec.sequence_length
-    text = corpus.read_tokens(tokens, wanted)
-    if len(text) < wanted:
-        raise UserError(f"extract.max_tokens = {spec.max_tokens}: the train split has only {len(text)} tokens")
-    batches = corpus.pack(text, spec.sequence_length).split(spec.batch_size)
+    batches = calibration(corpus.read_tokens(tokens), spec)
 
     neurons, depth = ffn.width(dense, family), len(family.blocks(dense))
-    column = pa.list_(pa.float32(), neurons)
     names = [f"layer_{layer:02d}" for layer in range(depth)]
-    left = spec.max_tokens
-    with parquet_writer(out, pa.schema([(name, column) for name in names])) as writer:
-        stream = activations.stream(dense, family, spec.site, batches)
+    schema = pa.schema([(name, pa.list_(pa.float32(), neurons)) for name in names])
+    gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(depth)]
+    rows_left, moments_left = spec.max_tokens, spec.moment_tokens
+    with parquet_writer(out, schema) as writer:
+        stream = activations.stream(dense, family, tuple({spec.site, *MOMENTS.values()}), batches)
         for seen in runtime.progress(stream, "extract", total=len(batches)):
-            rows = min(left, len(seen[0]))
-            flat = [layer[:rows].cpu().numpy().ravel() for layer in seen]
-            arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
-            writer.write_batch(pa.record_batch(arrays, names=names))
-            left -= rows
+            if rows_left > 0:
+                flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[spec.site]]
+                arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
+                writer.write_batch(pa.record_batch(arrays, names=names))
+            if moments_left > 0:
+                for layer, streams in enumerate(gathered):
+                    for name, site in MOMENTS.items():
+                        streams[name].update(seen[site][layer][:moments_left])
+            rows_left -= len(seen[spec.site][0])
+            moments_left -= len(seen[spec.site][0])
+    with replacing(moments) as draft:
+        draft.mkdir()
+        for name, streams in zip(names, gathered):
+            found = {site: stream.moments() for site, stream in streams.items()}
+            write_tensors(draft / f"{name}.safetensors", to_tensors(found))
+
+
+def calibration(text, spec) -> list:
+    """Batches of packed sequences that hold as many tokens as the larger of the two budgets."""
+    key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
+    wanted = -(-getattr(spec, key) // spec.sequence_length) * spec.sequence_length
+    if len(text) < wanted:
+        raise UserError(
+            f"params.yaml: extract.{key} = {getattr(spec, key)}: the train split has only {len(text)} tokens"
+        )
+    return list(corpus.pack(text[:wanted], spec.sequence_length).split(spec.batch_size))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from stages.core import models, params, runtime, sharing, surgery
-from stages.core.artifacts import read_arrays, read_json, write_json
+from stages.core import calibration, models, params, runtime, sharing, surgery
+from stages.core.artifacts import read_json, write_json
 
 
-def main(variant: str, model: Path, windows: Path, permutations: Path, out: Path, size: Path) -> None:
+def main(variant: str, model: Path, windows: Path, permutations: Path, moments: Path, out: Path, size: Path) -> None:
     dense = models.open_snapshot(model)
     groups = read_json(windows)["groups"]
-    spec = params.variant(variant, "surgery")
-    changed, structure = surgery.operate(dense, groups, surgery.reader(read_arrays(permutations)), spec)
+    known, spec = calibration.read(permutations, moments), params.variant(variant, "surgery")
+    changed, structure = surgery.operate(dense, groups, known, spec)
     sharing.save(changed, structure, out)
     counts = sharing.count(changed)
     write_json(

@@ -41,7 +41,7 @@ def shrink(values) -> None:
     """Budgets that make the run a matter of seconds; the code paths stay the same."""
     small = values["profiles"]["small"]
     small["prepare"]["source"].update(train=40, validation=4, test=4)
-    small["extract"]["max_tokens"] = 512
+    small["extract"].update(max_tokens=512, moment_tokens=512)
     small["search"]["max_tokens"] = 256
     small["finetune"]["max_tokens"] = 2048
     small["perplexity"]["max_tokens"] = 512
@@ -177,7 +177,7 @@ def test_a_mistake_in_params_is_one_line_before_any_model_loads(clone):
     try:
         edit(clone, mistake)
         command = [sys.executable, "-m", "stages.search", "--profile", "small", "--variant", "merged_4"]
-        for option in ("model", "provenance", "tokens", "permutations", "out"):
+        for option in ("model", "provenance", "tokens", "permutations", "moments", "out"):
             command += [f"--{option}", "nowhere"]
         done = subprocess.run(command, cwd=clone, text=True, capture_output=True)
         assert done.returncode == 1

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 from closure import ROOT
 from ruamel.yaml import YAML
-from tiny import tiny
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 from stages import align, base, correlate, extract, finetune, generate, latency, perplexity, prepare, report, search, surgery
-from stages.core import sharing
+from stages.core.artifacts import read_tensors
 from stages.core.errors import UserError
 
 LINES = [f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")]
@@ -31,7 +31,7 @@ def settings() -> dict:
         "runtime": {"device": "cpu", "threads": 1},
         "base": {"model": "source"},
         "prepare": {"source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files}},
-        "extract": {"site": "pre_activation", "max_tokens": 200, "sequence_length": 16, "batch_size": 4},
+        "extract": {"site": "pre_activation", "max_tokens": 200, "moment_tokens": 300, "sequence_length": 16, "batch_size": 4},
         "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
         "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
         "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
@@ -51,10 +51,9 @@ def for_variant(variant: str) -> None:
     """The chain of stages of one variant."""
     here = {"profile": "tiny", "variant": variant}
     shared, tuned = Path(f"surgery/{variant}"), Path(f"finetuned/{variant}")
-    windows, permutations = Path(f"windows/{variant}.json"), Path("permutations.npz")
-    search.main(**here, model=Path("model"), provenance=Path("provenance.json"),
-                tokens=Path("text/validation.parquet"), permutations=permutations, out=windows)  # fmt: skip
-    surgery.main(variant, Path("model"), windows, permutations, shared, Path(f"sizes/{variant}.json"))
+    windows, known = Path(f"windows/{variant}.json"), (Path("permutations.npz"), Path("moments"))
+    search.main(*here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows)
+    surgery.main(variant, Path("model"), windows, *known, shared, Path(f"sizes/{variant}.json"))
     finetune.main(**here, model=shared, tokens=Path("text/train.parquet"), out=tuned, curve=Path(f"{variant}.csv"))
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
     perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
@@ -71,13 +70,13 @@ def study(request, tmp_path_factory):
         pieces = ByteLevelBPETokenizer()
         pieces.train_from_iterator(LINES, vocab_size=300, special_tokens=["<end>"], show_progress=False)
         PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, eos_token="<end>").save_pretrained("source")
-        tiny(request.param, vocab_size=300).save_pretrained("source")
+        tiny.model(request.param, vocab_size=300).save_pretrained("source")
         for split in ("train", "validation", "test"):
             Path(f"{split}.txt").write_text("\n".join(LINES * 20))
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
-        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"))
+        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments"))
         correlate.main("tiny", Path("activations.parquet"), Path("correlations"))
         align.main(Path("correlations"), Path("permutations.npz"), Path("alignment.json"))
         for variant in VARIANTS:
@@ -89,7 +88,7 @@ def study(request, tmp_path_factory):
 
 
 def test_snapshot_is_the_source(study):
-    source, snapshot = (sharing.read_tensors(study / name / "model.safetensors") for name in ("source", "model"))
+    source, snapshot = (read_tensors(study / name / "model.safetensors") for name in ("source", "model"))
     assert source.keys() == snapshot.keys() and all(torch.equal(source[key], snapshot[key]) for key in source)
     assert len(json.loads((study / "provenance.json").read_text())["sha256"]) == 64
 
@@ -106,11 +105,30 @@ def test_activations_hold_every_layer_and_exactly_the_tokens_asked_for(study):
     assert table.column_names == [f"layer_{layer:02d}" for layer in range(5)]
 
 
+def test_moments_are_those_of_the_ffns_inputs(study):
+    """Over more tokens than the activations, and all of them."""
+    from transformers import AutoModelForCausalLM
+
+    from stages.core.families import family_of
+
+    model, inputs = AutoModelForCausalLM.from_pretrained(study / "source").eval(), []
+    block = family_of(model.config.model_type).blocks(model)[1]
+    block.mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
+    ids = torch.tensor(pq.read_table(study / "text/train.parquet")["token"].to_pylist()[:304])
+    with torch.no_grad():
+        model(ids.view(-1, 16))
+    rows = torch.cat(inputs)[:300].double()
+    found = read_tensors(study / "moments/layer_01.safetensors")
+    torch.testing.assert_close(found["input.mean"], rows.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["input.second"], rows.T @ rows / 300, atol=1e-4, rtol=0)
+    assert found["hidden.second"].shape[0] == found["hidden.mean"].shape[0] > rows.shape[1]
+
+
 def test_correlations_and_permutations_agree_with_numpy(study):
     table = pq.read_table(study / "activations.parquet")
     first, third = (np.stack(table[name].to_numpy()).astype(np.float64) for name in ("layer_00", "layer_02"))
     expected = np.corrcoef(first.T, third.T)[: first.shape[1], first.shape[1] :]
-    found = sharing.read_tensors(study / "correlations/layer_00.safetensors")["layer_02"].numpy()
+    found = read_tensors(study / "correlations/layer_00.safetensors")["layer_02"].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
     permutation = np.load(study / "permutations.npz")["0-2"]
     assert sorted(permutation) == list(range(len(permutation)))
@@ -128,7 +146,7 @@ def test_search_scores_every_window_and_takes_the_best(study):
 
 
 def test_only_deltas_move_where_only_deltas_train(study):
-    before, after = (sharing.read_tensors(study / f"{name}/softshare/model.safetensors") for name in ("surgery", "finetuned"))
+    before, after = (read_tensors(study / f"{name}/softshare/model.safetensors") for name in ("surgery", "finetuned"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith((".A", ".B"))}
 
@@ -177,6 +195,6 @@ def test_more_tokens_than_the_text_has_is_refused(study):
     write_settings(values)
     try:
         with pytest.raises(UserError, match="extract.max_tokens = 1000000"):
-            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"))
+            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments"))
     finally:
         write_settings(settings())

@@ -60,8 +60,8 @@ def match(correlation: np.ndarray) -> np.ndarray:
     from scipy.optimize import linear_sum_assignment
 
     gain = np.array(correlation, dtype=np.float64)
-    # A gain that no real correlation notices, so that dead neurons pair up instead of taking live partners.
-    gain[np.ix_(~gain.any(axis=1), ~gain.any(axis=0))] = 1e-9
+    # More than any correlation can offer, so that dead neurons pair up instead of taking live partners.
+    gain[np.ix_(~gain.any(axis=1), ~gain.any(axis=0))] = 2.0
     return linear_sum_assignment(gain, maximize=True)[1].astype(np.int64)
 
 

@@ -64,7 +64,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an npz file, by name. Nothing is unpickled."""
     import zipfile
 
-    with _explaining(path, (OSError, ValueError, zipfile.BadZipFile)):
+    with _explaining(path, (OSError, ValueError, EOFError, RuntimeError, KeyError, zipfile.BadZipFile)):
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
@@ -102,7 +102,7 @@ def parquet_reader(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _explaining(path, (OSError, pa.ArrowInvalid)):
+    with _explaining(path, (OSError, ValueError, KeyError, pa.ArrowException)):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
 
@@ -111,6 +111,8 @@ def parquet_reader(path: Path) -> Iterator[Any]:
 def _explaining(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except errors as error:
         raise UserError(
             f"cannot read {path}: {error}. Delete it and run `dvc repro` to make it anew."

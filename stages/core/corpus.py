@@ -31,6 +31,8 @@ def read_tokens(path: Path, most: int | None = None) -> Tensor:
     """The first `most` tokens of a table that `write_tokens` wrote, int64 (all of them where None)."""
     with parquet_reader(path) as file:
         ids = file.read(columns=["token"])["token"].to_numpy()
+        if len(ids) != file.metadata.num_rows:
+            raise ValueError(f"{len(ids)} of {file.metadata.num_rows} rows found")
     return torch.from_numpy(ids[:most].astype(np.int64))
 
 

@@ -1,17 +1,26 @@
-"""One base weight for several aligned layers."""
+"""One base weight for several aligned layers, from their weights (d_out, d_in) and the moments of their inputs."""
 
 import torch
 from torch import Tensor
 
+from stages.core.moments import Moments
 
-def first(weights: list[Tensor]) -> Tensor:
+
+def first(weights: list[Tensor], moments: list[Moments]) -> Tensor:
     """The first layer's weight."""
     return weights[0]
 
 
-def mean(weights: list[Tensor]) -> Tensor:
-    """The element-wise mean, accumulated in float64."""
-    return torch.stack([weight.double() for weight in weights]).mean(0).to(weights[0])
+def mean(weights: list[Tensor], moments: list[Moments]) -> Tensor:
+    """The element-wise mean."""
+    return torch.stack(weights).mean(0)
 
 
-BASES = {"first": first, "mean": mean}
+def regression(weights: list[Tensor], moments: list[Moments]) -> Tensor:
+    """(sum_l W_l C_l)(sum_l C_l)^-1, which minimises sum_l E|(W_l - W) x_l|^2 (RegMean: Jin et al. 2022, arXiv:2212.09849)."""
+    grams = [m.ridged() for m in moments]
+    right = sum(weight @ gram for weight, gram in zip(weights, grams))
+    return torch.cholesky_solve(right.T, torch.linalg.cholesky(sum(grams))).T
+
+
+BASES = {"first": first, "mean": mean, "regression": regression}

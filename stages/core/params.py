@@ -21,7 +21,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 class Section(BaseModel):
     """A part of params.yaml: unknown keys and lossy conversions are errors, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Runtime(Section):
@@ -74,6 +74,7 @@ class Prepare(Section):
 class Extract(Section):
     site: Literal["pre_activation", "post_activation"]
     max_tokens: Annotated[int, Field(ge=2)]
+    moment_tokens: Annotated[int, Field(ge=2)]
     sequence_length: Count
     batch_size: Count
 
@@ -186,15 +187,20 @@ class Share(Section):
 
     method: Literal["share"]
     alignment: Literal["identity", "hungarian"]
-    base: Literal["first", "mean"]
-    delta: Literal["none", "zero", "svd"]
+    base: Literal["first", "mean", "regression"]
+    delta: Literal["none", "zero", "svd", "weighted", "joint"]
     rank: Natural
     biases: Literal["own", "shared"]
+    bias_correction: bool = False
 
     @model_validator(mode="after")
     def _rank_fits_delta(self):
         if (self.rank > 0) != (self.delta != "none"):
             raise ValueError(f"rank = {self.rank} with delta = {self.delta}: rank is 0 exactly where delta is none")
+        if self.delta == "joint" and self.base != "regression":
+            raise ValueError(f"delta = joint fits its base too, by regression; base = {self.base} contradicts it")
+        if self.bias_correction and self.biases == "shared":
+            raise ValueError("bias_correction needs biases = own: each layer's bias takes up its own error")
         return self
 
 
@@ -203,7 +209,7 @@ class Collapse(Section):
 
     method: Literal["collapse"]
     alignment: Literal["identity", "hungarian"]
-    base: Literal["first", "mean"]
+    base: Literal["first", "mean", "regression"]
 
 
 class Recovery(Section):
@@ -291,9 +297,10 @@ def pretrain() -> Pretrain:
 
 def _line(mistake: dict) -> str:
     """One mistake in the file's own terms: the key, the value and what is allowed."""
-    # pydantic puts the chosen member of a union into the path; the file has no such key.
-    tags = {"stories", "dataset", "none", "blocks", "best", "share", "collapse"}
-    steps = [str(step) for i, step in enumerate(mistake["loc"]) if i == 0 or str(step) not in tags]
+    # pydantic puts the chosen member of a union into the path, right below these keys; the file has no such key.
+    unions, path = {"source", "windows", "surgery"}, mistake["loc"]
+    members = {"stories", "dataset", "none", "blocks", "best", "share", "collapse"}
+    steps = [str(step) for above, step in zip((None, *path), path) if not (above in unions and step in members)]
     message = mistake["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(mistake["input"], dict) else f" = {mistake['input']!r}"
+    shown = "" if isinstance(mistake["input"], dict) or not path else f" = {mistake['input']!r}"
     return f"{'.'.join(steps)}{shown}: {message}".removeprefix(": ")

@@ -1,75 +1,87 @@
 """The operations under study: layers that share one FFN, and groups of layers that become one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stages.core import ffn
+from stages.core.calibration import Calibration
 from stages.core.families import family_of
-from stages.core.lowrank import DELTAS
-from stages.core.merging import BASES
+from stages.core.fitting import Fit, fit
 from stages.core.models import blank
+from stages.core.moments import Moments
 from stages.core.params import Collapse, Keep, Share
 from stages.core.sharing import Sharing, install
 
-# For a group's first layer and another member: the permutation that lays the other's neurons upon the first's.
-Permutations = Callable[[int, int], Tensor]
+# What a linear map of each role reads: the FFN's input, or its hidden activations.
+SITE = {"in": "input", "gate": "input", "out": "hidden"}
 
 
-def reader(arrays: Mapping[str, np.ndarray], device: Any = "cpu") -> Permutations:
-    """Permutations from the arrays that stage `align` wrote, keyed `first-other`."""
-    return lambda first, other: torch.from_numpy(arrays[f"{first}-{other}"]).to(device)
+@dataclass(frozen=True)
+class Member:
+    """One layer of a group: its canonical FFN and moments, in the neuron order of the group's first layer."""
+
+    ffn: Mapping[str, Tensor]
+    moments: Mapping[str, Moments]
 
 
-def operate(model: Any, groups: list[list[int]], permutations: Permutations, spec: Keep | Share | Collapse):
+def operate(model: Any, groups: list[list[int]], calibration: Calibration, spec: Keep | Share | Collapse):
     """A new model with `groups` of layers treated as `spec` says, and its `Sharing`; `model` stays as it is."""
     if isinstance(spec, Share):
-        return share(model, groups, permutations, spec)
+        return share(model, groups, calibration, spec)
     if isinstance(spec, Collapse):
-        return collapse(model, groups, permutations, spec)
+        return collapse(model, groups, calibration, spec)
     return copy.deepcopy(model), Sharing()
 
 
 @torch.no_grad()
-def share(model: Any, groups: list[list[int]], permutations: Permutations, spec: Share) -> tuple[Any, Sharing]:
-    """Every group holds one base FFN weight; a member's delta starts as `spec.delta` fits its residual.
+def share(model: Any, groups: list[list[int]], calibration: Calibration, spec: Share) -> tuple[Any, Sharing]:
+    """Every group holds one base FFN weight; a member's delta starts as `spec.delta` fits it.
 
-    W_l = W_c + A_l B_l for each of the FFN's matrices, in the neuron order of the group's first layer.
+    W_l = W_c + A_l B_l for each of the FFN's matrices, in the neuron order of the group's first layer. With
+    `bias_correction`, and where the model has biases, a member's bias takes up the mean of the error that is left.
     """
     family, shared = family_of(model.config.model_type), copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
     sharing = Sharing(groups, spec.rank, spec.biases)
     install(shared, family, sharing)
     for group in groups:
-        members = aligned(model, group, permutations, spec.alignment)
-        base = merged(members, spec.base)
-        for layer, member in zip(group, members):
-            for role, linear in family.linears(shared, layer).items():
+        members = aligned(model, group, calibration, spec.alignment)
+        for role in family.matrices:
+            corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
+            fitted = fit_role(members, role, spec.base, spec.delta, spec.rank, centred=corrected)
+            for index, (layer, member) in enumerate(zip(group, members)):
+                linear = family.linears(shared, layer)[role]
                 if spec.rank:
-                    residual = member[f"w_{role}"] - base[f"w_{role}"]
-                    a, b = DELTAS[spec.delta](residual, spec.rank, generator)
-                    linear.A.copy_(a)
-                    linear.B.copy_(b)
+                    linear.A.copy_(fitted.deltas[index][0])
+                    linear.B.copy_(fitted.deltas[index][1])
                 stock = linear.base if spec.rank else linear
-                stock.weight.copy_(base[f"w_{role}"].T if family.transposed else base[f"w_{role}"])
+                stock.weight.copy_(fitted.base.T if family.transposed else fitted.base)
                 if stock.bias is not None:
-                    stock.bias.copy_((base if spec.biases == "shared" else member)[f"b_{role}"])
+                    stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
     return shared, sharing
 
 
+def _bias(members: list[Member], member: Member, role: str, biases: str, corrected: bool, weight: Tensor) -> Tensor:
+    """A member's bias: the group's mean, its own, or its own plus (W_l - W_c - A_l B_l) E[x]."""
+    if biases == "shared":
+        return torch.stack([m.ffn[f"b_{role}"] for m in members]).mean(0)
+    own = member.ffn[f"b_{role}"]
+    return own + (member.ffn[f"w_{role}"] - weight) @ member.moments[SITE[role]].mean if corrected else own
+
+
 @torch.no_grad()
-def collapse(model: Any, groups: list[list[int]], permutations: Permutations, spec: Collapse) -> tuple[Any, Sharing]:
+def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec: Collapse) -> tuple[Any, Sharing]:
     """Every group becomes its first layer with the group's merged FFN; the model loses the other layers."""
     family = family_of(model.config.model_type)
     gone = {layer for group in groups for layer in group[1:]}
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
     config = model.config.to_dict()
     for key, value in config.items():
-        # Settings with one entry a layer, such as llama's `layer_types`, lose the same layers.
+        # Settings with one entry a layer, such as qwen2's `layer_types`, lose the same layers.
         if isinstance(value, list) and len(value) == len(family.blocks(model)):
             config[key] = [value[layer] for layer in kept]
     config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
@@ -81,22 +93,35 @@ def collapse(model: Any, groups: list[list[int]], permutations: Permutations, sp
             name = f"{family.layers}.{kept[int(layer)]}.{rest}"
         parameter.copy_(values[name])
     for group in groups:
-        base = merged(aligned(model, group, permutations, spec.alignment), spec.base)
-        ffn.write(shallow, family, kept.index(group[0]), base)
+        members = aligned(model, group, calibration, spec.alignment)
+        merged = {name: torch.stack([m.ffn[name] for m in members]).mean(0) for name in members[0].ffn}
+        for role in family.matrices:
+            merged[f"w_{role}"] = fit_role(members, role, spec.base, "none", 0).base
+        ffn.write(shallow, family, kept.index(group[0]), merged)
     return shallow.eval(), Sharing()
 
 
-def aligned(model: Any, group: list[int], permutations: Permutations, alignment: str) -> list[Mapping[str, Tensor]]:
-    """The group's FFNs, canonical, each in the neuron order of the first (or as it is: `identity`)."""
-    family = family_of(model.config.model_type)
-    members = [ffn.read(model, family, layer) for layer in group]
-    if alignment == "identity":
-        return members
-    return members[:1] + [
-        ffn.permute(member, permutations(group[0], layer)) for layer, member in zip(group[1:], members[1:])
-    ]
+def fit_role(members: list[Member], role: str, base: str, delta: str, rank: int, centred: bool = False) -> Fit:
+    """The base and deltas of one role for aligned members."""
+    moments = [member.moments[SITE[role]] for member in members]
+    return fit(
+        [member.ffn[f"w_{role}"] for member in members],
+        [m.centred() for m in moments] if centred else moments,
+        base,
+        delta,
+        rank,
+    )
 
 
-def merged(members: list[Mapping[str, Tensor]], base: str) -> dict[str, Tensor]:
-    """One FFN for several aligned ones, tensor by tensor."""
-    return {name: BASES[base]([member[name] for member in members]) for name in members[0]}
+def aligned(model: Any, group: list[int], calibration: Calibration, alignment: str) -> list[Member]:
+    """The group's layers in float64, each in the neuron order of the first (or as it is: `identity`)."""
+    family, members = family_of(model.config.model_type), []
+    for layer in group:
+        weights = {name: tensor.double() for name, tensor in ffn.read(model, family, layer).items()}
+        moments = dict(calibration.moments(layer))
+        if alignment != "identity" and layer != group[0]:
+            permutation = calibration.permutation(group[0], layer)
+            weights = ffn.permute(weights, permutation)
+            moments["hidden"] = moments["hidden"].permuted(permutation)
+        members.append(Member(weights, moments))
+    return members

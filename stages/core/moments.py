@@ -1,0 +1,67 @@
+"""Means and second moments of what a linear map reads, gathered from a stream of rows.
+
+They are all that a closed-form fit needs to know of the calibration text: the error of a weight W' in place of W,
+E|(W - W') x|^2, is tr((W - W') C (W - W')') with C = E[x x'].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """mean: E[x], shape (d,); second: E[x x'], shape (d, d). Both float64."""
+
+    mean: Tensor
+    second: Tensor
+
+    def centred(self) -> "Moments":
+        """The moments of x - E[x]: what is left to fit once a bias absorbs the mean."""
+        return Moments(torch.zeros_like(self.mean), self.second - torch.outer(self.mean, self.mean))
+
+    def permuted(self, permutation: Tensor) -> "Moments":
+        """The moments of x with coordinate `permutation[k]` in place k."""
+        return Moments(self.mean[permutation], self.second[permutation][:, permutation])
+
+    def factor(self, ridge: float = 1e-6) -> Tensor:
+        """A lower-triangular L with L L' = C + ridge * mean(diag C) * I, which is positive definite."""
+        return torch.linalg.cholesky(self.ridged(ridge))
+
+    def ridged(self, ridge: float = 1e-6) -> Tensor:
+        """C with a ridge relative to its mean diagonal, so that directions no row has used stay harmless."""
+        scale = self.second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        return self.second + ridge * scale * torch.eye(len(self.second), dtype=self.second.dtype, device=self.second.device)
+
+
+class MomentStream:
+    """Sums of rows and of their outer products in float64; memory does not grow with the rows."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | float = 0.0
+        self.products: Tensor | float = 0.0
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows, shape (n, d)."""
+        rows = rows.double()
+        self.count += len(rows)
+        self.sum = self.sum + rows.sum(0)
+        self.products = self.products + rows.T @ rows
+
+    def moments(self) -> Moments:
+        """The moments of all rows so far."""
+        return Moments(self.sum / self.count, self.products / self.count)
+
+
+def to_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Moments by site as a flat mapping of tensors, for a file (float64: a rounded C may lose its Cholesky factor)."""
+    return {f"{site}.{part}": getattr(m, part) for site, m in moments.items() for part in ("mean", "second")}
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
+    """The inverse of `to_tensors`."""
+    sites = sorted({name.rsplit(".", 1)[0] for name in tensors})
+    return {site: Moments(tensors[f"{site}.mean"], tensors[f"{site}.second"]) for site in sites}

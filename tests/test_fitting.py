@@ -1,0 +1,181 @@
+"""The closed forms: each is the optimum it claims to be, on its own objective."""
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core import fitting, lowrank, merging, surgery
+from stages.core.moments import Moments, MomentStream, from_tensors, to_tensors
+
+NO_MOMENTS = None  # the plain fits do not look at them
+seeds = st.integers(0, 999)
+
+
+def residual(rows, columns, seed):
+    return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def skewed(width, seed):
+    """Moments whose directions differ a hundredfold in size, so that weighting matters."""
+    rows = residual(50 * width, width, seed) @ torch.diag(torch.logspace(-1, 1, width, dtype=torch.float64))
+    return Moments(rows.mean(0), rows.T @ rows / len(rows))
+
+
+def error(missing, moments):
+    """E|M x|^2."""
+    return torch.trace(missing @ moments.second @ missing.T).item()
+
+
+# Moments
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), seed=seeds)
+def test_moments_are_those_of_all_rows_however_split(sizes, seed):
+    rows, stream = residual(sum(sizes), 5, seed) + 3, MomentStream()
+    for part in rows.split(sizes):
+        stream.update(part)
+    found = stream.moments()
+    torch.testing.assert_close(found.mean, rows.mean(0), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.second, rows.T @ rows / len(rows), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.centred().second, torch.cov(rows.T, correction=0), atol=1e-11, rtol=0)
+
+
+def test_permuted_moments_are_the_moments_of_permuted_rows():
+    rows, order, streams = residual(30, 6, 0), tiny.shuffle(6, 1), [MomentStream(), MomentStream()]
+    streams[0].update(rows)
+    streams[1].update(rows[:, order])
+    found, expected = streams[0].moments().permuted(order), streams[1].moments()
+    torch.testing.assert_close(found.second, expected.second)
+    torch.testing.assert_close(found.mean, expected.mean)
+
+
+def test_moments_survive_a_file():
+    there = to_tensors({"input": skewed(4, 0), "hidden": skewed(6, 1)})
+    back = from_tensors(there)
+    assert back.keys() == {"input", "hidden"} and tiny.same(to_tensors(back), there)
+
+
+def test_directions_that_no_row_uses_do_not_break_the_factor():
+    rows = residual(3, 8, 0)
+    factor = Moments(rows.mean(0), rows.T @ rows / 3).factor()
+    assert torch.isfinite(factor).all()
+    assert torch.isfinite(Moments(torch.zeros(4).double(), torch.zeros(4, 4).double()).factor()).all()
+
+
+# Deltas
+
+
+@given(rows=st.integers(1, 12), columns=st.integers(1, 12), seed=st.integers(0, 999))
+def test_svd_leaves_exactly_the_tail_of_the_spectrum(rows, columns, seed):
+    target, errors = residual(rows, columns, seed), []
+    tail = torch.linalg.svdvals(target).square().flip(0).cumsum(0).flip(0).tolist() + [0.0]
+    for rank in range(1, min(rows, columns) + 1):
+        a, b = lowrank.svd(target, rank, NO_MOMENTS)
+        assert a.shape == (rows, rank) and b.shape == (rank, columns)
+        assert torch.allclose(a.norm(dim=0), b.norm(dim=1))
+        errors.append((target - a @ b).square().sum().item())
+        assert errors[-1] == pytest.approx(tail[rank], rel=1e-9, abs=1e-18 + 1e-20 * tail[0])
+    assert errors == sorted(errors, reverse=True)
+
+
+@given(seed=st.integers(0, 999), scale=st.sampled_from([1e-3, 1e-1, 1.0]))
+def test_no_other_product_is_better(seed, scale):
+    target = residual(9, 7, seed)
+    a, b = lowrank.svd(target, 3, NO_MOMENTS)
+    other = (a + scale * residual(9, 3, seed + 1)) @ (b + scale * residual(3, 7, seed + 2))
+    assert (target - a @ b).norm() < (target - other).norm()
+
+
+def test_a_zero_delta_is_zero_and_can_learn():
+    a, b = lowrank.zero(residual(9, 7, 0), 3, NO_MOMENTS)
+    assert a.shape == (9, 3) and b.shape == (3, 7)
+    assert not (a @ b).any() and b.all()
+
+
+@given(seed=seeds, rank=st.integers(1, 6), shape=st.sampled_from([(12, 7), (7, 12)]))
+def test_weighted_is_the_best_product_on_its_own_objective(seed, rank, shape):
+    target, moments = residual(*shape, seed), skewed(shape[1], seed + 1)
+    a, b = lowrank.weighted(target, rank, moments)
+    best = error(target - a @ b, moments)
+    # Eckart and Young in the coordinates where C is the identity.
+    tail = torch.linalg.svdvals(target @ moments.factor(0.0))[rank:].square().sum().item()
+    assert best == pytest.approx(tail, rel=1e-4)
+    plain = lowrank.svd(target, rank, NO_MOMENTS)
+    assert best <= error(target - plain[0] @ plain[1], moments) * (1 + 1e-9)
+    assert torch.allclose(a.norm(dim=0), b.norm(dim=1))
+
+
+def test_weighted_with_equal_directions_is_the_plain_fit():
+    target, white = residual(9, 7, 0), Moments(torch.zeros(7).double(), torch.eye(7).double())
+    (a, b), (c, d) = lowrank.weighted(target, 3, white), lowrank.svd(target, 3, NO_MOMENTS)
+    torch.testing.assert_close(a @ b, c @ d, atol=1e-9, rtol=0)
+
+
+# Bases
+
+
+@pytest.mark.parametrize("base", merging.BASES)
+def test_a_base_of_equal_weights_is_that_weight(base):
+    weight = residual(5, 4, 0)
+    found = merging.BASES[base]([weight] * 3, [skewed(4, seed) for seed in range(3)])
+    torch.testing.assert_close(found, weight, atol=1e-12, rtol=0)
+
+
+def test_bases_of_different_weights():
+    weights = [residual(5, 4, seed) for seed in range(3)]
+    assert torch.equal(merging.first(weights, NO_MOMENTS), weights[0])
+    torch.testing.assert_close(merging.mean(weights, NO_MOMENTS), sum(weights) / 3)
+
+
+@given(seed=seeds)
+def test_regression_is_the_least_squares_optimum(seed):
+    weights, moments = [residual(5, 4, seed + i) for i in range(3)], [skewed(4, seed + 9 + i) for i in range(3)]
+    found = merging.regression(weights, moments)
+    gradient = sum((found - weight) @ m.second for weight, m in zip(weights, moments))
+    assert gradient.norm() < 1e-4 * sum(weight @ m.second for weight, m in zip(weights, moments)).norm()
+    for other in (merging.mean(weights, NO_MOMENTS), weights[0], found + 1e-2 * residual(5, 4, seed + 5)):
+        errors = [sum(error(w - weight, m) for weight, m in zip(weights, moments)) for w in (found, other)]
+        assert errors[0] < errors[1]
+
+
+# Base and deltas together
+
+
+@given(seed=seeds, rank=st.integers(1, 3))
+def test_the_joint_fit_never_climbs_and_beats_one_step(seed, rank):
+    weights, moments = [residual(8, 6, seed + i) for i in range(3)], [skewed(6, seed + 9 + i) for i in range(3)]
+
+    def left(found):
+        return sum(error(w - found.weight(i), m) for i, (w, m) in enumerate(zip(weights, moments)))
+
+    errors = [left(fitting.joint(weights, moments, rank, rounds)) for rounds in range(1, 6)]
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(errors, errors[1:]))
+    for base in merging.BASES:
+        assert errors[-1] <= left(fitting.fit(weights, moments, base, "weighted", rank)) * (1 + 1e-5)
+    assert left(fitting.joint(weights, moments, rank + 1)) < errors[-1]
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_without_biases_their_correction_changes_nothing(name):
+    specs = [tiny.share(4, base="regression", delta="joint", bias_correction=on) for on in (True, False)]
+    model = tiny.model(name)
+    changed = [surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)[0] for spec in specs]
+    assert tiny.same(*map(tiny.state, changed))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_corrected_bias_takes_up_the_mean_error(name):
+    model = tiny.model(name)
+    known, group = tiny.calibration(model), [0, 1, 2]
+    spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
+    shared, _ = surgery.operate(model, [group], known, spec)
+    members = surgery.aligned(model, group, known, spec.alignment)
+    for layer, member in zip(group, members):
+        for role, linear in tiny.family(model).linears(shared, layer).items():
+            x = member.moments[surgery.SITE[role]].mean
+            weight = linear.base.weight.double()
+            weight = (weight.T if tiny.family(model).transposed else weight) + linear.delta().double()
+            expected = member.ffn[f"w_{role}"] @ x + member.ffn[f"b_{role}"]
+            torch.testing.assert_close(weight @ x + linear.base.bias.double(), expected, atol=1e-5, rtol=0)

@@ -1,0 +1,206 @@
+"""params.yaml: the repository's own passes, and every mistake is one line with the key and the value."""
+
+import copy
+import io
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.core import params
+from stages.core.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1] / "params.yaml"
+DOCUMENT = YAML(typ="safe").load(REPOSITORY.read_text())
+GONE = object()
+SMALL = "profiles.small"
+
+
+def load(folder, changes):
+    """The repository's params with some values changed, by dotted path; GONE takes a key away."""
+    document = copy.deepcopy(DOCUMENT)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        part = document
+        for key in parents:
+            part = part[key]
+        if value is GONE:
+            del part[last]
+        else:
+            part[last] = value
+    text = io.StringIO()
+    YAML(typ="safe").dump(document, text)
+    return load_text(folder, text.getvalue())
+
+
+def load_text(folder, text):
+    (folder / "params.yaml").write_text(text)
+    return params.load(folder / "params.yaml")
+
+
+def mistakes(folder, changes):
+    """The lines of the error that the changes bring, without the file's name."""
+    with pytest.raises(UserError) as caught:
+        load(folder, changes)
+    prefix = f"{folder / 'params.yaml'}: "
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert all(line.startswith(prefix) for line in lines)
+    return [line.removeprefix(prefix) for line in lines]
+
+
+def test_the_repository_s_own_file_is_right(monkeypatch):
+    loaded = params.load(REPOSITORY)
+    assert list(loaded.variants) == list(DOCUMENT["variants"]) and loaded.profile in loaded.profiles
+    monkeypatch.chdir(REPOSITORY.parent)
+    assert params.section("gpt2", "base").model == DOCUMENT["profiles"]["gpt2"]["base"]["model"]
+    assert params.variant("softshare", "surgery") == loaded.variants["softshare"].surgery
+    assert params.variants() == loaded.variants and params.pretrain() == loaded.pretrain
+
+
+def test_what_passes_is_not_changed(tmp_path):
+    loaded = load(tmp_path, {f"{SMALL}.finetune.clip": 2, f"{SMALL}.runtime.device": "cuda:1"})
+    assert loaded.profiles["small"].finetune.clip == 2 and loaded.profiles["small"].runtime.device == "cuda:1"
+    given, kept = DOCUMENT["profiles"]["small"]["prepare"], loaded.profiles["small"].prepare.model_dump()
+    assert kept == given
+
+
+UNKNOWN = [
+    ("nonsense", 3, "nonsense = 3"),
+    (f"{SMALL}.search.contxt", 64, f"{SMALL}.search.contxt = 64"),
+    (f"{SMALL}.prepare.source.splits", 2, f"{SMALL}.prepare.source.splits = 2"),
+    ("variants.softshare.surgery.ranks", 4, "variants.softshare.surgery.ranks = 4"),
+    ("variants.original.windows.size", 4, "variants.original.windows.size = 4"),
+    ("variants.merged_4.finetune.lr", 0.1, "variants.merged_4.finetune.lr = 0.1"),
+    ("pretrain.depth", 12, "pretrain.depth = 12"),
+]
+MISTYPED = [
+    (f"{SMALL}.search.context", "256", f"{SMALL}.search.context = '256'"),
+    (f"{SMALL}.search.context", 256.0, f"{SMALL}.search.context = 256.0"),
+    (f"{SMALL}.finetune.batch_size", True, f"{SMALL}.finetune.batch_size = True"),
+    (f"{SMALL}.finetune.learning_rate.all", "2e-05", f"{SMALL}.finetune.learning_rate.all = '2e-05'"),
+    (f"{SMALL}.base.model", 7, f"{SMALL}.base.model = 7"),
+    (f"{SMALL}.generate.prompts", "One", f"{SMALL}.generate.prompts = 'One'"),
+    (f"{SMALL}.generate.prompts", ["One", 2], f"{SMALL}.generate.prompts.1 = 2"),
+    ("variants.softshare.surgery.rank", "8", "variants.softshare.surgery.rank = '8'"),
+    ("variants.softshare.surgery", 8, "variants.softshare.surgery = 8"),
+    ("variants.merged_4.windows.size", None, "variants.merged_4.windows.size = None"),
+]
+OUT_OF_BOUNDS = [
+    (f"{SMALL}.runtime.device", "tpu", f"{SMALL}.runtime.device = 'tpu'"),
+    (f"{SMALL}.runtime.threads", 0, f"{SMALL}.runtime.threads = 0"),
+    (f"{SMALL}.extract.site", "input", f"{SMALL}.extract.site = 'input'"),
+    (f"{SMALL}.correlate.reach", 1, f"{SMALL}.correlate.reach = 1"),
+    (f"{SMALL}.search.context", 1, f"{SMALL}.search.context = 1"),
+    (f"{SMALL}.finetune.warmup", 1.0, f"{SMALL}.finetune.warmup = 1.0"),
+    (f"{SMALL}.finetune.weight_decay", -0.1, f"{SMALL}.finetune.weight_decay = -0.1"),
+    (f"{SMALL}.finetune.weight_decay", float("inf"), f"{SMALL}.finetune.weight_decay = inf"),
+    (f"{SMALL}.finetune.clip", 0, f"{SMALL}.finetune.clip = 0"),
+    (f"{SMALL}.finetune.learning_rate.deltas", float("nan"), f"{SMALL}.finetune.learning_rate.deltas = nan"),
+    (f"{SMALL}.generate.temperature", 0.0, f"{SMALL}.generate.temperature = 0.0"),
+    (f"{SMALL}.generate.prompts", [], rf"{SMALL}.generate.prompts = \[\]"),
+    (f"{SMALL}.latency.repeats", 1, f"{SMALL}.latency.repeats = 1"),
+    (f"{SMALL}.prepare.source.train", 0, f"{SMALL}.prepare.source.train = 0"),
+    (f"{SMALL}.prepare.source.kind", "web", f"{SMALL}.prepare.source: .*'web'"),
+    ("variants.merged_4.windows.size", 1, "variants.merged_4.windows.size = 1"),
+    ("variants.merged_4.windows.choose", "all", "variants.merged_4.windows: .*'all'"),
+    ("variants.softshare.surgery.method", "prune", "variants.softshare.surgery: .*'prune'"),
+    ("variants.softshare.surgery.base", "median", "variants.softshare.surgery.base = 'median'"),
+    ("variants.softshare.finetune.frobenius", -1.0, "variants.softshare.finetune.frobenius = -1.0"),
+    ("variants.softshare.finetune.frobenius", float("inf"), "variants.softshare.finetune.frobenius = inf"),
+    ("variants.a b", DOCUMENT["variants"]["original"], "variants.a b.*'a b'"),
+    ("pretrain.vocabulary", 256, "pretrain.vocabulary = 256"),
+]
+MISSING = [
+    ("pretrain", GONE, "pretrain: Field required"),
+    ("variants", GONE, "variants: Field required"),
+    (f"{SMALL}.search", GONE, f"{SMALL}.search: Field required"),
+    (f"{SMALL}.finetune.seed", GONE, f"{SMALL}.finetune.seed: Field required"),
+    ("profiles.gpt2.prepare.source.path", GONE, "profiles.gpt2.prepare.source.path: Field required"),
+    ("variants.softshare.surgery.rank", GONE, "variants.softshare.surgery.rank: Field required"),
+    ("variants.softshare.windows.choose", GONE, "variants.softshare.windows: .*'choose'"),
+    ("profiles", {}, "profiles"),
+]
+DISAGREEING = [
+    ("profile", "large", "profile = large is not one of .*small"),
+    ("variants.original", GONE, "variants.original with surgery.method = none must be there"),
+    (f"{SMALL}.perplexity.stride", 257, f"{SMALL}.perplexity: stride = 257 exceeds context = 256"),
+    ("profiles.gpt2.prepare.source.validation", "train", "profiles.gpt2.prepare.source: .* three different splits"),
+    ("variants.softshare.surgery.rank", 0, "variants.softshare.surgery: rank = 0 with delta = joint"),
+    ("variants.softshare.surgery.base", "mean", "variants.softshare.surgery: delta = joint .* base = mean contradicts"),
+    ("variants.softshare.surgery.biases", "shared", "variants.softshare.surgery: bias_correction needs biases = own"),
+    ("variants.merged_4.surgery.rank", 8, "variants.merged_4.surgery: rank = 8 with delta = none"),
+    (
+        "variants.merged_4.windows",
+        {"choose": "none"},
+        "variants.merged_4: windows.choose = none with surgery.method = share",
+    ),
+    (
+        "variants.merged_4.surgery",
+        {"method": "none"},
+        "variants.merged_4: windows.choose = blocks with surgery.method = none",
+    ),
+    ("variants.merged_4.finetune.train", "deltas", "variants.merged_4: finetune.train = deltas needs"),
+    ("variants.compressed_4.finetune.frobenius", 0.5, "variants.compressed_4: finetune.frobenius = 0.5 needs"),
+    (
+        "variants.merged_4.windows.size",
+        11,
+        r"variants.merged_4.windows.size = 11 exceeds profiles.small.correlate.reach = 10",
+    ),
+]
+
+
+CASES = UNKNOWN + MISTYPED + OUT_OF_BOUNDS + MISSING + DISAGREEING
+
+
+@pytest.mark.parametrize("path, value, message", CASES, ids=[path for path, _, _ in CASES])
+def test_a_mistake_is_one_line_with_key_and_value(path, value, message, tmp_path):
+    (line,) = mistakes(tmp_path, {path: value})
+    assert re.match(message, line), line
+
+
+def test_an_original_that_is_not_original_is_refused(tmp_path):
+    (line,) = mistakes(tmp_path, {"variants.original": DOCUMENT["variants"]["merged_4"]})
+    assert line.startswith("variants.original with surgery.method = none must be there")
+
+
+def test_every_mistake_has_its_line(tmp_path):
+    lines = mistakes(tmp_path, {f"{SMALL}.search.context": 0, "pretrain.heads": "4", "nonsense": 1})
+    assert [line.split(" = ")[0] for line in lines] == [f"{SMALL}.search.context", "pretrain.heads", "nonsense"]
+
+
+def test_a_profile_not_chosen_is_checked_but_not_for_reach(tmp_path):
+    load(tmp_path, {"profiles.gpt2.correlate.reach": 2})
+    assert mistakes(tmp_path, {"profiles.gpt2.correlate.reach": 0})
+
+
+@pytest.mark.parametrize("name", ["none", "blocks", "best", "share", "collapse", "stories", "dataset"])
+def test_names_that_are_words_of_the_file_too_are_told(name, tmp_path):
+    variant = copy.deepcopy(DOCUMENT["variants"]["softshare"])
+    variant["surgery"]["rank"] = "8"
+    (line,) = mistakes(tmp_path, {f"variants.{name}": variant})
+    assert line.startswith(f"variants.{name}.surgery.rank = '8'")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("profile: [small", "line 1"),
+        ("profile: small\nprofile: gpt2\n", 'duplicate key "profile"'),
+        ("\tprofile: small", "line 1"),
+        ("", "valid dictionary"),
+        ("- profile", "valid dictionary"),
+    ],
+)
+def test_what_is_no_mapping_in_yaml_is_refused(text, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        load_text(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match="No such file.*nowhere.yaml"):
+        params.load(tmp_path / "nowhere.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="binary.yaml"):
+        params.load(tmp_path / "binary.yaml")

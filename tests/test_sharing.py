@@ -1,0 +1,207 @@
+"""Shared models: what they store, that they survive the disk, and the way back to a stock model."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from stages.core import ffn, sharing, surgery
+from stages.core.artifacts import read_tensors, write_tensors
+from stages.core.errors import UserError
+
+KINDS = {
+    "tied": {"rank": 0, "biases": "own"},
+    "tied, biases too": {"rank": 0, "biases": "shared"},
+    "deltas": {"rank": 3, "biases": "own"},
+    "deltas, biases too": {"rank": 3, "biases": "shared"},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def formula(name, groups=(), rank=0, biases="own", layers=tiny.LAYERS):
+    """(all parameters, those of FFNs), from the configuration's numbers alone."""
+    d, vocabulary, positions = tiny.WIDTH, tiny.VOCABULARY, tiny.POSITIONS
+    if name == "gpt2":
+        hidden, matrices = 4 * d, 2
+        bias = hidden + d
+        attention = 4 * d * d + 4 * d
+        around = vocabulary * d + positions * d + 2 * d + layers * 4 * d
+    else:
+        hidden, matrices, keys = 48, 3, 2 * (d // 4)
+        bias = 2 * hidden + d if name == "llama" else 0
+        attention = 2 * d * d + 2 * d * keys + (d + 2 * keys if name == "qwen2" else 0)
+        around = vocabulary * d * (1 if name == "llama" else 2) + d + layers * 2 * d
+    weights = matrices * d * hidden
+    surplus = sum(len(group) - 1 for group in groups)
+    members = sum(len(group) for group in groups)
+    ffns = (layers - surplus) * weights + (layers - surplus * (biases == "shared")) * bias
+    ffns += members * matrices * rank * (d + hidden)
+    return around + layers * attention + ffns, ffns
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Structure and size
+
+
+@every_kind
+@tiny.every_family
+def test_size_is_the_formula_is_what_the_file_stores(name, kind, tmp_path):
+    model, structure = tiny.shared(name, **kind)
+    stock = sum(parameter.numel() for parameter in tiny.model(name).parameters())
+    total, ffns = formula(name, tiny.GROUPS, **kind)
+    expected = {"parameters": total, "dense_parameters": stock, "ffn_parameters": ffns}
+    assert sharing.count(model) == expected
+    assert stock == formula(name)[0] == sum(p.numel() for p in sharing.dense(model).parameters())
+    sharing.save(model, structure, tmp_path / "model")
+    assert sum(t.numel() for t in read_tensors(tmp_path / "model" / "model.safetensors").values()) == total
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size == pytest.approx(4 * total, rel=0.1)
+
+
+@tiny.every_family
+def test_size_of_dense_and_collapsed_models_is_the_formula(name):
+    model = tiny.model(name)
+    shallow, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
+    for built, layers in ((model, tiny.LAYERS), (shallow, 2)):
+        total, ffns = formula(name, layers=layers)
+        assert sharing.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
+
+
+def assert_shared(model, biases):
+    """Members of a group hold the very same weights, and biases where those are shared; groups hold different ones."""
+    family = tiny.family(model)
+    linears = [family.linears(model, layer) for layer in range(tiny.LAYERS)]
+    bases = [{role: getattr(linear, "base", linear) for role, linear in layer.items()} for layer in linears]
+    for first, *others in tiny.GROUPS:
+        for layer in others:
+            for role, base in bases[first].items():
+                assert bases[layer][role].weight is base.weight
+                assert base.bias is None or (bases[layer][role].bias is base.bias) == (biases == "shared")
+    assert all(bases[0][role].weight is not bases[3][role].weight for role in bases[0])
+
+
+@every_kind
+@tiny.every_family
+def test_saved_and_loaded_it_is_the_same(name, kind, tmp_path):
+    model, structure = tiny.shared(name, **kind)
+    assert_shared(model, kind["biases"])
+    sharing.save(model, structure, tmp_path / "a")
+    loaded, found = sharing.load(tmp_path / "a")
+    assert found == structure and not loaded.training
+    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert tiny.same(tiny.state(loaded), tiny.state(model))
+    assert_shared(loaded, kind["biases"])
+    assert sharing.count(loaded) == sharing.count(model)
+    sharing.save(model, structure, tmp_path / "b")
+    sharing.save(loaded, found, tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+
+
+@tiny.every_family
+def test_collapsed_and_untouched_models_survive_the_disk_too(name, tmp_path):
+    model = tiny.model(name)
+    shallow = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
+    for built in (model, shallow):
+        sharing.save(built, sharing.Sharing(), tmp_path / "model")
+        loaded, structure = sharing.load(tmp_path / "model")
+        assert structure == sharing.Sharing() and torch.equal(tiny.logits(loaded), tiny.logits(built))
+
+
+def test_a_group_of_one_is_the_dense_model():
+    model, other = tiny.model("qwen2"), tiny.model("qwen2")
+    sharing.install(other, tiny.family(other), sharing.Sharing([[2]]))
+    assert tiny.gap(model, other) == 0 and sharing.count(other) == sharing.count(model)
+
+
+def test_the_norm_of_a_delta_is_the_frobenius_norm():
+    model, _ = tiny.shared("llama", 5)
+    for delta in sharing.deltas(model):
+        torch.testing.assert_close(delta.squared_norm(), delta.delta().square().sum(), rtol=1e-5, atol=0)
+    assert len(list(sharing.deltas(model))) == 3 * tiny.LAYERS
+
+
+# Damage
+
+
+def without_one(tensors):
+    tensors.pop(sorted(tensors)[-1])
+
+
+def with_one_more(tensors):
+    tensors["surplus.weight"] = torch.zeros(3)
+
+
+def transposed(tensors):
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2 and len(set(tensor.shape)) == 2)
+    tensors[name] = tensors[name].T
+
+
+@pytest.mark.parametrize("damage", [without_one, with_one_more, transposed])
+@every_kind
+@tiny.every_family
+def test_tensors_that_do_not_fit_are_refused(name, kind, damage, tmp_path):
+    sharing.save(*tiny.shared(name, **kind), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = read_tensors(file)
+    damage(tensors)
+    write_tensors(file, tensors)
+    with pytest.raises(UserError, match=f"{file} does not fit its config.json"):
+        sharing.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("left", [0, 7, 100, -1, None])
+def test_files_cut_short_or_missing_are_refused(file, left, tmp_path):
+    sharing.save(*tiny.shared("gpt2"), tmp_path / "model")
+    path = tmp_path / "model" / file
+    whole = path.read_bytes().rstrip(b"\n")
+    path.unlink() if left is None else path.write_bytes(whole[:left])
+    with pytest.raises(UserError, match=str(path)):
+        sharing.load(tmp_path / "model")
+
+
+def test_a_stock_checkpoint_is_not_taken_for_a_shared_one(tmp_path):
+    tiny.model("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'gpt2', not 'shared_ffn'"):
+        sharing.load(tmp_path)
+
+
+@every_kind
+@tiny.every_family
+def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
+    sharing.save(*tiny.shared(name, **kind), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "shared_ffn"
+    with pytest.raises(ValueError, match="shared_ffn"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+# The way back
+
+
+@every_kind
+@tiny.every_family
+def test_dense_opens_in_the_stock_class(name, kind, tmp_path):
+    model, _ = tiny.shared(name, **kind)
+    before = tiny.state(model)
+    dense = sharing.dense(model)
+    dense.save_pretrained(tmp_path)
+    opened, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(tiny.logits(opened), tiny.logits(dense))
+    assert tiny.gap(opened, model) <= (1e-5 if kind["rank"] else 0)
+    assert tiny.same(tiny.state(model), before)
+    assert_shared(model, kind["biases"])
+    assert all(p.requires_grad for p in opened.parameters())
+
+
+@tiny.every_family
+def test_layers_of_the_dense_model_are_independent(name):
+    dense = sharing.dense(tiny.shared(name)[0])
+    family = tiny.family(dense)
+    others = [ffn.read(dense, family, layer) for layer in range(1, tiny.LAYERS)]
+    ffn.write(dense, family, 0, {key: 0 * value for key, value in ffn.read(dense, family, 0).items()})
+    assert all(tiny.same(ffn.read(dense, family, layer), other) for layer, other in enumerate(others, start=1))

@@ -1,0 +1,195 @@
+"""Groups of layers, and what each operation does to a model."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core import ffn, merging, sharing, surgery, windows
+from stages.core.errors import UserError
+from stages.core.params import Keep
+
+# Windows
+
+
+@given(st.integers(2, 40).flatmap(lambda depth: st.tuples(st.just(depth), st.integers(2, depth))))
+def test_windows_partition_or_slide(allowed):
+    depth, size = allowed
+    flat = [layer for group in windows.blocks(depth, size) for layer in group]
+    assert flat == list(range(depth - (depth % size == 1)))
+    assert all(2 <= len(group) <= size for group in windows.blocks(depth, size))
+    sliding = windows.contiguous(depth, size)
+    assert [window[0] for window in sliding] == list(range(depth - size + 1)) and sliding[-1][-1] == depth - 1
+    assert all(window == list(range(window[0], window[0] + size)) for window in sliding)
+
+
+def test_blocks_of_five_layers():
+    assert windows.blocks(5, 3) == [[0, 1, 2], [3, 4]]
+    assert windows.blocks(5, 2) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("choose", [windows.blocks, windows.contiguous])
+@pytest.mark.parametrize("size", [1, 0, -1, 13])
+def test_a_window_out_of_range_names_the_depth(choose, size):
+    with pytest.raises(UserError, match=rf"windows\.size = {size}\b.*\b12 layers.*\b2 to 12\b"):
+        choose(12, size)
+
+
+# Sharing
+
+
+@pytest.mark.parametrize("biases", ["own", "shared"])
+@pytest.mark.parametrize("base", merging.BASES)
+@pytest.mark.parametrize("alike", ["equal", "shuffled"])
+@tiny.every_family
+def test_sharing_twins_changes_nothing(name, alike, base, biases):
+    twins = tiny.twins(name, alike)
+    alignment = "hungarian" if alike == "shuffled" else "identity"
+    spec = tiny.share(base=base, biases=biases, alignment=alignment)
+    shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
+    family = tiny.family(twins)
+    for layer in range(tiny.LAYERS):
+        found, expected = ffn.read(shared, family, layer), ffn.read(twins, family, 0)
+        assert all((found[key] - expected[key]).abs().max() <= 1e-6 for key in found)
+    assert tiny.gap(twins, shared) <= (1e-6 if alike == "equal" else 1e-4)
+
+
+@tiny.every_family
+def test_shuffled_twins_shared_without_alignment_would_show(name):
+    twins = tiny.twins(name, "shuffled")
+    shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), tiny.share(alignment="identity"))
+    assert tiny.gap(twins, shared) > 0.1
+
+
+@pytest.mark.parametrize("base", ["first", "mean"])
+@pytest.mark.parametrize("biases", ["own", "shared"])
+@tiny.every_family
+def test_base_and_biases_are_those_asked_for(name, base, biases):
+    model = tiny.model(name)
+    family, known = tiny.family(model), tiny.calibration(model)
+    shared, _ = surgery.operate(model, tiny.GROUPS, known, tiny.share(base=base, biases=biases))
+    for first, *others in tiny.GROUPS:
+        members = [ffn.read(model, family, first)]
+        members += [ffn.permute(ffn.read(model, family, layer), known.permutation(first, layer)) for layer in others]
+        for member, layer in zip(members, [first, *others]):
+            for key, found in ffn.read(shared, family, layer).items():
+                mean = sum(m[key] for m in members) / len(members)
+                if key.startswith("w_"):
+                    merged = {"mean": mean, "first": members[0][key]}[base]
+                else:
+                    merged = mean
+                own = key.startswith("b_") and biases == "own"
+                torch.testing.assert_close(found, member[key] if own else merged, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("delta", "base"), [("svd", "first"), ("svd", "mean"), ("weighted", "mean"), ("joint", "regression")]
+)
+@tiny.every_family
+def test_deltas_of_full_rank_give_the_original(name, delta, base):
+    model = tiny.model(name)
+    assert tiny.gap(model, tiny.shared(name, tiny.WIDTH, delta=delta, base=base)[0]) <= 1e-5
+    assert tiny.gap(model, tiny.shared(name, 4)[0]) > 0.1
+
+
+@tiny.every_family
+def test_zero_deltas_start_where_plain_sharing_starts(name):
+    plain, zero = tiny.shared(name)[0], tiny.shared(name, 4, delta="zero")[0]
+    assert tiny.gap(plain, zero) == 0
+    assert all(delta.B.any() for delta in sharing.deltas(zero))
+
+
+@pytest.mark.parametrize("spec", [tiny.share(), tiny.share(4), tiny.collapse()], ids=["share", "deltas", "collapse"])
+@tiny.every_family
+def test_a_window_of_one_gives_the_original(name, spec):
+    model = tiny.model(name)
+    for groups in ([[2]], [], [[layer] for layer in range(tiny.LAYERS)]):
+        assert tiny.gap(model, surgery.operate(model, groups, tiny.calibration(model), spec)[0]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Keep(method="none"), tiny.share(), tiny.share(4), tiny.collapse()],
+    ids=["none", "share", "deltas", "collapse"],
+)
+@tiny.every_family
+def test_the_original_stays_as_it_is(name, spec):
+    model = tiny.model(name)
+    before = tiny.state(model)
+    changed, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.zero_()
+    assert tiny.same(tiny.state(model), before)
+    assert len(list(model.parameters())) == len(list(tiny.model(name).parameters()))
+
+
+@tiny.every_family
+def test_a_rank_above_the_width_is_refused(name):
+    with pytest.raises(UserError, match=rf"surgery\.rank = {tiny.WIDTH + 1} exceeds .* = {tiny.WIDTH}$"):
+        tiny.shared(name, tiny.WIDTH + 1)
+
+
+# Collapse
+
+
+@pytest.mark.parametrize("base", merging.BASES)
+@pytest.mark.parametrize("alike", ["equal", "shuffled"])
+@tiny.every_family
+def test_collapsing_twins_keeps_their_ffn(name, alike, base):
+    twins = tiny.twins(name, alike)
+    alignment = "hungarian" if alike == "shuffled" else "identity"
+    spec = tiny.collapse(base=base, alignment=alignment)
+    shallow, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
+    family = tiny.family(twins)
+    for layer in range(2):
+        found, expected = ffn.read(shallow, family, layer), ffn.read(twins, family, 0)
+        assert all((found[key] - expected[key]).abs().max() <= 1e-6 for key in found)
+
+
+@tiny.every_family
+def test_collapse_keeps_the_first_layer_of_a_group_and_all_outside(name):
+    model = tiny.model(name)
+    family = tiny.family(model)
+    shallow, structure = surgery.operate(model, [[1, 2, 3]], tiny.calibration(model), tiny.collapse())
+    assert shallow.config.num_hidden_layers == len(family.blocks(shallow)) == 3 and not structure.groups
+    ffns = [ffn.read(shallow, family, layer) for layer in range(3)]
+    assert tiny.same(ffns[0], ffn.read(model, family, 0)) and tiny.same(ffns[2], ffn.read(model, family, 4))
+    for layer, old in enumerate([0, 1, 4]):
+        blocks = [tiny.state(family.blocks(m)[i]) for m, i in ((shallow, layer), (model, old))]
+        kept = [{k: v for k, v in block.items() if not k.startswith(family.ffn + ".")} for block in blocks]
+        assert kept[0] and tiny.same(*kept)
+    outside = [{k: v for k, v in tiny.state(m).items() if not k.startswith(family.layers)} for m in (shallow, model)]
+    assert tiny.same(*outside)
+
+
+def test_collapse_shortens_settings_with_one_entry_a_layer():
+    kinds = ["full_attention", "sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    model = tiny.model("qwen2", use_sliding_window=True, sliding_window=4, layer_types=kinds)
+    shallow, _ = surgery.operate(model, [[0, 1, 2]], tiny.calibration(model), tiny.collapse())
+    assert shallow.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
+    assert model.config.layer_types == kinds
+
+
+@pytest.mark.parametrize("spec", [tiny.share(), tiny.share(4), tiny.collapse()], ids=["share", "deltas", "collapse"])
+@tiny.every_family
+def test_generation_with_a_cache_equals_the_loop_without(name, spec):
+    model = tiny.model(name)
+    changed = surgery.operate(model, [[1, 2, 3]], tiny.calibration(model), spec)[0]
+    ids = prompt = tiny.ids(1, 9)
+    for _ in range(12):
+        ids = torch.cat([ids, tiny.logits(changed, ids)[:, -1:].argmax(-1)], dim=1)
+    written = changed.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12)
+    assert torch.equal(written, ids)
+
+
+def test_operations_do_not_depend_on_the_global_seed():
+    model, states = tiny.model("gpt2"), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        spec = tiny.share(4, delta="zero")
+        states.append(tiny.state(surgery.operate(copy.deepcopy(model), tiny.GROUPS, tiny.calibration(model), spec)[0]))
+    assert tiny.same(*states)
