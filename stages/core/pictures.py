@@ -10,18 +10,21 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
 
 COLOURS = {"original": "black", "softshare": "tab:red", "merged": "tab:blue", "compressed": "tab:green"}
+MARKERS = "osD^vPX*"
 
 
 def size_against_perplexity(figures: Mapping[str, Any], path: Path) -> None:
-    """Every variant at its stored parameters, perplexity after fine-tuning (filled) and before (hollow)."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    """Every variant at its stored parameters: perplexity after fine-tuning (filled) and before (hollow)."""
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    drawn: dict[str, int] = {}
     for name, row in figures.items():
-        colour = COLOURS.get(name.rsplit("_", 1)[0], "tab:purple")
-        millions, (before, after) = row["parameters"] / 1e6, row["perplexity"].values()
-        axes.plot([millions, millions], [before, after], color=colour, alpha=0.3)
-        axes.plot(millions, before, "o", color=colour, fillstyle="none")
-        axes.plot(millions, after, "o", color=colour)
-        axes.annotate(name, (millions, after), xytext=(5, -10), textcoords="offset points", fontsize=8)
+        kind = name.rsplit("_", 1)[0]
+        colour, marker = COLOURS.get(kind, "tab:purple"), MARKERS[drawn.setdefault(kind, 0) % len(MARKERS)]
+        drawn[kind] += 1
+        millions, perplexity = row["parameters"] / 1e6, row["perplexity"]
+        axes.plot([millions, millions], [perplexity["before"], perplexity["after"]], color=colour, alpha=0.25)
+        axes.plot(millions, perplexity["before"], marker, color=colour, fillstyle="none")
+        axes.plot(millions, perplexity["after"], marker, color=colour, label=name)
     axes.set(
         xlabel="stored parameters (millions, every tensor once)",
         ylabel="test perplexity (log scale)",
@@ -29,6 +32,7 @@ def size_against_perplexity(figures: Mapping[str, Any], path: Path) -> None:
         yscale="log",
     )
     axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _save(figure, path)
 
 
@@ -46,6 +50,7 @@ def window_search(windows: Mapping[str, Any], path: Path) -> None:
         title="Every contiguous window, before any training",
         yscale="log",
     )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3, which="both")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

@@ -60,7 +60,8 @@ def page(
         "*Stored* counts every tensor once; *dense* counts a shared weight in every layer that uses it, as the "
         "seeds did. Sharing saves memory, not arithmetic: only `compressed_n` computes less. *Speed-up* is the "
         "original's time over the variant's, both timed in turns in the same process, for the prompt and all new "
-        "tokens; for `original` itself it is the noise of that comparison.",
+        "tokens; for `original` itself it is the noise of that comparison. "
+        "*After / original's* compares with the original model after the same fine-tuning.",
         "![Perplexity against stored parameters](plots/perplexity_by_size.png)",
         "## Layers taken together",
         _groups(windows),
@@ -84,8 +85,8 @@ def _variants(figures: Figures) -> str:
             f"{row['dense_parameters']:,}",
             f"{row['ffn_parameters']:,}",
             f"{row['checkpoint_mb']:.2f}",
-            f"{row['perplexity']['before']:.2f}",
-            f"{row['perplexity']['after']:.2f}",
+            _perplexity(row["perplexity"]["before"]),
+            _perplexity(row["perplexity"]["after"]),
             f"{row['perplexity']['after'] / original['after']:.3f}",
             f"{row['latency']['prefill_ms']:.1f}",
             f"{row['latency']['decode_ms_per_token']:.2f}",
@@ -96,6 +97,11 @@ def _variants(figures: Figures) -> str:
     header = ["variant", "stored", "ratio", "dense", "FFN stored", "MB", "ppl before", "ppl after"]
     header += ["after / original's", "prefill ms", "decode ms/token", "speed-up"]
     return markdown(header, rows)
+
+
+def _perplexity(value: float) -> str:
+    """Four digits or so, whatever the size."""
+    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
 def _groups(windows: Figures) -> str:
@@ -116,14 +122,14 @@ def _search(windows: Figures) -> str:
         rows = [
             [
                 f"{c['first']}-{c['last']}" + (" (chosen)" if [c["first"], c["last"]] == chosen else ""),
-                f"{c['perplexity']:.2f}",
+                _perplexity(c["perplexity"]),
                 f"{c['perplexity'] / found['original_perplexity']:.3f}",
             ]
             for c in found["candidates"]
         ]
         parts.append(
             f"`{name}`, each window with the start this variant gives it, {found['tokens']:,} tokens of the "
-            f"validation split; the original has {found['original_perplexity']:.2f} there.\n\n"
+            f"validation split; the original has {_perplexity(found['original_perplexity'])} there.\n\n"
             + markdown(["window", "perplexity", "to the original"], rows)
         )
     if not parts:
