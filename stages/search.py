@@ -10,7 +10,14 @@ from stages.core.artifacts import read_json, write_json
 
 
 def main(
-    profile: str, variant: str, model: Path, provenance: Path, tokens: Path, permutations: Path, moments: Path, out: Path
+    profile: str,
+    variant: str,
+    model: Path,
+    provenance: Path,
+    tokens: Path,
+    permutations: Path,
+    moments: Path,
+    out: Path,
 ) -> None:
     wanted = params.variant(variant, "windows")
     depth = read_json(provenance)["layers"]
@@ -24,7 +31,13 @@ def main(
 
 
 def best(
-    profile: str, variant: str, candidates: list[list[int]], model: Path, tokens: Path, permutations: Path, moments: Path
+    profile: str,
+    variant: str,
+    candidates: list[list[int]],
+    model: Path,
+    tokens: Path,
+    permutations: Path,
+    moments: Path,
 ) -> dict:
     """The window of lowest perplexity, with every candidate's."""
     from stages.core import calibration, corpus, models, surgery

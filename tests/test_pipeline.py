@@ -83,7 +83,9 @@ def test_metrics_hold_every_variant(clone):
         }  # fmt: skip
         assert row["perplexity"].keys() == {"before", "after"}
         assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
-        assert all(value > 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part]))
+        assert all(
+            value > 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part])
+        )
     assert summary["original"]["parameter_ratio"] == 1
     assert summary["merged_4"]["dense_parameters"] == summary["original"]["parameters"]
     for name in KEPT:

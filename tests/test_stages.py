@@ -13,11 +13,26 @@ from ruamel.yaml import YAML
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
-from stages import align, base, correlate, extract, finetune, generate, latency, perplexity, prepare, report, search, surgery
+from stages import (
+    align,
+    base,
+    correlate,
+    extract,
+    finetune,
+    generate,
+    latency,
+    perplexity,
+    prepare,
+    report,
+    search,
+    surgery,
+)
 from stages.core.artifacts import read_tensors
 from stages.core.errors import UserError
 
-LINES = [f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")]
+LINES = [
+    f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")
+]
 VARIANTS = ("original", "softshare", "merged_4", "compressed_4")
 
 
@@ -31,7 +46,13 @@ def settings() -> dict:
         "runtime": {"device": "cpu", "threads": 1},
         "base": {"model": "source"},
         "prepare": {"source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files}},
-        "extract": {"site": "pre_activation", "max_tokens": 200, "moment_tokens": 300, "sequence_length": 16, "batch_size": 4},
+        "extract": {
+            "site": "pre_activation",
+            "max_tokens": 200,
+            "moment_tokens": 300,
+            "sequence_length": 16,
+            "batch_size": 4,
+        },
         "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
         "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
         "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
@@ -52,7 +73,9 @@ def for_variant(variant: str) -> None:
     here = {"profile": "tiny", "variant": variant}
     shared, tuned = Path(f"surgery/{variant}"), Path(f"finetuned/{variant}")
     windows, known = Path(f"windows/{variant}.json"), (Path("permutations.npz"), Path("moments"))
-    search.main(*here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows)
+    search.main(
+        *here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows
+    )
     surgery.main(variant, Path("model"), windows, *known, shared, Path(f"sizes/{variant}.json"))
     finetune.main(**here, model=shared, tokens=Path("text/train.parquet"), out=tuned, curve=Path(f"{variant}.csv"))
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
@@ -174,7 +197,9 @@ def test_original_before_tuning_has_the_models_own_perplexity(study):
 
 def test_samples_do_not_repeat_the_prompt(study):
     rows = json.loads((study / "samples/original.json").read_text())
-    assert {(row["stage"], row["way"]) for row in rows} == {(s, w) for s in ("before", "after") for w in ("greedy", "sampled")}
+    assert {(row["stage"], row["way"]) for row in rows} == {
+        (s, w) for s in ("before", "after") for w in ("greedy", "sampled")
+    }
     assert not any(row["continuation"].startswith("The old") for row in rows)
 
 
@@ -195,6 +220,8 @@ def test_more_tokens_than_the_text_has_is_refused(study):
     write_settings(values)
     try:
         with pytest.raises(UserError, match="extract.max_tokens = 1000000"):
-            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments"))
+            extract.main(
+                "tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments")
+            )
     finally:
         write_settings(settings())

@@ -49,7 +49,9 @@ def recording(model: Any, family: Family, sites: tuple[str, ...]) -> Iterator[di
 
 
 @torch.no_grad()
-def stream(model: Any, family: Family, sites: tuple[str, ...], batches: list[Tensor]) -> Iterator[dict[str, list[Tensor]]]:
+def stream(
+    model: Any, family: Family, sites: tuple[str, ...], batches: list[Tensor]
+) -> Iterator[dict[str, list[Tensor]]]:
     """The values at every site, batch by batch (int64 token ids of shape (sequences, length)).
 
     Raises UserError with site, layer and batch where a value is not finite.

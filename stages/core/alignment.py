@@ -47,9 +47,7 @@ class CorrelationStream:
 
     def dead(self) -> tuple[Tensor, Tensor]:
         """Which neurons of either layer never varied by more than rounding (bool)."""
-        return tuple(
-            s <= self.count * (1e-12 * (1.0 + mean.abs())) ** 2 for s, mean in zip(self.squares, self.mean)
-        )
+        return tuple(s <= self.count * (1e-12 * (1.0 + mean.abs())) ** 2 for s, mean in zip(self.squares, self.mean))
 
 
 def match(correlation: np.ndarray) -> np.ndarray:

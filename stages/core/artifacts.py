@@ -114,6 +114,4 @@ def _explaining(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[Non
     except UserError:
         raise
     except errors as error:
-        raise UserError(
-            f"cannot read {path}: {error}. Delete it and run `dvc repro` to make it anew."
-        ) from error
+        raise UserError(f"cannot read {path}: {error}. Delete it and run `dvc repro` to make it anew.") from error

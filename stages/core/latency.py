@@ -30,7 +30,10 @@ def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
 
 
 def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
-    """Name -> {prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token}: medians and quartile ranges."""
+    """Medians and interquartile ranges of each model's times, turn by turn.
+
+    Name -> {prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token}.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for turn in watch(range(warmup + repeats)):
         for name, model in models.items():

@@ -17,7 +17,10 @@ def mean(weights: list[Tensor], moments: list[Moments]) -> Tensor:
 
 
 def regression(weights: list[Tensor], moments: list[Moments]) -> Tensor:
-    """(sum_l W_l C_l)(sum_l C_l)^-1, which minimises sum_l E|(W_l - W) x_l|^2 (RegMean: Jin et al. 2022, arXiv:2212.09849)."""
+    """(sum_l W_l C_l)(sum_l C_l)^-1, which minimises sum_l E|(W_l - W) x_l|^2.
+
+    The regression mean of Jin et al. 2022 (arXiv:2212.09849), there between models, here between layers.
+    """
     grams = [m.ridged() for m in moments]
     right = sum(weight @ gram for weight, gram in zip(weights, grams))
     return torch.cholesky_solve(right.T, torch.linalg.cholesky(sum(grams))).T

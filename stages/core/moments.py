@@ -33,7 +33,9 @@ class Moments:
     def ridged(self, ridge: float = 1e-6) -> Tensor:
         """C with a ridge relative to its mean diagonal, so that directions no row has used stay harmless."""
         scale = self.second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return self.second + ridge * scale * torch.eye(len(self.second), dtype=self.second.dtype, device=self.second.device)
+        return self.second + ridge * scale * torch.eye(
+            len(self.second), dtype=self.second.dtype, device=self.second.device
+        )
 
 
 class MomentStream:

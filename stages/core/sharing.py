@@ -96,8 +96,9 @@ def load(folder: Path) -> tuple[Any, Sharing]:
     Raises UserError unless the stored tensors are exactly the model's unique parameters.
     """
     config = read_json(folder / "config.json")
-    if config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{folder}/config.json: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+    if not isinstance(config, dict) or config.keys() != {"model_type", "sharing", "dense"}:
+        found = config.get("model_type") if isinstance(config, dict) else None
+        raise UserError(f"{folder}/config.json: model_type is {found!r}, not {MODEL_TYPE!r} as stage `surgery` writes")
     model, sharing = blank(config["dense"]), Sharing(**config["sharing"])
     install(model, family_of(model.config.model_type), sharing)
     stored, wanted = read_tensors(folder / "model.safetensors"), dict(model.named_parameters())
@@ -114,9 +115,9 @@ def dense(model: Any) -> Any:
     """A stock model that computes the same: ties broken, deltas folded into the weights in float64."""
     family, plain = family_of(model.config.model_type), blank(model.config.to_dict())
     folded = copy.deepcopy(model)
-    for layer, block in enumerate(family.blocks(folded)):
+    for block in family.blocks(folded):
         block_ffn = getattr(block, family.ffn)
-        for role, name in family.matrices.items():
+        for name in family.matrices.values():
             linear = getattr(block_ffn, name)
             if isinstance(linear, SharedLinear):
                 delta = linear.A.double() @ linear.B.double()

@@ -146,8 +146,7 @@ def _alignment(alignment: Mapping[str, Any]) -> str:
     return (
         f"Mean correlation of neuron pairs in neighbouring layers over {alignment['tokens']:,} tokens, matched and "
         f"as numbered. Independent neurons, matched the same way, would reach {alignment['null']:.3f}: only the "
-        f"excess counts. Neurons that never vary: {silent}.\n\n"
-        + markdown(["layers", "matched", "as numbered"], rows)
+        f"excess counts. Neurons that never vary: {silent}.\n\n" + markdown(["layers", "matched", "as numbered"], rows)
     )
 
 
