@@ -15,17 +15,16 @@ KEPT = ("original", "softshare", "merged_4", "compressed_6")
 
 
 def run(folder: Path, *command: str) -> str:
-    """Standard output and error of a command that must succeed in `folder`, with this interpreter first on PATH."""
+    """Standard output of a command that must succeed in `folder`, with this interpreter first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
         cwd=folder,
         env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
