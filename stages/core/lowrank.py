@@ -28,7 +28,7 @@ def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Ten
 
     The Cholesky factor of C serves as its root: it differs by a rotation on the right, which U does not see.
     """
-    u = _leading(residual @ moments.factor(), rank)
+    u = _leading(residual @ moments.root, rank)
     return _balanced(u, u.T @ residual)
 
 

@@ -6,6 +6,7 @@ E|(W - W') x|^2, is tr((W - W') C (W - W')') with C = E[x x'].
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ class Moments:
     def permuted(self, permutation: Tensor) -> "Moments":
         """The moments of x with coordinate `permutation[k]` in place k."""
         return Moments(self.mean[permutation], self.second[permutation][:, permutation])
+
+    @cached_property
+    def root(self) -> Tensor:
+        """`factor` with its usual ridge, computed once: every role and round of a fit asks for it."""
+        return self.factor()
 
     def factor(self, ridge: float = 1e-6) -> Tensor:
         """A lower-triangular L with L L' = C + ridge * mean(diag C) * I, which is positive definite."""
