@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stages.core import corpus, params, runtime, sources
 from stages.core.artifacts import replacing
-from stages.core.training import train
+from stages.core.profiles import Schedule
+from stages.core.training import next_token_loss, train
 
 
 def main(lexicon: Path, out: Path) -> None:
@@ -39,17 +40,19 @@ def main(lexicon: Path, out: Path) -> None:
         attn_pdrop=0.0,
     )
     model = GPT2LMHeadModel(config)
+    text = corpus.pack(torch.from_numpy(corpus.tokenise(words, rows)).long(), spec.context)
+
+    def objective(batch):
+        loss = next_token_loss(model(text[batch], use_cache=False).logits, text[batch])
+        return loss, loss
+
     train(
         model,
-        corpus.pack(torch.from_numpy(corpus.tokenise(words, rows)).long(), spec.context),
-        list(model.parameters()),
-        epochs=spec.epochs,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        warmup=0.05,
-        weight_decay=0.1,
-        clip=1.0,
-        seed=spec.seed,
+        len(text),
+        objective,
+        [(list(model.parameters()), spec.learning_rate)],
+        Schedule(epochs=spec.epochs, batch_size=spec.batch_size, warmup=0.05, weight_decay=0.1, clip=1.0),
+        spec.seed,
         watch=lambda batches: runtime.progress(batches, "pretrain"),
     )
     with replacing(out) as draft:

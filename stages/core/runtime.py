@@ -58,6 +58,23 @@ def start(runtime: Any) -> Any:
     return torch.device(("cuda" if available else "cpu") if runtime.device == "auto" else runtime.device)
 
 
+def autocast(device: Any, precision: str) -> Any:
+    """A context in which a training step computes in `precision` (a `Runtime` section's) where the device can.
+
+    A CUDA device without bfloat16 stays at float32; `environment` says which it was.
+    """
+    import torch
+
+    wanted = precision == "bfloat16" and _has_bfloat16(device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def _has_bfloat16(device: Any) -> bool:
+    import torch
+
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+
+
 def environment(device: Any) -> dict[str, Any]:
     """Where a figure was measured: device, threads and library versions, as plain values."""
     import platform

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.params import Dataset, Stories
+from stages.core.profiles import Dataset, Stories
 from stages.core.stories import stories
 
 # Each split of the generated text has a seed of its own, and pretraining (split "pretrain") one more.

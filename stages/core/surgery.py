@@ -14,7 +14,7 @@ from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
 from stages.core.models import blank
 from stages.core.moments import Moments
-from stages.core.params import Collapse, Keep, Share
+from stages.core.variants import Collapse, Keep, Share
 from stages.core.sharing import Sharing, install
 
 # What a linear map of each role reads: the FFN's input, or its hidden activations.

@@ -1,85 +1,143 @@
-"""Training on packed text: the loop that recovers a variant, and that once made the embedded model."""
+"""The one training loop: it recovers variants, fits task heads, and once made the embedded model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stages.core.errors import UserError
+from stages.core.profiles import Schedule
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went.
+
+    curve: {step, examples, loss} after every step, `examples` being all seen so far.
+    validation: {step, examples, value} of every look at held-out data, the first before any step.
+    """
+
+    curve: list[dict[str, float]]
+    validation: list[dict[str, float]]
 
 
 def train(
     model: nn.Module,
-    rows: Tensor,
-    parameters: list[nn.Parameter],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    warmup: float,
-    weight_decay: float,
-    clip: float,
+    examples: int,
+    objective: Callable[[Tensor], tuple[Tensor, Tensor]],
+    rates: Sequence[tuple[list[nn.Parameter], float]],
+    recipe: Schedule,
     seed: int,
-    penalty: Callable[[], Tensor] | None = None,
+    *,
+    validate: Callable[[], float] | None = None,
+    times: int = 1,
+    autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
-) -> list[dict[str, float]]:
-    """Minimise the mean next-token loss over `rows` (int64, (n, length)) plus `penalty()`, in place.
+) -> Course:
+    """Minimise an objective over numbered examples, in place.
 
-    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) on `parameters` only, decay on matrices only; linear warm-up
-    over a share `warmup` of the steps, then cosine to zero; gradients clipped to norm `clip`. Every epoch sees
-    every row once in a seeded order. Returns {step, tokens, loss} per step, `loss` being the next-token loss
-    alone. Raises UserError with the step where the loss is not finite. The model is left in evaluation mode.
+    `objective(batch)` takes example numbers (int64, (n,)) and returns the loss to show and the loss to minimise,
+    both means over the batch. `rates` pairs parameters with their highest learning rate; nothing else moves.
+    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), decay on matrices only; a linear warm-up, then the recipe's
+    schedule; gradients clipped by their norm. Every epoch sees every example once in a seeded order.
+
+    With `validate`, the state with the lowest value among the start and `times` evenly spaced looks is what the
+    model keeps. Raises UserError with the step where a loss is not finite. The model is left in evaluation mode.
     """
-    device = next(model.parameters()).device
     torch.manual_seed(seed)
+    parameters = [parameter for chosen, _ in rates for parameter in chosen]
     chosen = {id(parameter) for parameter in parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
-    steps = epochs * math.ceil(len(rows) / batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, warmup))
-    curve, seen = [], 0
+    optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95))
+    batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(recipe, step, len(batches)))
+    best = _Best(model, parameters, validate)
+    best.look(0, 0)
+    curve, seen, context = [], 0, autocast or nullcontext()
     model.train()
-    batches = watch(list(_order(len(rows), epochs, batch_size, seed)))
-    show = getattr(batches, "set_postfix_str", lambda text, refresh: None)  # a progress bar can carry the loss
-    for step, batch in enumerate(batches, start=1):
-        ids = rows[batch].to(device)
-        logits = model(ids, use_cache=False).logits[:, :-1]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-        objective = loss if penalty is None else loss + penalty()
+    shown = watch(batches)
+    show = getattr(shown, "set_postfix_str", lambda text, refresh: None)  # a progress bar can carry the loss
+    for step, batch in enumerate(shown, start=1):
         optimizer.zero_grad(set_to_none=True)
-        objective.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if not math.isfinite(objective.item()) or not math.isfinite(norm.item()):
+        total = 0.0
+        for part in batch.split(recipe.batch_size):
+            with context:
+                loss, minimised = objective(part)
+            (minimised * (len(part) / len(batch))).backward()
+            total += loss.item() * len(part) / len(batch)
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        if not math.isfinite(total) or not math.isfinite(norm.item()):
+            highest = max(highest for _, highest in rates)
             raise UserError(
-                f"training diverged at step {step} of {steps} (loss {loss.item()}): lower the learning rate "
-                f"(it is {learning_rate})"
+                f"training diverged at step {step} of {len(batches)} (loss {total}): lower the learning rate "
+                f"(it is {highest})"
             )
         optimizer.step()
         schedule.step()
-        seen += ids.numel()
-        curve.append({"step": step, "tokens": seen, "loss": loss.item()})
-        show(f"loss {loss.item():.3f}", refresh=False)
+        seen += len(batch)
+        curve.append({"step": step, "examples": seen, "loss": total})
+        show(f"loss {total:.3f}", refresh=False)
+        if step * times // len(batches) > (step - 1) * times // len(batches):
+            best.look(step, seen)
+    best.restore()
     model.eval()
-    return curve
+    return Course(curve, best.looks)
 
 
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at a step (from 0)."""
-    rising = max(1, round(warmup * steps))
+class _Best:
+    """The trained parameters at their lowest validation value, and every value there was."""
+
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], validate: Callable[[], float] | None):
+        self.model, self.parameters, self.validate = model, parameters, validate
+        self.looks: list[dict[str, float]] = []
+        self.kept: list[Tensor] = []
+
+    def look(self, step: int, examples: int) -> None:
+        if self.validate is None:
+            return
+        self.model.eval()
+        value = self.validate()
+        self.model.train()
+        if not self.looks or value < min(look["value"] for look in self.looks):
+            self.kept = [parameter.detach().clone() for parameter in self.parameters]
+        self.looks.append({"step": step, "examples": examples, "value": value})
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, kept in zip(self.parameters, self.kept):
+            parameter.copy_(kept)
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean cross-entropy of each next token: logits (n, length, vocabulary) for ids (n, length)."""
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def rate(recipe: Schedule, step: int, steps: int) -> float:
+    """The share of the highest learning rate at a step (from 0) of `steps`."""
+    rising = max(1, round(recipe.warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    gone = (step - rising) / max(1, steps - rising)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[recipe.schedule]
 
 
-def _order(rows: int, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Row numbers of each batch: every epoch a fresh seeded shuffle."""
+def _groups(rates: Sequence[tuple[list[nn.Parameter], float]], decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups: matrices with weight decay, vectors without."""
+    return [
+        {"params": [p for p in chosen if (p.ndim >= 2) == matrices], "lr": highest, "weight_decay": decay * matrices}
+        for chosen, highest in rates
+        for matrices in (True, False)
+    ]
+
+
+def _order(examples: int, epochs: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Example numbers of each step: every epoch a fresh seeded shuffle."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        yield from torch.randperm(rows, generator=generator).split(batch_size)
+        yield from torch.randperm(examples, generator=generator).split(size)

@@ -1,0 +1,118 @@
+"""What a variant learns from after surgery: which of its parameters move, and towards what."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.core import sharing
+from stages.core.families import Family
+from stages.core.training import next_token_loss
+from stages.core.variants import Distill
+
+
+def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:
+    """The parameters that `what` trains, by the name of their learning rate.
+
+    `all`: {all}. `deltas`: {deltas}. `window`: {deltas, base, norms}, where `base` is every matrix that the FFNs
+    of a group share and `norms` every vector of their blocks (norms and biases). No parameter is named twice.
+    """
+    if what == "all":
+        return {"all": list(model.parameters())}
+    factors = [p for delta in sharing.deltas(model) for p in (delta.A, delta.B)]
+    if what == "deltas":
+        return {"deltas": factors}
+    blocks = [family.blocks(model)[layer] for group in groups for layer in group]
+    known = {id(p) for p in factors}
+    shared = {id(p): p for block in blocks for p in getattr(block, family.ffn).parameters() if id(p) not in known}
+    vectors = {id(p): p for block in blocks for p in block.parameters() if p.ndim < 2}
+    return {
+        "deltas": factors,
+        "base": [p for p in shared.values() if p.ndim >= 2],
+        "norms": list(vectors.values()),
+    }
+
+
+def frobenius(model: Any, around: str) -> Callable[[], Tensor]:
+    """sum ||A B||_F^2 over all deltas, or sum ||A B - A_0 B_0||_F^2 where `around` is start, as a function of now."""
+    deltas = list(sharing.deltas(model))
+    starts = [(delta.A.detach().clone(), delta.B.detach().clone()) for delta in deltas]
+
+    def penalty() -> Tensor:
+        total = sum(delta.squared_norm() for delta in deltas)
+        if around == "start":
+            for delta, (a, b) in zip(deltas, starts):
+                total = total - 2 * ((delta.A.T @ a) * (delta.B @ b.T)).sum() + ((a.T @ a) * (b @ b.T)).sum()
+        return total
+
+    return penalty
+
+
+def end_to_end(
+    model: Any, rows: Tensor, teacher: Any, distill: Distill | None, penalty: Callable[[], Tensor] | None
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Next-token loss on `rows` (int64, (n, length)), blended with what `distill` asks of `teacher`, plus `penalty`.
+
+    The first value is the next-token loss alone. Hinton et al. 2015 (arXiv:1503.02531) for the logits.
+    """
+    hidden = distill is not None and distill.hidden > 0
+
+    def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
+        ids = rows[batch].to(next(model.parameters()).device)
+        state = model(ids, use_cache=False, output_hidden_states=hidden)
+        loss = minimised = next_token_loss(state.logits, ids)
+        if distill is not None:
+            with torch.no_grad():
+                wanted = teacher(ids, use_cache=False, output_hidden_states=hidden)
+            minimised = (1 - distill.logits) * loss
+            if distill.logits:
+                minimised = minimised + distill.logits * divergence(state.logits, wanted.logits, distill.temperature)
+            if hidden:
+                errors = [relative_error(s, t) for s, t in zip(state.hidden_states[1:], wanted.hidden_states[1:])]
+                minimised = minimised + distill.hidden * torch.stack(errors).mean()
+        return loss, minimised if penalty is None else minimised + penalty()
+
+    return objective
+
+
+def layer_by_layer(
+    model: Any, rows: Tensor, teacher: Any, family: Family, layers: list[int]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The mean relative error of the FFNs of `layers` on the very inputs that the teacher's have on `rows`."""
+
+    def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        hooks = [
+            getattr(family.blocks(teacher)[layer], family.ffn).register_forward_hook(
+                lambda _, args, out, layer=layer: seen.__setitem__(layer, (args[0], out))
+            )
+            for layer in layers
+        ]
+        try:
+            with torch.no_grad():
+                teacher.base_model(rows[batch].to(next(model.parameters()).device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        errors = [
+            relative_error(getattr(family.blocks(model)[layer], family.ffn)(read), answered)
+            for layer, (read, answered) in seen.items()
+        ]
+        error = torch.stack(errors).mean()
+        return error, error
+
+    return objective
+
+
+def divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(wanted / T) || softmax(logits / T)), the mean over all positions."""
+    student = nn.functional.log_softmax(logits.flatten(0, 1).float() / temperature, -1)
+    teacher = nn.functional.log_softmax(wanted.flatten(0, 1).float() / temperature, -1)
+    return temperature**2 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean over tokens of ||found - wanted||^2 / ||wanted||^2: no token's size outweighs the others."""
+    found, wanted = found.float(), wanted.float()
+    return ((found - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-6)).mean()

@@ -1,0 +1,207 @@
+"""What a variant in params.yaml may say: which layers belong together, what becomes of them, what is trained after."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.profiles import Count, Natural, Rate, Section
+
+Size = Annotated[int, Field(ge=2)]
+Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
+Reference = Literal["first", "centre"]
+
+
+class NoWindows(Section):
+    choose: Literal["none"]
+
+
+class Blocks(Section):
+    """Consecutive blocks of `size` layers from layer 0."""
+
+    choose: Literal["blocks"]
+    size: Size
+
+
+class _Searched(Section):
+    """Windows of any of `sizes`, none of which holds one of `exclude_layers`.
+
+    Where there are many ways to lay several windows, the `shortlist` cheapest by the sum of their single costs
+    are compared by validation perplexity.
+    """
+
+    sizes: Annotated[list[Size], Field(min_length=1)]
+    exclude_layers: list[Natural] = []
+    shortlist: Count = 4
+
+    @model_validator(mode="after")
+    def _sizes_differ(self):
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("the sizes must differ")
+        return self
+
+    @property
+    def size(self) -> int:
+        """The largest window."""
+        return max(self.sizes)
+
+
+class Best(_Searched):
+    """The `count` disjoint windows that cost least."""
+
+    choose: Literal["best"]
+    count: Count = 1
+
+
+class Budget(_Searched):
+    """As many windows, and for each matrix as much rank, as `target_parameters` ask for.
+
+    `target_parameters` is a number of stored parameters, or a share of the original's.
+    """
+
+    choose: Literal["budget"]
+    target_parameters: Annotated[int, Field(ge=1)] | Rate
+
+
+class LeastInfluence(Section):
+    """The `count` layers that change the residual stream least (block influence)."""
+
+    choose: Literal["least_influence"]
+    count: Count
+
+
+class Keep(Section):
+    method: Literal["none"]
+
+
+class Share(Section):
+    """Depth stays; the layers of a group share one FFN weight, each with a low-rank delta of its own."""
+
+    method: Literal["share"]
+    alignment: Alignment
+    reference: Reference = "first"
+    base: Literal["first", "mean", "regression"]
+    delta: Literal["none", "zero", "svd", "weighted", "joint"]
+    rank: Natural
+    biases: Literal["own", "shared"]
+    bias_correction: bool = False
+
+    @model_validator(mode="after")
+    def _rank_fits_delta(self):
+        if (self.rank > 0) != (self.delta != "none"):
+            raise ValueError(f"rank = {self.rank} with delta = {self.delta}: rank is 0 exactly where delta is none")
+        if self.delta == "joint" and self.base != "regression":
+            raise ValueError(f"delta = joint fits its base too, by regression; base = {self.base} contradicts it")
+        if self.bias_correction and self.biases == "shared":
+            raise ValueError("bias_correction needs biases = own: each layer's bias takes up its own error")
+        return self
+
+
+class Collapse(Section):
+    """A group becomes one layer: the first one's attention and norms, the merged FFN, and perhaps a repair."""
+
+    method: Literal["collapse"]
+    alignment: Alignment
+    reference: Reference = "first"
+    base: Literal["first", "mean", "regression", "differences"]
+    repair: Literal["none", "scale", "least_squares"] = "none"
+
+
+class Drop(Section):
+    """The chosen layers are left out."""
+
+    method: Literal["drop"]
+
+
+class Like(Section):
+    """A budget: what one window of `size` layers that share an FFN at `rank` stores."""
+
+    size: Size
+    rank: Natural
+
+
+class LowRank(Section):
+    """Every FFN alone becomes a product of two thin matrices; `weighted` by the moments of its inputs or not."""
+
+    method: Literal["low_rank"]
+    weighted: bool
+    like: Like
+
+
+class Prune(Section):
+    """The smallest FFN weights become zero and stay so; a zero does not count as stored."""
+
+    method: Literal["prune"]
+    like: Like
+
+
+class External(Section):
+    """Another checkpoint in the original's place, as `AutoModelForCausalLM.from_pretrained` takes it."""
+
+    method: Literal["external"]
+    model: str
+    revision: str | None = None
+
+
+class Distill(Section):
+    """loss = (1 - logits) CE + logits T^2 KL(original || variant) + hidden x relative squared error of the states."""
+
+    logits: Annotated[float, Field(ge=0, le=1)]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    hidden: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Recovery(Section):
+    """What is trained, and towards what.
+
+    train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
+    frobenius: weight of the penalty on ||A B||^2, or on ||A B - A_0 B_0||^2 where `around` is start.
+    warm_start: share of the steps in which each changed FFN learns to answer like the original's on its own inputs.
+    """
+
+    train: Literal["all", "window", "deltas"]
+    frobenius: Annotated[float, Field(ge=0)]
+    around: Literal["zero", "start"] = "zero"
+    distill: Distill | None = None
+    warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+Chosen = Annotated[NoWindows | Blocks | Best | Budget | LeastInfluence, Field(discriminator="choose")]
+Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | External, Field(discriminator="method")]
+
+# Which ways to choose layers go with which surgery.
+FITTING = {
+    "none": {"none"},
+    "share": {"blocks", "best", "budget"},
+    "collapse": {"blocks", "best"},
+    "drop": {"least_influence"},
+    "low_rank": {"none"},
+    "prune": {"none"},
+    "external": {"none"},
+}
+
+
+class Variant(Section):
+    windows: Chosen
+    surgery: Surgery
+    finetune: Recovery
+
+    @model_validator(mode="after")
+    def _parts_agree(self):
+        method, chosen = self.surgery.method, self.windows.choose
+        if chosen not in FITTING[method]:
+            raise ValueError(
+                f"windows.choose = {chosen} with surgery.method = {method}, "
+                f"which takes {' or '.join(sorted(FITTING[method]))}"
+            )
+        deltas = getattr(self.surgery, "rank", 0) > 0
+        if chosen == "budget" and not deltas:
+            raise ValueError("windows.choose = budget needs a surgery with a delta: it chooses the ranks too")
+        if self.finetune.train == "deltas" and not deltas:
+            raise ValueError("finetune.train = deltas needs a surgery with a delta (method share, rank above 0)")
+        if self.finetune.train == "window" and method != "share":
+            raise ValueError(f"finetune.train = window needs surgery.method = share, not {method}")
+        if self.finetune.frobenius > 0 and not deltas:
+            raise ValueError(f"finetune.frobenius = {self.finetune.frobenius} needs a surgery with a delta")
+        if self.finetune.warm_start > 0 and method != "share":
+            raise ValueError(f"finetune.warm_start needs surgery.method = share, not {method}")
+        return self
