@@ -8,9 +8,9 @@ from stages.core.artifacts import read_json, write_json
 
 def main(variant: str, model: Path, windows: Path, permutations: Path, moments: Path, out: Path, size: Path) -> None:
     dense = models.open_snapshot(model)
-    groups = read_json(windows)["groups"]
+    chosen = read_json(windows)
     known, spec = calibration.read(permutations, moments), params.variant(variant, "surgery")
-    changed, structure = surgery.operate(dense, groups, known, spec)
+    changed, structure = surgery.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
     sharing.save(changed, structure, out)
     counts = sharing.count(changed)
     write_json(

@@ -150,11 +150,11 @@ def test_the_joint_fit_never_climbs_and_beats_one_step(seed, rank):
     def left(found):
         return sum(error(w - found.weight(i), m) for i, (w, m) in enumerate(zip(weights, moments)))
 
-    errors = [left(fitting.joint(weights, moments, rank, rounds)) for rounds in range(1, 6)]
+    errors = [left(fitting.joint(weights, moments, [rank] * len(weights), rounds)) for rounds in range(1, 6)]
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(errors, errors[1:]))
     for base in merging.BASES:
-        assert errors[-1] <= left(fitting.fit(weights, moments, base, "weighted", rank)) * (1 + 1e-5)
-    assert left(fitting.joint(weights, moments, rank + 1)) < errors[-1]
+        assert errors[-1] <= left(fitting.fit(weights, moments, base, "weighted", [rank] * len(weights))) * (1 + 1e-5)
+    assert left(fitting.joint(weights, moments, [rank + 1] * len(weights))) < errors[-1]
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2"])

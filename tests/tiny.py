@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.core import ffn, params, surgery
+from stages.core import ffn, surgery
 from stages.core.calibration import Calibration
 from stages.core.families import family_of
 from stages.core.moments import Moments
+from stages.core.variants import Collapse, Share
 
 torch.set_num_threads(1)
 
@@ -109,14 +110,14 @@ def twins(name: str, alike: str) -> Any:
     return built
 
 
-def share(rank: int = 0, **changes: Any) -> params.Share:
+def share(rank: int = 0, **changes: Any) -> Share:
     """A specification of sharing; a rank above 0 brings deltas by SVD."""
-    usual = {"alignment": "hungarian", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
-    return params.Share(method="share", rank=rank, **{**usual, **changes})
+    usual = {"alignment": "pre_activation", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
+    return Share(method="share", rank=rank, **{**usual, **changes})
 
 
-def collapse(**changes: Any) -> params.Collapse:
-    return params.Collapse(method="collapse", **{"alignment": "hungarian", "base": "mean", **changes})
+def collapse(**changes: Any) -> Collapse:
+    return Collapse(method="collapse", **{"alignment": "pre_activation", "base": "mean", **changes})
 
 
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:

@@ -26,11 +26,19 @@ MODEL_TYPE = "shared_ffn"
 
 @dataclass(frozen=True)
 class Sharing:
-    """Which layers share an FFN, the rank of each member's delta (0: none), and whether biases are shared too."""
+    """Which layers share an FFN, the rank of each member's delta (0: none), and whether biases are shared too.
+
+    `ranks` (layer, as JSON's string -> role -> rank) has its say over `rank` where it names a matrix.
+    """
 
     groups: list[list[int]] = field(default_factory=list)
     rank: int = 0
     biases: str = "shared"
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def rank_of(self, layer: int, role: str) -> int:
+        """The rank of one matrix's delta."""
+        return self.ranks.get(str(layer), {}).get(role, self.rank)
 
 
 class SharedLinear(nn.Module):
@@ -67,13 +75,13 @@ def install(model: Any, family: Family, sharing: Sharing) -> None:
                 linear.weight = owners[role].weight
                 if sharing.biases == "shared":
                     linear.bias = owners[role].bias
-                if sharing.rank:
+                if rank := sharing.rank_of(layer, role):
                     d_out, d_in = linear.weight.shape[:: -1 if family.transposed else 1]
-                    if sharing.rank > min(d_in, d_out):
+                    if rank > min(d_in, d_out):
                         raise UserError(
-                            f"params.yaml: surgery.rank = {sharing.rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}"
+                            f"params.yaml: surgery.rank = {rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}"
                         )
-                    setattr(block_ffn, family.matrices[role], SharedLinear(linear, sharing.rank, d_in, d_out))
+                    setattr(block_ffn, family.matrices[role], SharedLinear(linear, rank, d_in, d_out))
 
 
 def deltas(model: Any) -> Iterator[SharedLinear]:

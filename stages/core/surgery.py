@@ -17,6 +17,8 @@ from stages.core.moments import Moments
 from stages.core.variants import Collapse, Keep, Share
 from stages.core.sharing import Sharing, install
 
+Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
+
 # What a linear map of each role reads: the FFN's input, or its hidden activations.
 SITE = {"in": "input", "gate": "input", "out": "hidden"}
 
@@ -29,36 +31,43 @@ class Member:
     moments: Mapping[str, Moments]
 
 
-def operate(model: Any, groups: list[list[int]], calibration: Calibration, spec: Keep | Share | Collapse):
-    """A new model with `groups` of layers treated as `spec` says, and its `Sharing`; `model` stays as it is."""
+def operate(model: Any, groups: list[list[int]], calibration: Calibration, spec: Any, ranks: Ranks | None = None):
+    """A new model with `groups` of layers treated as `spec` says, and its `Sharing`; `model` stays as it is.
+
+    `ranks` of single matrices, where a budget chose them, have their say over the rank of `spec`.
+    """
     if isinstance(spec, Share):
-        return share(model, groups, calibration, spec)
+        return share(model, groups, calibration, spec, ranks)
     if isinstance(spec, Collapse):
         return collapse(model, groups, calibration, spec)
     return copy.deepcopy(model), Sharing()
 
 
 @torch.no_grad()
-def share(model: Any, groups: list[list[int]], calibration: Calibration, spec: Share) -> tuple[Any, Sharing]:
+def share(
+    model: Any, groups: list[list[int]], calibration: Calibration, spec: Share, ranks: Ranks | None = None
+) -> tuple[Any, Sharing]:
     """Every group holds one base FFN weight; a member's delta starts as `spec.delta` fits it.
 
     W_l = W_c + A_l B_l for each of the FFN's matrices, in the neuron order of the group's first layer. With
     `bias_correction`, and where the model has biases, a member's bias takes up the mean of the error that is left.
     """
     family, shared = family_of(model.config.model_type), copy.deepcopy(model)
-    sharing = Sharing(groups, spec.rank, spec.biases)
+    sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
     install(shared, family, sharing)
     for group in groups:
         members = aligned(model, group, calibration, spec.alignment)
         for role in family.matrices:
             corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
-            fitted = fit_role(members, role, spec.base, spec.delta, spec.rank, centred=corrected)
+            wanted = [sharing.rank_of(layer, role) for layer in group]
+            fitted = fit_role(members, role, spec.base, spec.delta, wanted, centred=corrected)
             for index, (layer, member) in enumerate(zip(group, members)):
                 linear = family.linears(shared, layer)[role]
-                if spec.rank:
-                    linear.A.copy_(fitted.deltas[index][0])
-                    linear.B.copy_(fitted.deltas[index][1])
-                stock = linear.base if spec.rank else linear
+                stock = linear
+                if fitted.deltas[index] is not None:
+                    for factor, value in zip((linear.A, linear.B), fitted.deltas[index]):
+                        factor.copy_(value)
+                    stock = linear.base
                 stock.weight.copy_(fitted.base.T if family.transposed else fitted.base)
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
@@ -96,12 +105,14 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
         members = aligned(model, group, calibration, spec.alignment)
         merged = {name: torch.stack([m.ffn[name] for m in members]).mean(0) for name in members[0].ffn}
         for role in family.matrices:
-            merged[f"w_{role}"] = fit_role(members, role, spec.base, "none", 0).base
+            merged[f"w_{role}"] = fit_role(members, role, spec.base, "none", [0] * len(members)).base
         ffn.write(shallow, family, kept.index(group[0]), merged)
     return shallow.eval(), Sharing()
 
 
-def fit_role(members: list[Member], role: str, base: str, delta: str, rank: int, centred: bool = False) -> Fit:
+def fit_role(
+    members: list[Member], role: str, base: str, delta: str, ranks: list[int], centred: bool = False
+) -> Fit:
     """The base and deltas of one role for aligned members."""
     moments = [member.moments[SITE[role]] for member in members]
     return fit(
@@ -109,7 +120,7 @@ def fit_role(members: list[Member], role: str, base: str, delta: str, rank: int,
         [m.centred() for m in moments] if centred else moments,
         base,
         delta,
-        rank,
+        ranks,
     )
 
 

@@ -1,6 +1,10 @@
 """Groups of consecutive layers: which ones a variant treats as one."""
 
+from collections.abc import Mapping, Sequence
+
 from stages.core.errors import UserError
+
+Window = tuple[int, int]  # its first and its last layer
 
 
 def blocks(depth: int, size: int) -> list[list[int]]:
@@ -8,19 +12,60 @@ def blocks(depth: int, size: int) -> list[list[int]]:
 
     A last block of a single layer has nothing to share with and is left out.
     """
-    _check(depth, size)
+    _check(depth, "size", size)
     groups = [list(range(start, min(start + size, depth))) for start in range(0, depth, size)]
     return [group for group in groups if len(group) > 1]
 
 
-def contiguous(depth: int, size: int) -> list[list[int]]:
-    """Every window of `size` neighbouring layers."""
-    _check(depth, size)
-    return [list(range(start, start + size)) for start in range(depth - size + 1)]
+def contiguous(depth: int, sizes: Sequence[int], excluded: Sequence[int] = ()) -> list[Window]:
+    """Every window of one of `sizes` neighbouring layers that holds none of the `excluded`."""
+    for size in sizes:
+        _check(depth, "sizes", size)
+    for layer in excluded:
+        if layer >= depth:
+            raise UserError(
+                f"params.yaml: windows.exclude_layers = {layer}: this model has layers 0 to {depth - 1} only"
+            )
+    windows = [(first, first + size - 1) for size in sorted(sizes) for first in range(depth - size + 1)]
+    found = [window for window in windows if not any(window[0] <= layer <= window[1] for layer in excluded)]
+    if not found:
+        raise UserError(
+            f"params.yaml: windows.exclude_layers = {list(excluded)} leaves no window of windows.sizes = {list(sizes)}"
+        )
+    return found
 
 
-def _check(depth: int, size: int) -> None:
+def layers(window: Window) -> list[int]:
+    """The layers of a window."""
+    return list(range(window[0], window[1] + 1))
+
+
+def saved(layout: Sequence[Window]) -> int:
+    """How many layers' FFNs disjoint windows save: all but one of each."""
+    return sum(last - first for first, last in layout)
+
+
+def layouts(costs: Mapping[Window, float], depth: int, keep: int) -> list[tuple[float, tuple[Window, ...]]]:
+    """Ways to lay disjoint windows, with their summed costs: the `keep` cheapest for every number of windows and
+    of saved layers, cheapest first. Exact, by dynamic programming over the layers.
+    """
+    ending: dict[int, list[Window]] = {}
+    for window in costs:
+        ending.setdefault(window[1] + 1, []).append(window)
+    # best[n]: (windows, saved layers) -> the cheapest ways within the first n layers.
+    best: list[dict[tuple[int, int], list[tuple[float, tuple[Window, ...]]]]] = [{(0, 0): [(0.0, ())]}]
+    for end in range(1, depth + 1):
+        found = {key: list(ways) for key, ways in best[end - 1].items()}
+        for window in ending.get(end, []):
+            for (count, gone), ways in best[window[0]].items():
+                longer = [(cost + costs[window], (*layout, window)) for cost, layout in ways]
+                found.setdefault((count + 1, gone + window[1] - window[0]), []).extend(longer)
+        best.append({key: sorted(ways)[:keep] for key, ways in found.items()})
+    return sorted(way for key, ways in best[depth].items() if key != (0, 0) for way in ways)
+
+
+def _check(depth: int, key: str, size: int) -> None:
     if not 2 <= size <= depth:
         raise UserError(
-            f"params.yaml: windows.size = {size}: this model has {depth} layers, so 2 to {depth} are allowed"
+            f"params.yaml: windows.{key} = {size}: this model has {depth} layers, so 2 to {depth} are allowed"
         )
