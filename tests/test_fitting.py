@@ -152,8 +152,9 @@ def test_the_joint_fit_never_climbs_and_beats_one_step(seed, rank):
 
     errors = [left(fitting.joint(weights, moments, [rank] * len(weights), rounds)) for rounds in range(1, 6)]
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(errors, errors[1:]))
-    for base in merging.BASES:
-        assert errors[-1] <= left(fitting.fit(weights, moments, base, "weighted", [rank] * len(weights))) * (1 + 1e-5)
+    # Its first round is this very fit. From another base the alternation may end in a worse valley: no theorem there.
+    once = fitting.fit(weights, moments, "regression", "weighted", [rank] * len(weights))
+    assert errors[0] == pytest.approx(left(once), rel=1e-9) and errors[-1] <= left(once) * (1 + 1e-5)
     assert left(fitting.joint(weights, moments, [rank + 1] * len(weights))) < errors[-1]
 
 

@@ -115,7 +115,7 @@ MISSING = [
     ("pretrain", GONE, "pretrain: Field required"),
     ("variants", GONE, "variants: Field required"),
     (f"{SMALL}.search", GONE, f"{SMALL}.search: Field required"),
-    (f"{SMALL}.finetune.seed", GONE, f"{SMALL}.finetune.seed: Field required"),
+    (f"{SMALL}.finetune.seeds", GONE, f"{SMALL}.finetune.seeds: Field required"),
     ("profiles.gpt2.prepare.source.path", GONE, "profiles.gpt2.prepare.source.path: Field required"),
     ("variants.softshare.surgery.rank", GONE, "variants.softshare.surgery.rank: Field required"),
     ("variants.softshare.windows.choose", GONE, "variants.softshare.windows: .*'choose'"),
@@ -133,13 +133,22 @@ DISAGREEING = [
     (
         "variants.merged_4.windows",
         {"choose": "none"},
-        "variants.merged_4: windows.choose = none with surgery.method = share",
+        "variants.merged_4: windows.choose = none with surgery.method = share, which takes best or blocks or budget",
     ),
     (
         "variants.merged_4.surgery",
         {"method": "none"},
         "variants.merged_4: windows.choose = blocks with surgery.method = none",
     ),
+    (f"{SMALL}.finetune.seeds", [0, 0], f"{SMALL}.finetune: the seeds must differ"),
+    ("variants.softshare.windows.sizes", [4, 4], "variants.softshare.windows: the sizes must differ"),
+    (
+        "variants.merged_4.windows",
+        {"choose": "budget", "sizes": [4], "target_parameters": 0.8},
+        "variants.merged_4: windows.choose = budget needs a surgery with a delta",
+    ),
+    ("variants.compressed_4.finetune.train", "window", "variants.compressed_4: finetune.train = window needs"),
+    ("variants.compressed_4.finetune.warm_start", 0.5, "variants.compressed_4: finetune.warm_start needs"),
     ("variants.merged_4.finetune.train", "deltas", "variants.merged_4: finetune.train = deltas needs"),
     ("variants.compressed_4.finetune.frobenius", 0.5, "variants.compressed_4: finetune.frobenius = 0.5 needs"),
     (

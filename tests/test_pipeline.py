@@ -132,8 +132,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
         (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
-        (("profiles", "small", "finetune", "seed"), 1, {f"finetune@{name}" for name in KEPT}),
-        (("profiles", "gpt2", "finetune", "seed"), 1, set()),
+        (("profiles", "small", "finetune", "seeds"), [1], {f"finetune@{name}" for name in KEPT}),
+        (("profiles", "gpt2", "finetune", "seeds"), [1], set()),
     ],
 )
 def test_a_changed_value_touches_the_stages_that_read_it(clone, keys, value, changed):

@@ -77,7 +77,16 @@ def for_variant(variant: str) -> None:
         *here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows
     )
     surgery.main(variant, Path("model"), windows, *known, shared, Path(f"sizes/{variant}.json"))
-    finetune.main(**here, model=shared, tokens=Path("text/train.parquet"), out=tuned, curve=Path(f"{variant}.csv"))
+    finetune.main(
+        **here,
+        original=Path("model"),
+        model=shared,
+        tokens=Path("text/train.parquet"),
+        validation=Path("text/validation.parquet"),
+        out=tuned,
+        curve=Path(f"{variant}.csv"),
+        course=Path(f"recovery/{variant}.json"),
+    )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
     perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
     generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
@@ -162,9 +171,10 @@ def test_correlations_and_permutations_agree_with_numpy(study):
 
 def test_search_scores_every_window_and_takes_the_best(study):
     found = json.loads((study / "windows/softshare.json").read_text())
-    assert [candidate["first"] for candidate in found["candidates"]] == [0, 1]
+    assert [candidate["windows"] for candidate in found["candidates"]] == [[[0, 3]], [[1, 4]]]
     best = min(found["candidates"], key=lambda candidate: candidate["perplexity"])
-    assert found["groups"] == [list(range(best["first"], best["last"] + 1))]
+    ((first, last),) = best["windows"]
+    assert found["groups"] == [list(range(first, last + 1))]
     assert json.loads((study / "windows/merged_4.json").read_text())["groups"] == [[0, 1, 2, 3]]
 
 

@@ -47,7 +47,7 @@ def test_a_window_out_of_range_names_the_depth(choose, size):
 @tiny.every_family
 def test_sharing_twins_changes_nothing(name, alike, base, biases):
     twins = tiny.twins(name, alike)
-    alignment = "pre_activation" if alike == "shuffled" else "identity"
+    alignment = "hungarian" if alike == "shuffled" else "identity"
     spec = tiny.share(base=base, biases=biases, alignment=alignment)
     shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)
@@ -141,7 +141,7 @@ def test_a_rank_above_the_width_is_refused(name):
 @tiny.every_family
 def test_collapsing_twins_keeps_their_ffn(name, alike, base):
     twins = tiny.twins(name, alike)
-    alignment = "pre_activation" if alike == "shuffled" else "identity"
+    alignment = "hungarian" if alike == "shuffled" else "identity"
     spec = tiny.collapse(base=base, alignment=alignment)
     shallow, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)

@@ -112,12 +112,12 @@ def twins(name: str, alike: str) -> Any:
 
 def share(rank: int = 0, **changes: Any) -> Share:
     """A specification of sharing; a rank above 0 brings deltas by SVD."""
-    usual = {"alignment": "pre_activation", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
+    usual = {"alignment": "hungarian", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
     return Share(method="share", rank=rank, **{**usual, **changes})
 
 
 def collapse(**changes: Any) -> Collapse:
-    return Collapse(method="collapse", **{"alignment": "pre_activation", "base": "mean", **changes})
+    return Collapse(method="collapse", **{"alignment": "hungarian", "base": "mean", **changes})
 
 
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:

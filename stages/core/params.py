@@ -18,8 +18,8 @@ PARAMS = Path("params.yaml")
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
     "source": {"stories", "dataset"},
-    "windows": {"none", "blocks", "best", "budget", "least_influence"},
-    "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "external"},
+    "windows": {"none", "blocks", "best", "budget"},
+    "surgery": {"none", "share", "collapse"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float"},
 }
 
@@ -40,15 +40,8 @@ class Params(Section):
             raise ValueError("variants.original with surgery.method = none must be there: all else is relative to it")
         profile = self.profiles[self.profile]
         for name, variant in self.variants.items():
-            alignment = getattr(variant.surgery, "alignment", "identity")
-            if alignment in ("identity", "cost"):
-                continue
-            if alignment not in profile.extract.sites:
-                raise ValueError(
-                    f"variants.{name}.surgery.alignment = {alignment} is not one of "
-                    f"profiles.{self.profile}.extract.sites = {profile.extract.sites}"
-                )
-            if variant.windows.size > profile.correlate.reach:
+            aligned = getattr(variant.surgery, "alignment", "identity") != "identity"
+            if aligned and variant.windows.size > profile.correlate.reach:
                 raise ValueError(
                     f"variants.{name}.windows.size = {variant.windows.size} exceeds "
                     f"profiles.{self.profile}.correlate.reach = {profile.correlate.reach}, "

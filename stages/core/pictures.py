@@ -40,10 +40,12 @@ def window_search(windows: Mapping[str, Any], path: Path) -> None:
     """Perplexity of every window that was scored, against its first layer, beside the original's."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, found in windows.items():
-        if found["candidates"]:
-            firsts = [candidate["first"] for candidate in found["candidates"]]
-            (line,) = axes.plot(firsts, [c["perplexity"] for c in found["candidates"]], "o-", label=name)
-            axes.axhline(found["original_perplexity"], color=line.get_color(), linestyle=":", label="original")
+        single = [c for c in found["candidates"] if len(c["windows"]) == 1]
+        for size in sorted({_size(c) for c in single}):
+            points = [(c["windows"][0][0], c["perplexity"]) for c in single if size == _size(c)]
+            axes.plot(*zip(*points), "o-", label=f"{name}, {size} layers")
+        if single:
+            axes.axhline(found["original_perplexity"], color="black", linestyle=":", label=f"{name}: original")
     axes.set(
         xlabel="first layer of the window",
         ylabel="validation perplexity (log scale)",
@@ -55,6 +57,12 @@ def window_search(windows: Mapping[str, Any], path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     _save(figure, path)
+
+
+def _size(candidate: Mapping[str, Any]) -> int:
+    """The number of layers of a candidate's first window."""
+    first, last = candidate["windows"][0]
+    return last - first + 1
 
 
 def _save(figure: Any, path: Path) -> None:

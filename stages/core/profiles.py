@@ -66,7 +66,7 @@ class Prepare(Section):
 
 
 class Extract(Section):
-    sites: Annotated[list[Literal["pre_activation", "post_activation"]], Field(min_length=1)]
+    site: Literal["pre_activation", "post_activation"]
     max_tokens: Annotated[int, Field(ge=2)]
     moment_tokens: Annotated[int, Field(ge=2)]
     sequence_length: Count

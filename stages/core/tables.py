@@ -21,10 +21,15 @@ def summary(sizes: Figures, perplexity: Figures, latency: Figures) -> dict[str, 
 def window_rows(windows: Figures) -> list[tuple[str, str, float]]:
     """(variant, window, perplexity) of every window that a search scored."""
     return [
-        (name, f"{candidate['first']}-{candidate['last']}", candidate["perplexity"])
+        (name, layout(candidate["windows"]), candidate["perplexity"])
         for name, found in windows.items()
         for candidate in found["candidates"]
     ]
+
+
+def layout(windows: Iterable[Iterable[int]]) -> str:
+    """Windows as people write them: 1-4+7-10."""
+    return "+".join(f"{first}-{last}" for first, last in windows)
 
 
 def csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -118,14 +123,14 @@ def _search(windows: Figures) -> str:
     for name, found in windows.items():
         if not found["candidates"]:
             continue
-        chosen = [found["groups"][0][0], found["groups"][0][-1]]
+        chosen = [[group[0], group[-1]] for group in found["groups"]]
         rows = [
             [
-                f"{c['first']}-{c['last']}" + (" (chosen)" if [c["first"], c["last"]] == chosen else ""),
-                _perplexity(c["perplexity"]),
-                f"{c['perplexity'] / found['original_perplexity']:.3f}",
+                layout(candidate["windows"]) + (" (chosen)" if candidate["windows"] == chosen else ""),
+                _perplexity(candidate["perplexity"]),
+                f"{candidate['perplexity'] / found['original_perplexity']:.3f}",
             ]
-            for c in found["candidates"]
+            for candidate in found["candidates"]
         ]
         parts.append(
             f"`{name}`, each window with the start this variant gives it, {found['tokens']:,} tokens of the "

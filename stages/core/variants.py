@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 from stages.core.profiles import Count, Natural, Rate, Section
 
 Size = Annotated[int, Field(ge=2)]
-Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
-Reference = Literal["first", "centre"]
+Alignment = Literal["identity", "hungarian"]
 
 
 class NoWindows(Section):
@@ -62,13 +61,6 @@ class Budget(_Searched):
     target_parameters: Annotated[int, Field(ge=1)] | Rate
 
 
-class LeastInfluence(Section):
-    """The `count` layers that change the residual stream least (block influence)."""
-
-    choose: Literal["least_influence"]
-    count: Count
-
-
 class Keep(Section):
     method: Literal["none"]
 
@@ -78,7 +70,6 @@ class Share(Section):
 
     method: Literal["share"]
     alignment: Alignment
-    reference: Reference = "first"
     base: Literal["first", "mean", "regression"]
     delta: Literal["none", "zero", "svd", "weighted", "joint"]
     rank: Natural
@@ -97,49 +88,11 @@ class Share(Section):
 
 
 class Collapse(Section):
-    """A group becomes one layer: the first one's attention and norms, the merged FFN, and perhaps a repair."""
+    """A group becomes one layer: the first one's attention and norms, the merged FFN."""
 
     method: Literal["collapse"]
     alignment: Alignment
-    reference: Reference = "first"
-    base: Literal["first", "mean", "regression", "differences"]
-    repair: Literal["none", "scale", "least_squares"] = "none"
-
-
-class Drop(Section):
-    """The chosen layers are left out."""
-
-    method: Literal["drop"]
-
-
-class Like(Section):
-    """A budget: what one window of `size` layers that share an FFN at `rank` stores."""
-
-    size: Size
-    rank: Natural
-
-
-class LowRank(Section):
-    """Every FFN alone becomes a product of two thin matrices; `weighted` by the moments of its inputs or not."""
-
-    method: Literal["low_rank"]
-    weighted: bool
-    like: Like
-
-
-class Prune(Section):
-    """The smallest FFN weights become zero and stay so; a zero does not count as stored."""
-
-    method: Literal["prune"]
-    like: Like
-
-
-class External(Section):
-    """Another checkpoint in the original's place, as `AutoModelForCausalLM.from_pretrained` takes it."""
-
-    method: Literal["external"]
-    model: str
-    revision: str | None = None
+    base: Literal["first", "mean", "regression"]
 
 
 class Distill(Section):
@@ -165,18 +118,14 @@ class Recovery(Section):
     warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-Chosen = Annotated[NoWindows | Blocks | Best | Budget | LeastInfluence, Field(discriminator="choose")]
-Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | External, Field(discriminator="method")]
+Chosen = Annotated[NoWindows | Blocks | Best | Budget, Field(discriminator="choose")]
+Surgery = Annotated[Keep | Share | Collapse, Field(discriminator="method")]
 
 # Which ways to choose layers go with which surgery.
 FITTING = {
     "none": {"none"},
     "share": {"blocks", "best", "budget"},
     "collapse": {"blocks", "best"},
-    "drop": {"least_influence"},
-    "low_rank": {"none"},
-    "prune": {"none"},
-    "external": {"none"},
 }
 
 
