@@ -7,8 +7,8 @@ from stages.core.artifacts import read_json, replacing, write_json, write_text
 
 
 def main(
-    profile: str, provenance: Path, alignment: Path, windows: Path, sizes: Path, perplexity: Path, latency: Path,
-    samples: Path, summary: Path, variants: Path, search: Path, report: Path, texts: Path, plots: Path,
+    profile: str, provenance: Path, alignment: Path, windows: Path, sizes: Path, perplexity: Path, recovery: Path,
+    latency: Path, samples: Path, summary: Path, variants: Path, search: Path, report: Path, texts: Path, plots: Path,
 ) -> None:  # fmt: skip
     names = list(params.variants())
     # A folder may still hold the figures of a variant that params.yaml no longer has: read only today's.
@@ -23,7 +23,7 @@ def main(
     write_text(search, tables.csv(("variant", "window", "perplexity"), candidates))
     write_text(
         report,
-        tables.page(profile, read_json(provenance), figures, of(windows), read_json(alignment), of(latency)),
+        tables.page(profile, read_json(provenance), figures, of(windows), of(recovery), read_json(alignment), of(latency)),
     )
     write_text(texts, tables.samples(of(samples)))
     with replacing(plots) as draft:

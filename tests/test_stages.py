@@ -113,7 +113,7 @@ def study(request, tmp_path_factory):
         align.main(Path("correlations"), Path("permutations.npz"), Path("alignment.json"))
         for variant in VARIANTS:
             for_variant(variant)
-        folders = [Path(name) for name in ("windows", "sizes", "perplexity", "latency", "samples")]
+        folders = [Path(name) for name in ("windows", "sizes", "perplexity", "recovery", "latency", "samples")]
         outs = [Path(name) for name in ("summary.json", "variants", "search.csv", "report.md", "samples.md", "plots")]
         report.main("tiny", Path("provenance.json"), Path("alignment.json"), *folders, *outs)
         yield folder

@@ -21,9 +21,9 @@ def test_windows_partition_or_slide(allowed):
     flat = [layer for group in windows.blocks(depth, size) for layer in group]
     assert flat == list(range(depth - (depth % size == 1)))
     assert all(2 <= len(group) <= size for group in windows.blocks(depth, size))
-    sliding = windows.contiguous(depth, size)
+    sliding = windows.contiguous(depth, [size])
     assert [window[0] for window in sliding] == list(range(depth - size + 1)) and sliding[-1][-1] == depth - 1
-    assert all(window == list(range(window[0], window[0] + size)) for window in sliding)
+    assert all(windows.layers(window) == list(range(window[0], window[0] + size)) for window in sliding)
 
 
 def test_blocks_of_five_layers():
@@ -31,11 +31,12 @@ def test_blocks_of_five_layers():
     assert windows.blocks(5, 2) == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize("choose", [windows.blocks, windows.contiguous])
 @pytest.mark.parametrize("size", [1, 0, -1, 13])
-def test_a_window_out_of_range_names_the_depth(choose, size):
+def test_a_window_out_of_range_names_the_depth(size):
     with pytest.raises(UserError, match=rf"windows\.size = {size}\b.*\b12 layers.*\b2 to 12\b"):
-        choose(12, size)
+        windows.blocks(12, size)
+    with pytest.raises(UserError, match=rf"windows\.sizes = {size}\b.*\b12 layers.*\b2 to 12\b"):
+        windows.contiguous(12, [4, size])
 
 
 # Sharing

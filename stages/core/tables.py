@@ -48,6 +48,7 @@ def page(
     provenance: Mapping[str, Any],
     figures: Figures,
     windows: Figures,
+    recovery: Figures,
     alignment: Mapping[str, Any],
     latency: Figures,
 ) -> str:
@@ -68,6 +69,8 @@ def page(
         "tokens; for `original` itself it is the noise of that comparison. "
         "*After / original's* compares with the original model after the same fine-tuning.",
         "![Perplexity against stored parameters](plots/perplexity_by_size.png)",
+        "## Recovery",
+        _recovery(recovery),
         "## Layers taken together",
         _groups(windows),
         "## Window search",
@@ -107,6 +110,24 @@ def _variants(figures: Figures) -> str:
 def _perplexity(value: float) -> str:
     """Four digits or so, whatever the size."""
     return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+
+
+def _recovery(recovery: Figures) -> str:
+    rows = [
+        [
+            name,
+            _perplexity(course["validation_before"]),
+            _perplexity(course["validation_after"]),
+            f"{course['kept_tokens']:,}",
+        ]
+        for name, course in recovery.items()
+    ]
+    budgets = " and ".join(sorted({f"{course['tokens']:,}" for course in recovery.values()}))
+    return (
+        f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split among "
+        "the start and several looks on the way; where it was kept after 0 tokens, training only did harm.\n\n"
+        + markdown(["variant", "validation before", "validation after", "kept after tokens"], rows)
+    )
 
 
 def _groups(windows: Figures) -> str:

@@ -1,0 +1,129 @@
+"""Recovery: which parameters move, towards what, and that the best state on held-out text is what is kept."""
+
+import pytest
+import tiny
+import torch
+
+from stages.core import recovery, sharing, training
+from stages.core.profiles import Schedule
+from stages.core.variants import Distill
+
+ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
+USUAL = Schedule(epochs=3, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0)
+
+
+def run(model, objective, rates, recipe=USUAL, **options):
+    return training.train(model, len(ROWS), objective, rates, recipe, 0, **options)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@tiny.every_family
+def test_the_window_s_parts_are_all_of_the_window_and_nothing_else(name, rank):
+    model, structure = tiny.shared(name, rank)
+    parts = recovery.parts(model, tiny.family(model), [[0, 1, 2]], "window")
+    chosen = [parameter for group in parts.values() for parameter in group]
+    assert len({id(p) for p in chosen}) == len(chosen)
+    names = {id(p): key for key, p in model.named_parameters()}
+    before = tiny.state(model)
+    run(model, recovery.end_to_end(model, ROWS, None, None, None), [(p, 1e-2) for p in parts.values() if p])
+    moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == {names[id(p)] for p in chosen if p.numel()}
+    assert len(parts["base"]) == len(tiny.family(model).matrices) and bool(parts["deltas"]) == bool(rank)
+
+
+@pytest.mark.parametrize("around", ["zero", "start"])
+def test_the_penalty_is_the_squared_norm_from_where_it_is_anchored(around):
+    model, _ = tiny.shared("gpt2", 3)
+    starts = [delta.delta().detach().clone() for delta in sharing.deltas(model)]
+    penalty = recovery.frobenius(model, around)
+    if around == "start":
+        assert penalty().abs() < 1e-4
+    with torch.no_grad():
+        for delta in sharing.deltas(model):
+            delta.A.add_(torch.randn(delta.A.shape, generator=torch.Generator().manual_seed(1)))
+    anchor = starts if around == "start" else [0.0] * len(starts)
+    wanted = sum((d.delta() - a).square().sum() for d, a in zip(sharing.deltas(model), anchor))
+    torch.testing.assert_close(penalty(), wanted, rtol=1e-4, atol=1e-3)
+
+
+@tiny.every_family
+def test_an_untouched_model_is_at_no_distance_from_its_teacher(name):
+    model, batch = tiny.model(name), torch.arange(4)
+    ce, plain = recovery.end_to_end(model, ROWS, model, Distill(logits=1.0, temperature=2.0, hidden=1.0), None)(batch)
+    assert plain.abs() < 1e-5 < ce
+    error, _ = recovery.layer_by_layer(model, ROWS, tiny.model(name), tiny.family(model), [1, 2])(batch)
+    assert error < 1e-10
+
+
+@tiny.every_family
+def test_each_way_to_learn_brings_the_model_nearer_to_its_teacher(name):
+    teacher = tiny.model(name)
+    for objective in ("logits", "hidden", "layers"):
+        model, structure = tiny.shared(name, 3)
+        family = tiny.family(model)
+        if objective == "layers":
+            wanted = recovery.layer_by_layer(model, ROWS, teacher, family, [0, 1, 2, 3, 4])
+        else:
+            distill = Distill(logits=1.0, hidden=float(objective == "hidden"))
+            wanted = recovery.end_to_end(model, ROWS, teacher, distill, None)
+        with torch.no_grad():
+            before = wanted(torch.arange(8))[1]
+        parts = recovery.parts(model, family, structure.groups, "window")
+        rates = [(parts[key], 3e-3) for key in ("deltas", "base")]
+        run(model, wanted, rates, Schedule(epochs=15, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0))
+        with torch.no_grad():
+            assert wanted(torch.arange(8))[1] < 0.9 * before
+
+
+def test_divergence_is_kullback_s_and_zero_for_equals():
+    p, q = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, 7)
+    found = recovery.divergence(q, p, 2.0)
+    soft = torch.softmax(p / 2, -1)
+    wanted = 4 * (soft * (soft.log() - torch.log_softmax(q / 2, -1))).sum(-1).mean()
+    torch.testing.assert_close(found, wanted)
+    assert recovery.divergence(p, p, 3.0).abs() < 1e-6
+
+
+def test_the_best_state_on_validation_is_kept_and_it_may_be_the_start():
+    model, _ = tiny.shared("gpt2", 3)
+    before = tiny.state(model)
+    values = iter([1.0, 3.0, 2.0, 4.0])
+    objective = recovery.end_to_end(model, ROWS, None, None, None)
+    course = run(model, objective, [(list(model.parameters()), 1e-2)], validate=lambda: next(values), times=3)
+    assert [look["value"] for look in course.validation] == [1.0, 3.0, 2.0, 4.0]
+    assert [look["examples"] for look in course.validation] == [0, 8, 16, 24]
+    assert tiny.same(tiny.state(model), before)
+
+
+def test_a_state_in_the_middle_is_kept_bit_for_bit():
+    model, _ = tiny.shared("gpt2", 3)
+    values, states = iter([5.0, 3.0, 1.0, 4.0]), []
+
+    def validate():
+        states.append(tiny.state(model))
+        return next(values)
+
+    objective = recovery.end_to_end(model, ROWS, None, None, None)
+    run(model, objective, [(list(model.parameters()), 1e-2)], validate=validate, times=3)
+    assert tiny.same(tiny.state(model), states[2]) and not tiny.same(states[2], states[3])
+
+
+def test_accumulation_takes_the_same_steps_as_a_larger_batch():
+    states = []
+    for size, accumulation in ((4, 1), (2, 2)):
+        model, _ = tiny.shared("llama", 3)
+        recipe = Schedule(
+            epochs=2, batch_size=size, accumulation=accumulation, warmup=0.0, weight_decay=0.0, clip=100.0
+        )
+        run(model, recovery.end_to_end(model, ROWS, None, None, None), [(list(model.parameters()), 1e-3)], recipe)
+        states.append(tiny.state(model))
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, end", [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])
+def test_schedules_rise_and_end_where_they_should(kind, end):
+    recipe = Schedule(epochs=1, batch_size=1, schedule=kind, warmup=0.1, weight_decay=0.0, clip=1.0)
+    rates = [training.rate(recipe, step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(end) and all(a >= b for a, b in zip(rates[10:], rates[11:]))

@@ -1,0 +1,136 @@
+"""Which windows are shared, and how much rank they get: exact where theory is, honest about its budget always."""
+
+import itertools
+import math
+import random
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core import ranks, sharing, surgery, windows
+from stages.core.errors import UserError
+from stages.core.search import search
+from stages.core.variants import Best, Budget
+
+
+@given(depth=st.integers(4, 9), seed=st.integers(0, 999), keep=st.integers(1, 3))
+def test_layouts_are_the_cheapest_of_all_there_are(depth, seed, keep):
+    chance = random.Random(seed)
+    costs = {window: chance.uniform(-1, 5) for window in windows.contiguous(depth, [2, 3])}
+    every: dict[tuple[int, int], list[float]] = {}
+    for count in range(1, depth // 2 + 1):
+        for chosen in itertools.combinations(sorted(costs), count):
+            if all(a[1] < b[0] for a, b in zip(chosen, chosen[1:])):
+                key = (count, windows.saved(chosen))
+                every.setdefault(key, []).append(sum(costs[window] for window in chosen))
+    found: dict[tuple[int, int], list[float]] = {}
+    for cost, layout in windows.layouts(costs, depth, keep):
+        assert cost == pytest.approx(sum(costs[window] for window in layout))
+        found.setdefault((len(layout), windows.saved(layout)), []).append(cost)
+    assert found.keys() == every.keys()
+    for key, values in every.items():
+        assert found[key] == pytest.approx(sorted(values)[:keep])
+
+
+def test_excluded_layers_lie_in_no_window():
+    assert windows.contiguous(6, [2], [2]) == [(0, 1), (3, 4), (4, 5)]
+    with pytest.raises(UserError, match=r"exclude_layers = 6: this model has layers 0 to 5"):
+        windows.contiguous(6, [2], [6])
+    with pytest.raises(UserError, match=r"exclude_layers = \[1, 3\] leaves no window"):
+        windows.contiguous(5, [3], [1, 3])
+
+
+@given(budget=st.integers(0, 900), seed=st.integers(0, 999))
+def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"in": (12, 5), "out": (5, 12)}
+    gains = {(layer, role): torch.rand(5, generator=generator).sort(descending=True).values
+             for layer in (3, 4) for role in shapes}  # fmt: skip
+    found = ranks.water_fill(gains, shapes, budget)
+    spent = sum(17 * rank for roles in found.values() for rank in roles.values())
+    assert spent <= budget and all(17 * rank <= 60 for roles in found.values() for rank in roles.values())
+    full = all(17 * (rank + 1) > 60 for roles in found.values() for rank in roles.values())
+    assert full or budget - spent < 17
+    # No rank that was refused is worth more than one that was given.
+    given_ = [gains[int(l), r][:n].tolist() for l, roles in found.items() for r, n in roles.items()]
+    refused = [gains[int(l), r][n:3].tolist() for l, roles in found.items() for r, n in roles.items()]
+    assert min([1.0, *sum(given_, [])]) >= max([0.0, *sum(refused, [])])
+
+
+def test_gains_are_the_relative_errors_that_ranks_take_away():
+    built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
+    known = tiny.calibration(built)
+    members = surgery.aligned(built, [0, 1, 2], known, spec.alignment)
+    for (layer, role), values in ranks.gains(built, [0, 1, 2], known, spec).items():
+        moments = members[layer].moments[surgery.SITE[role]]
+        left = []
+        for rank in (0, 4):
+            fitted = surgery.fit_role(members, role, "regression", "weighted" if rank else "none", [rank] * 3)
+            missing = members[layer].ffn[f"w_{role}"] - fitted.weight(layer)
+            left.append((missing @ moments.root).square().sum())
+        whole = (members[layer].ffn[f"w_{role}"] @ moments.root).square().sum()
+        torch.testing.assert_close(values[:4].sum(), (left[0] - left[1]) / whole, rtol=1e-6, atol=1e-9)
+
+
+def score(model):
+    """A perplexity of sorts: how far the logits are from those of the original."""
+    return 2.0 + (tiny.logits(model) - tiny.logits(tiny.model("gpt2"))).square().mean().item()
+
+
+def found(**wanted):
+    built = tiny.model("gpt2")
+    kind = Budget if wanted["choose"] == "budget" else Best
+    spec = tiny.share(2, base="regression", delta="weighted")
+    return built, spec, search(built, tiny.calibration(built), spec, kind(**wanted), score)
+
+
+def test_one_window_is_the_cheapest_for_each_layer_saved():
+    _, _, result = found(choose="best", sizes=[2, 3])
+    assert [layout.windows for layout in result.scored] == [((i, i + 1),) for i in range(4)] + [
+        ((i, i + 2),) for i in range(3)
+    ]
+    price = {s.windows: math.log(s.perplexity / result.original) / windows.saved(s.windows) for s in result.scored}
+    assert price[result.chosen.windows] == min(price.values())
+
+
+def test_two_windows_are_disjoint_and_scored_together():
+    built, spec, result = found(choose="best", sizes=[2], count=2, shortlist=3)
+    layouts = [layout for layout in result.scored if len(layout.windows) == 2]
+    assert len(layouts) == 3 and result.chosen == min(layouts, key=lambda layout: layout.perplexity)
+    groups = [windows.layers(window) for window in result.chosen.windows]
+    assert not set(groups[0]) & set(groups[1])
+    alone = surgery.operate(built, groups, tiny.calibration(built), spec)[0]
+    assert result.chosen.perplexity == score(alone)
+
+
+def test_more_windows_than_fit_are_refused():
+    with pytest.raises(UserError, match=r"windows\.count = 3: so many windows do not fit into 5 layers"):
+        found(choose="best", sizes=[2], count=3)
+
+
+@pytest.mark.parametrize("target", [0.9, 0.8])
+def test_a_budget_is_kept_and_spent(target):
+    built, spec, result = found(choose="budget", sizes=[2, 3], target_parameters=target)
+    groups = [windows.layers(window) for window in result.chosen.windows]
+    changed, structure = surgery.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    whole, stored = (sum(p.numel() for p in model.parameters()) for model in (built, changed))
+    assert stored <= target * whole and stored > target * whole - tiny.WIDTH - 4 * tiny.WIDTH
+    assert result.chosen.perplexity == score(changed)
+
+
+def test_ranks_of_single_matrices_survive_a_file(tmp_path):
+    built, spec, result = found(choose="budget", sizes=[3], target_parameters=0.9)
+    groups = [windows.layers(window) for window in result.chosen.windows]
+    changed, structure = surgery.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    sharing.save(changed, structure, tmp_path / "model")
+    back, again = sharing.load(tmp_path / "model")
+    assert again == structure and torch.equal(tiny.logits(back), tiny.logits(changed))
+    assert tiny.gap(sharing.dense(back), changed) < 1e-4
+
+
+def test_a_budget_out_of_reach_says_what_is_in_reach():
+    with pytest.raises(UserError, match=r"target_parameters = 0.1: windows of sizes \[2\] leave [\d,]+ to [\d,]+"):
+        found(choose="budget", sizes=[2], target_parameters=0.1)
