@@ -55,9 +55,9 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
     full = all(17 * (rank + 1) > 60 for roles in found.values() for rank in roles.values())
     assert full or budget - spent < 17
     # No rank that was refused is worth more than one that was given.
-    given_ = [gains[int(l), r][:n].tolist() for l, roles in found.items() for r, n in roles.items()]
-    refused = [gains[int(l), r][n:3].tolist() for l, roles in found.items() for r, n in roles.items()]
-    assert min([1.0, *sum(given_, [])]) >= max([0.0, *sum(refused, [])])
+    given = [gains[int(layer), r][:n].tolist() for layer, roles in found.items() for r, n in roles.items()]
+    refused = [gains[int(layer), r][n:3].tolist() for layer, roles in found.items() for r, n in roles.items()]
+    assert min([1.0, *sum(given, [])]) >= max([0.0, *sum(refused, [])])
 
 
 def test_gains_are_the_relative_errors_that_ranks_take_away():

@@ -4,9 +4,8 @@ import pytest
 import tiny
 import torch
 
-from stages.core import recovery, sharing
+from stages.core import recovery, sharing, training
 from stages.core.errors import UserError
-from stages.core import training
 from stages.core.profiles import Schedule
 
 # Eight rows of one endless cycle: a text that can be learnt by heart.
