@@ -23,7 +23,9 @@ def main(
     write_text(search, tables.csv(("variant", "window", "perplexity"), candidates))
     write_text(
         report,
-        tables.page(profile, read_json(provenance), figures, of(windows), of(recovery), read_json(alignment), of(latency)),
+        tables.page(
+            profile, read_json(provenance), figures, of(windows), of(recovery), read_json(alignment), of(latency)
+        ),
     )
     write_text(texts, tables.samples(of(samples)))
     with replacing(plots) as draft:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from stages.core.calibration import Calibration
 from stages.core.families import family_of
-from stages.core.merging import BASES
-from stages.core.surgery import SITE, aligned
+from stages.core.surgery import SITE, aligned, fit_role
 from stages.core.variants import Share
 
 Matrix = tuple[int, str]  # a layer and a role
@@ -26,12 +25,11 @@ def gains(model: Any, group: list[int], calibration: Calibration, spec: Share) -
     found = {}
     members = aligned(model, group, calibration, spec.alignment)
     for role in family_of(model.config.model_type).matrices:
-        weights = [member.ffn[f"w_{role}"] for member in members]
-        moments = [member.moments[SITE[role]] for member in members]
-        centre = BASES[spec.base](weights, moments)
-        for layer, weight, known in zip(group, weights, moments):
-            left = _gram((weight - centre) @ known.root)
-            whole = _gram(weight @ known.root).trace()
+        centre = fit_role(members, role, spec.base, "none", [0] * len(members)).base
+        for layer, member in zip(group, members):
+            weight, root = member.ffn[f"w_{role}"], member.moments[SITE[role]].root
+            left = _gram((weight - centre) @ root)
+            whole = (weight @ root).square().sum()
             found[layer, role] = torch.linalg.eigvalsh(left).flip(0).clamp_min(0) / whole
     return found
 
@@ -45,7 +43,11 @@ def water_fill(
     factors would store more than the matrix itself.
     """
     steps = sorted(
-        ((gain / sum(shapes[role]), layer, role) for (layer, role), values in gains.items() for gain in values.tolist()),
+        (
+            (gain / sum(shapes[role]), layer, role)
+            for (layer, role), values in gains.items()
+            for gain in values.tolist()
+        ),
         reverse=True,
     )
     ranks = {str(layer): dict.fromkeys(shapes, 0) for layer, _ in gains}

@@ -14,8 +14,8 @@ from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
 from stages.core.models import blank
 from stages.core.moments import Moments
-from stages.core.variants import Collapse, Keep, Share
 from stages.core.sharing import Sharing, install
+from stages.core.variants import Collapse, Share
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
 
@@ -110,9 +110,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     return shallow.eval(), Sharing()
 
 
-def fit_role(
-    members: list[Member], role: str, base: str, delta: str, ranks: list[int], centred: bool = False
-) -> Fit:
+def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: list[int], centred: bool = False) -> Fit:
     """The base and deltas of one role for aligned members."""
     moments = [member.moments[SITE[role]] for member in members]
     return fit(
