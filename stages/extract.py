@@ -1,13 +1,14 @@
 """Record what every FFN does on calibration text (the head of the train split), in one forward pass.
 
 Activations go to parquet, as many tokens as were asked for; the first and second moments of what each matrix
-reads go to safetensors, over as many tokens as were asked for there.
+reads go to safetensors, over as many tokens as were asked for there. What text that was goes to JSON, as a hash.
 """
 
+import hashlib
 from pathlib import Path
 
 from stages.core import activations, corpus, ffn, models, params, runtime
-from stages.core.artifacts import parquet_writer, replacing, write_tensors
+from stages.core.artifacts import parquet_writer, replacing, write_json, write_tensors
 from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.moments import MomentStream, to_tensors
@@ -16,7 +17,7 @@ from stages.core.moments import MomentStream, to_tensors
 MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 
-def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> None:
+def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text: Path) -> None:
     import pyarrow as pa
 
     device = runtime.start(params.section(profile, "runtime"))
@@ -49,6 +50,17 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> N
         for name, streams in zip(names, gathered):
             found = {site: stream.moments() for site, stream in streams.items()}
             write_tensors(draft / f"{name}.safetensors", to_tensors(found))
+
+    ids = b"".join(batch.numpy().astype("<i8").tobytes() for batch in batches)
+    write_json(
+        text,
+        {
+            "sha256": hashlib.sha256(ids).hexdigest(),
+            "activation_tokens": spec.max_tokens,
+            "moment_tokens": spec.moment_tokens,
+            "sequence_length": spec.sequence_length,
+        },
+    )
 
 
 def calibration(text, spec) -> list:

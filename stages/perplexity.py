@@ -29,6 +29,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ou
             "after_spread": statistics.stdev(seeds) if len(seeds) > 1 else 0.0,
             "seeds": len(seeds),
             "tokens": len(text),
+            "environment": runtime.environment(device),
         },
     )
 
