@@ -78,7 +78,11 @@ def _variants(study: Study) -> Chapter:
             "the variant's, both timed in turns in one process: for `original` itself it is the noise of that "
             "comparison.",
             tables.headline(study),
-            Picture("perplexity_by_size", "Test perplexity against stored parameters, before and after fine-tuning", wide=True),
+            Picture(
+                "perplexity_by_size",
+                "Test perplexity against stored parameters, before and after fine-tuning",
+                wide=True,
+            ),
             f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
             Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
             "Sharing saves memory, not arithmetic: only where layers are gone does a model compute less. *Dense* "
@@ -114,7 +118,9 @@ def _recovery(study: Study) -> Chapter:
         [
             f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split "
             "among the start and several looks on the way; where it was kept after 0 tokens, training only did harm.",
-            Picture("training", "Training loss and validation perplexity of every variant during its recovery", wide=True),
+            Picture(
+                "training", "Training loss and validation perplexity of every variant during its recovery", wide=True
+            ),
             tables.recovery(study),
         ],
     )
@@ -140,7 +146,11 @@ def _neighbours(study: Study) -> Chapter:
             f"Mean correlation of neuron pairs over {study.alignment['tokens']:,} tokens. Independent neurons, matched "
             f"the same way, would reach {study.alignment['null']:.3f}: only the excess counts. Neurons that never "
             f"vary: {silent}.",
-            Picture("correlations", "Mean correlation of the neurons of every two layers, matched and as numbered", wide=True),
+            Picture(
+                "correlations",
+                "Mean correlation of the neurons of every two layers, matched and as numbered",
+                wide=True,
+            ),
             tables.neighbours(study),
         ],
     )
@@ -183,7 +193,7 @@ def _provenance(study: Study) -> Chapter:
             f"Calibration text: the head of the train split, {read['activation_tokens']:,} tokens of activations and "
             f"{read['moment_tokens']:,} of moments in sequences of {read['sequence_length']}, token ids sha256 "
             f"`{read['sha256']}`.",
-            "*Precision* is that of the arithmetic in training; every evaluation is in float32.",
+            "*Precision* is that of the arithmetic; weights are kept in float32.",
             tables.environments(study),
         ],
     )

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
 
 from stages.core.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
 
@@ -37,6 +38,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+matplotlib.rcParams.update(STYLE)
 
 
 def drawings(study: Study) -> dict[str, Callable[[], Any]]:
@@ -65,7 +67,7 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def perplexity_by_size(study: Study) -> Any:
     """Every variant at its stored parameters, before (hollow) and after (filled); beside it those near the control."""
-    figure, (whole, near) = _figure(1, 2)
+    figure, (whole, near) = _figure(2)
     for name, look in looks(study.variants).items():
         millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
         whole.plot([millions] * 2, [found["before"], found["after"]], color=look["color"], alpha=0.3, linewidth=1)
@@ -78,8 +80,9 @@ def perplexity_by_size(study: Study) -> Any:
     close = [point for point in line if point[1] <= 2 * study.control]
     near.plot(*zip(*close), color=INK, alpha=0.5, linewidth=1, linestyle="--", zorder=0)
     near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
-    whole.set(title="Before (hollow) and after fine-tuning (filled)", ylabel="test perplexity", yscale="log")
+    whole.set(title="Before (hollow) and after fine-tuning (filled)", ylabel="test perplexity")
     near.set(title="After fine-tuning, up to twice the control")
+    _logarithmic(whole)
     for axes in (whole, near):
         axes.set_xlabel("stored parameters, millions")
         axes.margins(0.08)
@@ -88,19 +91,20 @@ def perplexity_by_size(study: Study) -> Any:
 
 def perplexity_by_speed(study: Study) -> Any:
     """Every variant after fine-tuning at its speed-up over the original."""
-    figure, axes = _figure(1, 1)
+    figure, axes = _figure(1)
     for name, look in looks(study.variants).items():
         axes.plot(study.latency[name]["speedup"], study.perplexity[name]["after"], **look, label=name, linestyle="")
     line = [(study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in by_speed(study)]
     axes.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
-    axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning", yscale="log")
+    axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning")
     axes.margins(0.08)
+    _logarithmic(axes)
     return _legend(figure, axes)
 
 
 def window_search(study: Study) -> Any:
     """Perplexity of every window that was scored, against its first layer, beside the original's."""
-    figure, axes = _figure(1, 1)
+    figure, axes = _figure(1)
     styles, drawn = ("-", "--", "-.", ":"), looks(study.variants)
     for name, found in study.windows.items():
         single = [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
@@ -111,8 +115,9 @@ def window_search(study: Study) -> Any:
     originals = {found["original_perplexity"] for found in study.windows.values() if found["candidates"]}
     for value in sorted(originals):
         axes.axhline(value, color=INK, alpha=0.5, linewidth=1, linestyle=":", label="original")
-    axes.set(xlabel="first layer of the window", ylabel="validation perplexity", yscale="log")
+    axes.set(xlabel="first layer of the window", ylabel="validation perplexity")
     axes.xaxis.get_major_locator().set_params(integer=True)
+    _logarithmic(axes)
     return _legend(figure, axes)
 
 
@@ -125,7 +130,7 @@ def correlations(study: Study) -> Any:
         for key, matrix in values.items():
             matrix[row["first"], row["second"]] = matrix[row["second"], row["first"]] = row[key]
     low, high = min(0.0, *(np.nanmin(m) for m in values.values())), max(np.nanmax(m) for m in values.values())
-    figure, both = _figure(1, 2)
+    figure, both = _figure(2)
     for axes, (key, title) in zip(both, panels.items()):
         drawn = axes.pcolormesh(values[key], cmap="viridis", vmin=low, vmax=high)
         for (row, column), value in np.ndenumerate(values[key]):
@@ -146,7 +151,7 @@ def correlations(study: Study) -> Any:
 
 def training(study: Study) -> Any:
     """Training loss, and perplexity at every look at the validation split, of every variant's recovery."""
-    figure, (losses, validation) = _figure(1, 2)
+    figure, (losses, validation) = _figure(2)
     for name, look in looks(study.variants).items():
         rows = study.training[name]
         thin = {"color": look["color"], "linewidth": 1.1}
@@ -154,10 +159,11 @@ def training(study: Study) -> Any:
         seen = study.recovery[name]["looks"]
         points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
         validation.plot(*zip(*points), **look, linewidth=1.1, markersize=4, label=name)
-    losses.set(title="Training loss", yscale="log")
-    validation.set(title="Validation perplexity", yscale="log")
+    losses.set(title="Training loss")
+    validation.set(title="Validation perplexity")
     for axes in (losses, validation):
         axes.set_xlabel("tokens, thousands")
+        _logarithmic(axes)
     return _legend(figure, validation)
 
 
@@ -171,7 +177,7 @@ def svg(figure: Any, name: str) -> str:
     """A figure as an element for an HTML page: transparent, its ink the page's text colour, its ids its own."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     plt.close(figure)
     text = file.getvalue()
@@ -179,12 +185,22 @@ def svg(figure: Any, name: str) -> str:
     return text.replace(INK, "currentColor")
 
 
-def _figure(rows: int, columns: int) -> tuple[Any, Any]:
-    with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(9.2 if columns > 1 else 6.4, 4.6), layout="constrained")
-        for one in np.ravel(axes):
-            one.grid(True)
+def _figure(columns: int) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(1, columns, figsize=(9.2 if columns > 1 else 6.4, 4.6), layout="constrained")
+    for one in np.ravel(axes):
+        one.grid(True)
     return figure, axes
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic upright axis with plain numbers on it, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, axes: Any) -> Any:
@@ -192,8 +208,7 @@ def _legend(figure: Any, axes: Any) -> Any:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
     if handles:
         columns = 5 if len(figure.axes) > 1 else 4
-        with matplotlib.rc_context(STYLE):
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 

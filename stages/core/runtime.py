@@ -70,9 +70,7 @@ def autocast(device: Any, wanted: str) -> Any:
     """A context in which a training step computes in the `precision` that the device has for `wanted`."""
     import torch
 
-    return torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=precision(device, wanted) == "bfloat16"
-    )
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(device, wanted) == "bfloat16")
 
 
 def environment(device: Any, wanted: str = "float32") -> dict[str, Any]:

@@ -66,9 +66,7 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def by_size(study: Study) -> list[str]:
     """The variants that no smaller or equal one beats in perplexity after fine-tuning, smallest first."""
-    return pareto(
-        {name: (study.sizes[name]["parameters"], study.perplexity[name]["after"]) for name in study.variants}
-    )
+    return pareto({name: (study.sizes[name]["parameters"], study.perplexity[name]["after"]) for name in study.variants})
 
 
 def by_speed(study: Study) -> list[str]:

@@ -49,8 +49,8 @@ def headline(study: Study) -> Table:
                 f"{study.latency[name]['speedup']:.2f}",
             )
         )
-    header = ("variant", "stored", "ratio", "ppl before", "ppl after", "to control", "accuracy (95%)", "ROUGE-L", "speed-up")
-    return Table(header, rows)
+    header = ("variant", "stored", "ratio", "ppl before", "ppl after", "to control")
+    return Table((*header, "accuracy (95%)", "ROUGE-L", "speed-up"), rows)
 
 
 def storage(study: Study) -> Table:
@@ -67,7 +67,8 @@ def storage(study: Study) -> Table:
         )
         for name, size in study.sizes.items()
     ]
-    return Table(("variant", "stored", "dense", "FFN stored", "MB", "prefill ms", "decode ms/token"), rows)
+    header = ("variant", "stored", "dense", "FFN stored", "MB", "prefill ms", "decode ms/token")
+    return Table(header, rows, "Parameters by every count, and where the time goes", folded=True)
 
 
 def sentiment(study: Study) -> Table:
@@ -90,9 +91,7 @@ def summarization(study: Study) -> Table:
     measures = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     first = study.summarization["original"]
     rows = [("first three sentences", *(f"{first[f'lead3_{measure}']:.3f}" for measure in measures))]
-    rows += [
-        (name, *(f"{task[measure]:.3f}" for measure in measures)) for name, task in study.summarization.items()
-    ]
+    rows += [(name, *(f"{task[measure]:.3f}" for measure in measures)) for name, task in study.summarization.items()]
     return Table(("variant", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), rows)
 
 
@@ -117,7 +116,7 @@ def groups(study: Study) -> Table:
         for name, found in study.windows.items()
         if found["groups"]
     ]
-    return Table(("variant", "layers taken together"), rows)
+    return Table(("variant", "layers taken together"), rows, narrow=True)
 
 
 def searches(study: Study) -> list[Table]:
@@ -216,13 +215,14 @@ def elsewhere(study: Study) -> list[Table]:
     """Published figures that no variant of ours is beside, a table for each source."""
     return [
         Table(
-            ("model", "parameters, millions", "perplexity"),
+            ("model", "millions of parameters", "perplexity"),
             [
                 (figure.name, _number(figure.parameters_millions, 1), _number(figure.perplexity, 2))
                 for figure in source.figures
             ],
             source.title,
             f"{source.protocol}.",
+            narrow=True,
         )
         for source in study.published.elsewhere
     ]
