@@ -39,7 +39,7 @@ def main(
             write_json(draft / f"{name}.json", row)
     with replacing(points) as draft:
         draft.mkdir()
-        for kind in ("size", "speed", "window", "correlation", "validation"):
+        for kind in ("size", "speed", "window", "correlation", "training", "validation"):
             write_csv(draft / f"{kind}.csv", getattr(study, f"{kind}_rows")(found))
     draw = pictures.drawings(found)
     with replacing(plots) as draft:

@@ -14,8 +14,8 @@ _MARKDOWN = MarkdownIt("js-default")
 def render(templates: Path, name: str, **content: Any) -> str:
     """The template `name` of a folder, filled in; one for HTML (`*.html.j2`) escapes all it is given.
 
-    The filter `inline` makes HTML of one paragraph of Markdown; `drawing` lets through an SVG of ours as it is. A name that the template uses and `content` lacks
-    raises jinja2.UndefinedError.
+    The filter `inline` makes HTML of one paragraph of Markdown, `drawing` lets an SVG of ours through as it is. A name
+    that the template uses and `content` lacks raises jinja2.UndefinedError.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),

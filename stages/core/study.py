@@ -101,6 +101,15 @@ def speed_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def training_rows(study: Study) -> list[dict[str, Any]]:
+    """Every step's loss in a recovery."""
+    return [
+        {"variant": name, "tokens": row["tokens"], "loss": row["loss"]}
+        for name, rows in study.training.items()
+        for row in rows
+    ]
+
+
 def validation_rows(study: Study) -> list[dict[str, Any]]:
     """Every look at the validation split during a recovery."""
     return [

@@ -1,8 +1,7 @@
 """The study's figures as tables of text, for whatever page shows them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from stages.core.study import Study, layout
 
