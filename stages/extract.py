@@ -1,10 +1,10 @@
 """Record what every FFN does on calibration text (the head of the train split), in one forward pass.
 
-Activations go to parquet, as many tokens as were asked for; the first and second moments of what each matrix
-reads go to safetensors, over as many tokens as were asked for there. What text that was goes to JSON, as a hash.
+Activations go to parquet, a file a site, as many tokens as were asked for; the first and second moments of what each
+matrix reads go to safetensors, over as many tokens as were asked for there; which text that was goes to JSON.
 """
 
-import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 
 from stages.core import activations, corpus, ffn, models, params, runtime
@@ -32,35 +32,32 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
     schema = pa.schema([(name, pa.list_(pa.float32(), neurons)) for name in names])
     gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(depth)]
     rows_left, moments_left = spec.max_tokens, spec.moment_tokens
-    with parquet_writer(out, schema) as writer:
-        stream = activations.stream(dense, family, tuple({spec.site, *MOMENTS.values()}), batches)
+    with ExitStack() as open_files:
+        draft = open_files.enter_context(replacing(out))
+        draft.mkdir()
+        writers = {
+            site: open_files.enter_context(parquet_writer(draft / f"{site}.parquet", schema)) for site in spec.sites
+        }
+        stream = activations.stream(dense, family, tuple({*spec.sites, *MOMENTS.values()}), batches)
         for seen in runtime.progress(stream, "extract", total=len(batches)):
-            if rows_left > 0:
-                flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[spec.site]]
+            for site, writer in writers.items() if rows_left > 0 else ():
+                flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[site]]
                 arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
                 writer.write_batch(pa.record_batch(arrays, names=names))
             if moments_left > 0:
                 for layer, streams in enumerate(gathered):
                     for name, site in MOMENTS.items():
                         streams[name].update(seen[site][layer][:moments_left])
-            rows_left -= len(seen[spec.site][0])
-            moments_left -= len(seen[spec.site][0])
+            tokens_seen = len(seen[spec.sites[0]][0])
+            rows_left -= tokens_seen
+            moments_left -= tokens_seen
     with replacing(moments) as draft:
         draft.mkdir()
         for name, streams in zip(names, gathered):
             found = {site: stream.moments() for site, stream in streams.items()}
             write_tensors(draft / f"{name}.safetensors", to_tensors(found))
-
-    ids = b"".join(batch.numpy().astype("<i8").tobytes() for batch in batches)
-    write_json(
-        text,
-        {
-            "sha256": hashlib.sha256(ids).hexdigest(),
-            "activation_tokens": spec.max_tokens,
-            "moment_tokens": spec.moment_tokens,
-            "sequence_length": spec.sequence_length,
-        },
-    )
+    used = {"activation_tokens": spec.max_tokens, "moment_tokens": spec.moment_tokens}
+    write_json(text, {"sha256": corpus.digest(batches), **used, "sequence_length": spec.sequence_length})
 
 
 def calibration(text, spec) -> list:

@@ -62,11 +62,16 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
             "tokens": 4000,
             "neurons": 512,
             "null": 0.046,
-            "dead_neurons": {"0": 0, "1": 2},
-            "pairs": {
-                f"{a}-{b}": {"matched": 0.55 - 0.02 * (b - a) - 0.01 * a, "unmatched": 0.07 / (1 + a)}
-                for a in range(12)
-                for b in range(a + 1, min(12, a + 10))
+            "sites": {
+                site: {
+                    "dead_neurons": {"0": 0, "1": 2},
+                    "pairs": {
+                        f"{a}-{b}": {"matched": high - 0.02 * (b - a) - 0.01 * a, "unmatched": 0.07 / (1 + a)}
+                        for a in range(12)
+                        for b in range(a + 1, min(12, a + 10))
+                    },
+                }
+                for site, high in {"post_activation": 0.45, "pre_activation": 0.55}.items()
             },
         },
         windows=each(lambda name, n: searched(name)),

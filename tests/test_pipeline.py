@@ -78,7 +78,7 @@ def test_metrics_hold_every_variant(clone):
     for row in summary.values():
         assert row.keys() == {
             "parameters", "dense_parameters", "ffn_parameters", "parameter_ratio", "checkpoint_mb", "perplexity",
-            "latency",
+            "latency", "sentiment", "summarization",
         }  # fmt: skip
         assert row["perplexity"].keys() == {"before", "after"}
         assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
@@ -95,8 +95,10 @@ def test_report_shows_every_variant_and_window(clone):
     report = (clone / "metrics/report.md").read_text()
     assert all(f"| {name} |" in report for name in KEPT)
     assert all(f"| {first}-{first + 3}" in report for first in range(9))
-    for name in ("perplexity_by_size.png", "window_search.png"):
-        assert (clone / "metrics/plots" / name).read_bytes().startswith(b"\x89PNG")
+    page = (clone / "metrics/report.html").read_text()
+    for name in ("perplexity_by_size", "perplexity_by_speed", "window_search", "correlations", "training"):
+        assert (clone / f"metrics/plots/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f'id="{name}-figure_1"' in page
     assert all(f"**{name}**" in (clone / "metrics/samples.md").read_text() for name in KEPT)
 
 
@@ -126,8 +128,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("variants", "merged_4", "surgery", "base"), "first", {"search@merged_4", "surgery@merged_4"}),
         (("variants", "compressed_6", "windows", "size"), 4, {"search@compressed_6"}),
         (("profiles", "small", "align"), None, set()),
-        (("profiles", "small", "extract", "site"), "post_activation", {"extract"}),
-        (("profiles", "small", "correlate", "reach"), 11, {"correlate"}),
+        (("profiles", "small", "extract", "sites"), ["pre_activation"], {"extract"}),
+        (("profiles", "small", "correlate", "reach"), 11, {"correlate", "align"}),
         (("profiles", "small", "search", "max_tokens"), 128, {f"search@{name}" for name in KEPT}),
         (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),

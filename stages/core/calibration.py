@@ -16,11 +16,12 @@ from stages.core.moments import Moments, from_tensors
 class Calibration:
     """Read when it is needed, a layer at a time.
 
-    permutation(first, other): lays the neurons of layer `other` upon those of `first` (int64, shape (d_ff,)).
+    permutation(alignment, reference, first, other): lays the neurons of layer `other` upon those of `first` (int64,
+    shape (d_ff,)), where the layers between the two are of the same group.
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
     """
 
-    permutation: Callable[[int, int], Tensor]
+    permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
 
 
@@ -28,8 +29,18 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
     """The calibration that stages `align` and `extract` wrote, its tensors on `device`."""
     found = read_arrays(permutations)
 
-    def moments_of(layer: int) -> Mapping[str, Moments]:
-        tensors = read_tensors(moments / f"layer_{layer:02d}.safetensors")
-        return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
+    def permutation_of(alignment: str, reference: str, first: int, other: int) -> Tensor:
+        return torch.from_numpy(found[key(alignment, reference, first, other)]).to(device)
 
-    return Calibration(lambda first, other: torch.from_numpy(found[f"{first}-{other}"]).to(device), moments_of)
+    return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device))
+
+
+def read_moments(folder: Path, layer: int, device: Any = "cpu") -> dict[str, Moments]:
+    """One layer's moments as stage `extract` wrote them, its tensors on `device`."""
+    tensors = read_tensors(folder / f"layer_{layer:02d}.safetensors")
+    return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def key(alignment: str, reference: str, first: int, other: int) -> str:
+    """What a file of permutations calls the one that lays layer `other` upon `first`."""
+    return f"{alignment}.{reference}.{first}-{other}"

@@ -139,19 +139,17 @@ def _windows(study: Study) -> Chapter:
 
 
 def _neighbours(study: Study) -> Chapter:
-    silent = sum(study.alignment["dead_neurons"].values())
     return Chapter(
         "Do layers agree?",
         [
             f"Mean correlation of neuron pairs over {study.alignment['tokens']:,} tokens. Independent neurons, matched "
-            f"the same way, would reach {study.alignment['null']:.3f}: only the excess counts. Neurons that never "
-            f"vary: {silent}.",
+            f"the same way, would reach {study.alignment['null']:.3f}: only the excess counts.",
             Picture(
                 "correlations",
                 "Mean correlation of the neurons of every two layers, matched and as numbered",
                 wide=True,
             ),
-            tables.neighbours(study),
+            *tables.neighbours(study),
         ],
     )
 

@@ -1,5 +1,6 @@
 """Text as one stream of tokens."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,11 @@ def pack(tokens: Tensor, length: int) -> Tensor:
     if rows == 0:
         raise UserError(f"the text has {len(tokens)} tokens, fewer than one sequence of {length}")
     return tokens[: rows * length].view(rows, length)
+
+
+def digest(batches: Iterable[Tensor]) -> str:
+    """The sha256, in hexadecimal, of token ids in order, as little-endian int64 whatever the machine."""
+    found = hashlib.sha256()
+    for batch in batches:
+        found.update(batch.numpy().astype("<i8").tobytes())
+    return found.hexdigest()

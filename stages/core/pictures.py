@@ -122,30 +122,31 @@ def window_search(study: Study) -> Any:
 
 
 def correlations(study: Study) -> Any:
-    """Mean correlation of every two layers' neurons: matched, less what chance gives, and as numbered."""
-    depth = study.provenance["layers"]
-    panels = {"above_chance": "Matched, above chance", "as_numbered": "As numbered"}
-    values = {key: np.full((depth, depth), np.nan) for key in panels}
+    """Mean correlation of every two layers' neurons, a row a site: matched, less what chance gives; as numbered."""
+    depth, sites = study.provenance["layers"], list(study.alignment["sites"])
+    panels = {(site, key): np.full((depth, depth), np.nan) for site in sites for key in ("above_chance", "as_numbered")}
     for row in correlation_rows(study):
-        for key, matrix in values.items():
-            matrix[row["first"], row["second"]] = matrix[row["second"], row["first"]] = row[key]
-    low, high = min(0.0, *(np.nanmin(m) for m in values.values())), max(np.nanmax(m) for m in values.values())
-    figure, both = _figure(2)
-    for axes, (key, title) in zip(both, panels.items()):
-        drawn = axes.pcolormesh(values[key], cmap="viridis", vmin=low, vmax=high)
-        for (row, column), value in np.ndenumerate(values[key]):
-            # On 30 layers the numbers would be too small to read.
-            if depth <= 16 and np.isfinite(value):
-                tone = "#ffffff" if value < (low + high) / 2 else "#000000"
-                shown = f"{value:.2f}".replace("0.", ".")
-                axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", fontsize=6, color=tone)
+        for key in ("above_chance", "as_numbered"):
+            both = [row["first"], row["second"]]
+            panels[row["site"], key][both, both[::-1]] = row[key]
+    low, high = min(0.0, *map(np.nanmin, panels.values())), max(map(np.nanmax, panels.values()))
+    figure, grid = _figure(2, len(sites))
+    for axes, ((site, key), values) in zip(np.ravel(grid), panels.items()):
+        drawn = axes.pcolormesh(values, cmap="viridis", vmin=low, vmax=high)
+        words = {"above_chance": "matched, above chance", "as_numbered": "as numbered"}[key]
+        axes.set(title=f"{site.replace('_', ' ')}, {words}", xlabel="layer", ylabel="layer", aspect="equal")
         every = range(0, depth, 1 if depth <= 16 else 5)
         axes.set_xticks([layer + 0.5 for layer in every], [str(layer) for layer in every])
         axes.set_yticks([layer + 0.5 for layer in every], [str(layer) for layer in every])
-        axes.set(title=title, xlabel="layer", ylabel="layer", aspect="equal")
         axes.invert_yaxis()
         axes.grid(False)
-    figure.colorbar(drawn, ax=list(both), shrink=0.75, label="mean correlation").outline.set_visible(False)
+        # On more layers the numbers would be too small to read.
+        for (row, column), value in np.ndenumerate(values) if depth <= 16 else ():
+            if np.isfinite(value):
+                tone = "#ffffff" if value < (low + high) / 2 else "#000000"
+                shown = f"{value:.2f}".replace("0.", ".")
+                axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", fontsize=6, color=tone)
+    figure.colorbar(drawn, ax=list(np.ravel(grid)), shrink=0.75, label="mean correlation").outline.set_visible(False)
     return figure
 
 
@@ -185,8 +186,9 @@ def svg(figure: Any, name: str) -> str:
     return text.replace(INK, "currentColor")
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(1, columns, figsize=(9.2 if columns > 1 else 6.4, 4.6), layout="constrained")
+def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
+    size = (9.2 if columns > 1 else 6.4, 4.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
     for one in np.ravel(axes):
         one.grid(True)
     return figure, axes

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stages.core.calibration import Calibration
 from stages.core.families import family_of
-from stages.core.surgery import SITE, aligned, fit_role
+from stages.core.moments import SITE
+from stages.core.surgery import aligned, fit_role
 from stages.core.variants import Share
 
 Matrix = tuple[int, str]  # a layer and a role
@@ -23,7 +24,7 @@ Matrix = tuple[int, str]  # a layer and a role
 def gains(model: Any, group: list[int], calibration: Calibration, spec: Share) -> dict[Matrix, Tensor]:
     """(layer, role) -> the share of its error that each further rank takes away, falling, float64."""
     found = {}
-    members = aligned(model, group, calibration, spec.alignment)
+    members = aligned(model, group, calibration, spec)
     for role in family_of(model.config.model_type).matrices:
         centre = fit_role(members, role, spec.base, "none", [0] * len(members)).base
         for layer, member in zip(group, members):

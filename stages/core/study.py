@@ -136,16 +136,18 @@ def window_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def correlation_rows(study: Study) -> list[dict[str, Any]]:
-    """Mean correlation of every two layers: neurons matched, what is left of it above chance, and as numbered."""
+    """Mean correlation of every two layers at each site: matched, what of it is above chance, and as numbered."""
     return [
         {
+            "site": site,
             "first": int(key.split("-")[0]),
             "second": int(key.split("-")[1]),
             "matched": pair["matched"],
             "above_chance": pair["matched"] - study.alignment["null"],
             "as_numbered": pair["unmatched"],
         }
-        for key, pair in study.alignment["pairs"].items()
+        for site, found in study.alignment["sites"].items()
+        for key, pair in found["pairs"].items()
     ]
 
 

@@ -13,14 +13,11 @@ from stages.core.calibration import Calibration
 from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
 from stages.core.models import blank
-from stages.core.moments import Moments
+from stages.core.moments import SITE, Moments
 from stages.core.sharing import Sharing, install
 from stages.core.variants import Collapse, Share
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
-
-# What a linear map of each role reads: the FFN's input, or its hidden activations.
-SITE = {"in": "input", "gate": "input", "out": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def share(
     sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
     install(shared, family, sharing)
     for group in groups:
-        members = aligned(model, group, calibration, spec.alignment)
+        members = aligned(model, group, calibration, spec)
         for role in family.matrices:
             corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
             wanted = [sharing.rank_of(layer, role) for layer in group]
@@ -102,7 +99,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
             name = f"{family.layers}.{kept[int(layer)]}.{rest}"
         parameter.copy_(values[name])
     for group in groups:
-        members = aligned(model, group, calibration, spec.alignment)
+        members = aligned(model, group, calibration, spec)
         merged = {name: torch.stack([m.ffn[name] for m in members]).mean(0) for name in members[0].ffn}
         for role in family.matrices:
             merged[f"w_{role}"] = fit_role(members, role, spec.base, "none", [0] * len(members)).base
@@ -122,14 +119,14 @@ def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: lis
     )
 
 
-def aligned(model: Any, group: list[int], calibration: Calibration, alignment: str) -> list[Member]:
+def aligned(model: Any, group: list[int], calibration: Calibration, spec: Share | Collapse) -> list[Member]:
     """The group's layers in float64, each in the neuron order of the first (or as it is: `identity`)."""
     family, members = family_of(model.config.model_type), []
     for layer in group:
         weights = {name: tensor.double() for name, tensor in ffn.read(model, family, layer).items()}
         moments = dict(calibration.moments(layer))
-        if alignment != "identity" and layer != group[0]:
-            permutation = calibration.permutation(group[0], layer)
+        if spec.alignment != "identity" and layer != group[0]:
+            permutation = calibration.permutation(spec.alignment, spec.reference, group[0], layer)
             weights = ffn.permute(weights, permutation)
             moments["hidden"] = moments["hidden"].permuted(permutation)
         members.append(Member(weights, moments))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages.core.study import Study, layout
+from stages.core.study import Study, correlation_rows, layout
 
 NOTHING = "–"
 
@@ -141,21 +141,19 @@ def searches(study: Study) -> list[Table]:
     return tables
 
 
-def neighbours(study: Study) -> Table:
-    """Correlation of neurons in neighbouring layers."""
-    null, rows = study.alignment["null"], []
-    for key, pair in study.alignment["pairs"].items():
-        first, second = map(int, key.split("-"))
-        if second == first + 1:
-            rows.append(
-                (
-                    f"{first}–{second}",
-                    f"{pair['matched']:.3f}",
-                    f"{pair['matched'] - null:.3f}",
-                    f"{pair['unmatched']:.3f}",
-                )
-            )
-    return Table(("layers", "matched", "above chance", "as numbered"), rows, "Neighbouring layers", folded=True)
+def neighbours(study: Study) -> list[Table]:
+    """Correlation of neurons in neighbouring layers, a table for each site."""
+    header, tables = ("layers", "matched", "above chance", "as numbered"), []
+    for site, found in study.alignment["sites"].items():
+        rows = [
+            (f"{row['first']}–{row['second']}", *(f"{row[key.replace(' ', '_')]:.3f}" for key in header[1:]))
+            for row in correlation_rows(study)
+            if row["site"] == site and row["second"] == row["first"] + 1
+        ]
+        silent = sum(found["dead_neurons"].values())
+        title = f"Neighbouring layers by `{site}` (neurons that never vary: {silent})"
+        tables.append(Table(header, rows, title, folded=True))
+    return tables
 
 
 def beside(study: Study) -> list[Table]:
