@@ -193,7 +193,7 @@ def beside(study: Study) -> list[Table]:
             lambda name: study.latency[name].get("seed_ms"),
             "latency_ms",
             2,
-            ("ours, a token", "seeds' protocol"),
+            ("ours (token)", "seeds' protocol"),
         ),
         table(
             "Sentiment accuracy",
