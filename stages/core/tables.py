@@ -192,7 +192,7 @@ def beside(study: Study) -> list[Table]:
             lambda name: study.latency[name]["decode_ms_per_token"],
             lambda name: study.latency[name].get("seed_ms"),
             "latency_ms",
-            2,
+            1,
             ("ours (token)", "seeds' protocol"),
         ),
         table(
