@@ -65,6 +65,39 @@ class Prepare(Section):
     source: Annotated[Stories | Dataset, Field(discriminator="kind")]
 
 
+class Articles(Section):
+    """Stories of the project's own grammar, each with a one-sentence summary: a seed and how many for each split."""
+
+    kind: Literal["articles"]
+    seed: Natural
+    train: Count
+    test: Count
+
+
+class ArticleDataset(Section):
+    """Articles with summaries as `datasets.load_dataset` takes them; without `train` nothing can be trained."""
+
+    kind: Literal["dataset"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    article: str = "article"
+    summary: str = "highlights"
+    train: str | None = None
+    test: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self):
+        if self.train == self.test:
+            raise ValueError("train and test must be two different splits or slices")
+        return self
+
+
+class ArticlePairs(Section):
+    source: Annotated[Articles | ArticleDataset, Field(discriminator="kind")]
+
+
 class Extract(Section):
     """`sites` are the activations that neurons may be matched by."""
 
@@ -131,11 +164,20 @@ class Finetune(Schedule):
         return self
 
 
+class SeedPerplexity(Section):
+    """The seeds' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
+
+    rows: Count
+    length: Annotated[int, Field(ge=2)]
+    batch_size: Count
+
+
 class Perplexity(Section):
     context: Annotated[int, Field(ge=2)]
     stride: Count
     batch_size: Count
     max_tokens: Count | None
+    seed_protocol: SeedPerplexity | None = None
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -152,11 +194,67 @@ class Generate(Section):
     seed: Natural
 
 
+class SeedLatency(Section):
+    """The seeds' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
+
+    prompt_tokens: Count
+    length: Annotated[int, Field(ge=2)]
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _something_is_written(self):
+        if self.length <= self.prompt_tokens:
+            raise ValueError(f"length = {self.length} counts the prompt: it must exceed {self.prompt_tokens}")
+        return self
+
+
 class Latency(Section):
     prompt_tokens: Count
     new_tokens: Count
     warmup: Natural
     repeats: Annotated[int, Field(ge=2)]
+    seed_protocol: SeedLatency | None = None
+
+
+class SummaryTraining(Schedule):
+    """Training of all weights on article/summary pairs, the loss on the summary alone, once for each seed."""
+
+    learning_rate: Rate
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the seeds must differ")
+        return self
+
+
+class SeedSummaries(Section):
+    """The seeds' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
+
+    article_tokens: Count
+    new_tokens: Count
+
+
+class Summarize(Section):
+    """`no_repeat_over`: whether the article's n-grams are forbidden too (`all`, transformers' way and the seeds')."""
+
+    format: str
+    articles: Count
+    context: Count
+    new_tokens: Count
+    beams: Count
+    no_repeat_ngram: Natural
+    no_repeat_over: Literal["continuation", "all"]
+    batch_size: Count
+    training: SummaryTraining | None = None
+    seed_protocol: SeedSummaries | None = None
+
+    @model_validator(mode="after")
+    def _format_has_the_article_once(self):
+        if self.format.count("{article}") != 1:
+            raise ValueError(f"format = {self.format!r} must hold {{article}} once")
+        return self
 
 
 class Profile(Section):
@@ -170,6 +268,8 @@ class Profile(Section):
     perplexity: Perplexity
     generate: Generate
     latency: Latency
+    articles: ArticlePairs
+    summarize: Summarize
 
 
 class Pretrain(Section):
