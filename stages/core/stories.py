@@ -17,7 +17,7 @@ _FIRST = re.compile(r'(?:^|[.!?] |\." |, "|: ")"?[a-z]')
 _OMITTED = "-"
 
 
-def stories(lexicon: Mapping[str, Any], seed: int, count: int) -> list[str]:
+def stories(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str]:
     """`count` stories, each a single line of some 90 to 160 words; story i is a function of lexicon, seed and i.
 
     Raises ValueError where the lexicon lacks a key that the stories or one of its own texts need.
