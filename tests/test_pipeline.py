@@ -40,6 +40,7 @@ def shrink(values) -> None:
     """Budgets that make the run a matter of seconds; the code paths stay the same."""
     small = values["profiles"]["small"]
     small["prepare"]["source"].update(train=40, validation=4, test=4)
+    small["reviews"]["source"].update(train=16, test=8)
     small["extract"].update(max_tokens=512, moment_tokens=512)
     small["search"]["max_tokens"] = 256
     small["finetune"]["max_tokens"] = 2048
@@ -118,7 +119,7 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         values["variants"]["softshare"]["finetune"]["frobenius"] = 0.5
 
     edit(clone, softer)
-    chain = ("finetune", "perplexity", "generate", "latency")
+    chain = ("finetune", "sentiment", "perplexity", "generate", "latency")
     assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@softshare" for stage in chain} | {"report"}
 
 
@@ -133,6 +134,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("profiles", "small", "search", "max_tokens"), 128, {f"search@{name}" for name in KEPT}),
         (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
+        (("profiles", "small", "sentiment", "seeds"), [1], {f"sentiment@{name}" for name in KEPT}),
+        (("profiles", "small", "reviews", "max_tokens"), 40, {"reviews"}),
         (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
         (("profiles", "small", "finetune", "seeds"), [1], {f"finetune@{name}" for name in KEPT}),
         (("profiles", "gpt2", "finetune", "seeds"), [1], set()),

@@ -24,7 +24,9 @@ from stages import (
     perplexity,
     prepare,
     report,
+    reviews,
     search,
+    sentiment,
     surgery,
 )
 from stages.core.artifacts import read_tensors
@@ -58,6 +60,10 @@ def settings() -> dict:
         "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
     }
     values["profiles"]["tiny"]["finetune"] |= {"max_tokens": 512, "sequence_length": 32}
+    values["profiles"]["tiny"]["reviews"] |= {
+        "source": {"kind": "reviews", "seed": 0, "train": 16, "test": 8}, "max_tokens": 64,
+    }  # fmt: skip
+    values["profiles"]["tiny"]["sentiment"] |= {"seeds": [0, 1], "train": "deltas"}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
@@ -87,6 +93,14 @@ def for_variant(variant: str) -> None:
         curve=Path(f"{variant}.csv"),
         course=Path(f"recovery/{variant}.json"),
     )
+    sentiment.main(
+        **here,
+        model=tuned,
+        train=Path("reviews/train.parquet"),
+        test=Path("reviews/test.parquet"),
+        out=Path(f"sentiment/{variant}.json"),
+        predictions=Path(f"predictions/{variant}.parquet"),
+    )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
     perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
     generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
@@ -108,6 +122,8 @@ def study(request, tmp_path_factory):
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
+        data = ROOT / "data"
+        reviews.main("tiny", data / "lexicon.yaml", data / "reviews.yaml", Path("tokenizer"), Path("reviews"))
         extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations"), Path("moments"))
         correlate.main("tiny", Path("activations"), Path("correlations"))
         align.main(
@@ -222,6 +238,15 @@ def test_original_before_tuning_has_the_models_own_perplexity(study):
             break
     ours = json.loads((study / "perplexity/original.json").read_text())["before"]
     assert ours == pytest.approx(np.exp(total / count), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sentiment_can_be_recounted_from_its_predictions(study, variant):
+    found = json.loads((study / f"sentiment/{variant}.json").read_text())
+    rows, texts = (pq.read_table(study / f"{name}.parquet") for name in (f"predictions/{variant}", "reviews/test"))
+    assert rows["label"].to_pylist() == texts["label"].to_pylist()
+    right = [a == b for a, b in zip(rows["label"].to_pylist(), rows["predicted"].to_pylist())]
+    assert found["accuracy"] == sum(right) / len(right) and found["seeds"] == 2 and found["majority"] == 0.5
 
 
 def test_samples_do_not_repeat_the_prompt(study):

@@ -17,7 +17,7 @@ PARAMS = Path("params.yaml")
 
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
-    "source": {"stories", "articles", "dataset"},
+    "source": {"stories", "articles", "reviews", "dataset"},
     "windows": {"none", "blocks", "best", "budget"},
     "surgery": {"none", "share", "collapse"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float"},

@@ -65,6 +65,56 @@ class Prepare(Section):
     source: Annotated[Stories | Dataset, Field(discriminator="kind")]
 
 
+class Reviews(Section):
+    """Reviews of the project's own grammar, half of them positive; a number of rows for each split."""
+
+    kind: Literal["reviews"]
+    seed: Natural
+    train: Annotated[int, Field(ge=4)]
+    test: Annotated[int, Field(ge=4)]
+
+
+class LabelledDataset(Section):
+    """Labelled text as `datasets.load_dataset` takes it; labels are whole numbers from 0."""
+
+    kind: Literal["dataset"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    text: str = "text"
+    label: str = "label"
+    train: str
+    test: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self):
+        if self.train == self.test:
+            raise ValueError("train and test must be different splits or slices")
+        return self
+
+
+class ReviewSet(Section):
+    """Which labelled texts are taken, and in what form a model reads them.
+
+    A text is cut to its head or tail so that it fits into `template` (where {text} stands) within `max_tokens`.
+    """
+
+    source: Annotated[Reviews | LabelledDataset, Field(discriminator="kind")]
+    max_train: Count | None = None
+    max_test: Count | None = None
+    seed: Natural = 0
+    max_tokens: Annotated[int, Field(ge=2)]
+    keep: Literal["head", "tail"] = "head"
+    template: str = "{text}"
+
+    @model_validator(mode="after")
+    def _template_takes_a_text(self):
+        if self.template.count("{text}") != 1:
+            raise ValueError(f"template = {self.template!r} must hold {{text}} exactly once")
+        return self
+
+
 class Articles(Section):
     """Stories of the project's own grammar, each with a one-sentence summary: a seed and how many for each split."""
 
@@ -155,6 +205,31 @@ class Finetune(Schedule):
     sequence_length: Annotated[int, Field(ge=2)]
     learning_rate: LearningRate
     validation: Validation
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the seeds must differ")
+        return self
+
+
+class HeadRates(Section):
+    """Of the task's head, and of whatever of the model is trained with it."""
+
+    head: Rate
+    model: Rate
+
+
+class HeadRecipe(Schedule):
+    """The one recipe by which every variant learns the sentiment task, once for each seed.
+
+    train: the head with `all` of the model, with its `deltas` (a variant without deltas: the head alone), or the
+    `head` alone.
+    """
+
+    train: Literal["all", "deltas", "head"]
+    learning_rate: HeadRates
     seeds: Annotated[list[Natural], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -261,10 +336,12 @@ class Profile(Section):
     runtime: Runtime
     base: Base
     prepare: Prepare
+    reviews: ReviewSet
     extract: Extract
     correlate: Correlate
     search: Search
     finetune: Finetune
+    sentiment: HeadRecipe
     perplexity: Perplexity
     generate: Generate
     latency: Latency

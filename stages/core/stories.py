@@ -17,7 +17,7 @@ _FIRST = re.compile(r'(?:^|[.!?] |\." |, "|: ")"?[a-z]')
 _OMITTED = "-"
 
 
-def stories(lexicon: Mapping[str, Any], seed: int, count: int) -> list[str]:
+def stories(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str]:
     """`count` stories, each a single line of some 90 to 160 words; story i is a function of lexicon, seed and i.
 
     Raises ValueError where the lexicon lacks a key that the stories or one of its own texts need.
@@ -120,7 +120,7 @@ def _options(value: Any) -> Sequence[Any]:
 
 
 def _plots(lexicon: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
-    """The lexicon's plots by name as sentences, each a list of ways to say it; checks that every name leads to a text."""
+    """The lexicon's plots by name as sentences, each a list of ways to say it; every name must lead to a text."""
     for key in ("facts", "phrases", "plots"):
         if key not in lexicon:
             raise ValueError(f"lexicon: the key {key} is missing")
@@ -128,9 +128,7 @@ def _plots(lexicon: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
         for name in _NAME.findall(text):
             if name not in lexicon["phrases"]:
                 _check(lexicon["facts"], name.split("."), name)
-    return {
-        name: [_options(sentence) for sentence in plot.split("\n\n")] for name, plot in lexicon["plots"].items()
-    }
+    return {name: [_options(sentence) for sentence in plot.split("\n\n")] for name, plot in lexicon["plots"].items()}
 
 
 def _texts(value: Any) -> Iterator[str]:
