@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 
 def last_states(model: Any, rows: Sequence[Tensor]) -> Tensor:
-    """The last hidden state (after the final norm) of each row's last token: (n, width) for n rows (length,)."""
+    """The state after the final norm of each row's last token: (n, width) for n rows of ids (length,)."""
     device = next(model.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
