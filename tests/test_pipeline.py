@@ -41,6 +41,8 @@ def shrink(values) -> None:
     small = values["profiles"]["small"]
     small["prepare"]["source"].update(train=40, validation=4, test=4)
     small["reviews"]["source"].update(train=16, test=8)
+    small["articles"]["source"].update(train=4, test=2)
+    small["summarize"].update(articles=2, new_tokens=4)
     small["extract"].update(max_tokens=512, moment_tokens=512)
     small["search"]["max_tokens"] = 256
     small["finetune"]["max_tokens"] = 2048
@@ -83,8 +85,11 @@ def test_metrics_hold_every_variant(clone):
         }  # fmt: skip
         assert row["perplexity"].keys() == {"before", "after"}
         assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
+        assert row["sentiment"].keys() == {"accuracy"}
+        assert row["summarization"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+        # A model of a few steps may write nothing that its summary has.
         assert all(
-            value > 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part])
+            value >= 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part])
         )
     assert summary["original"]["parameter_ratio"] == 1
     assert summary["merged_4"]["dense_parameters"] == summary["original"]["parameters"]
@@ -119,7 +124,7 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         values["variants"]["softshare"]["finetune"]["frobenius"] = 0.5
 
     edit(clone, softer)
-    chain = ("finetune", "sentiment", "perplexity", "generate", "latency")
+    chain = ("finetune", "sentiment", "summarize", "perplexity", "generate", "latency")
     assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@softshare" for stage in chain} | {"report"}
 
 

@@ -94,21 +94,18 @@ def _variants(study: Study) -> Chapter:
 
 def _tasks(study: Study) -> Chapter:
     reviews, articles = study.sentiment["original"], study.summarization["original"]
+    seeds = "one seed" if articles["seeds"] == 1 else f"mean of {articles['seeds']} seeds"
     return Chapter(
         "Two tasks",
         [
-            f"Sentiment: {_seeds(reviews['seeds'])}, {reviews['examples']:,} held-out reviews; a variant is worth "
-            "something where its interval lies above the majority class.",
+            f"Sentiment: {reviews['examples']:,} held-out reviews; accuracy, interval and F1 are the first seed's. A "
+            "variant has learnt something where its interval lies above the majority class.",
             tables.sentiment(study),
-            f"Summaries: {_seeds(articles['seeds'])}, {articles['articles']:,} articles; ROUGE is of the continuation "
-            "only, beside that of each article's first three sentences.",
+            f"Summaries: {articles['articles']:,} articles, {seeds}; ROUGE is of the continuation only, beside that of "
+            "each article's first three sentences.",
             tables.summarization(study),
         ],
     )
-
-
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"mean of {count} seeds"
 
 
 def _recovery(study: Study) -> Chapter:

@@ -41,7 +41,7 @@ def headline(study: Study) -> Table:
                 f"{size['parameters']:,}",
                 f"{size['parameter_ratio']:.3f}",
                 perplexity(found["before"]),
-                _spread(perplexity(found["after"]), found["after_spread"], found["seeds"], 3),
+                perplexity(found["after"]) + (f" ± {found['after_spread']:.3f}" if found["seeds"] > 1 else ""),
                 perplexity(found["after"] / study.control),
                 f"{task['accuracy']:.3f} ({task['accuracy_low']:.3f}–{task['accuracy_high']:.3f})",
                 f"{study.summarization[name]['rougeL']:.3f}",
@@ -71,18 +71,19 @@ def storage(study: Study) -> Table:
 
 
 def sentiment(study: Study) -> Table:
-    """Accuracy with its interval, macro F1 and the majority's share."""
+    """Accuracy with its interval, macro F1, the majority's share, and what the seeds say together."""
     rows = [
         (
             name,
-            _spread(f"{task['accuracy']:.3f}", task["accuracy_spread"], task["seeds"], 3),
+            f"{task['accuracy']:.3f}",
             f"{task['accuracy_low']:.3f}–{task['accuracy_high']:.3f}",
             f"{task['macro_f1']:.3f}",
             f"{task['majority']:.3f}",
+            f"{task['accuracy_mean']:.3f} ± {task['accuracy_spread']:.3f} ({task['seeds']})",
         )
         for name, task in study.sentiment.items()
     ]
-    return Table(("variant", "accuracy", "95% interval", "macro F1", "majority class"), rows)
+    return Table(("variant", "accuracy", "95% interval", "macro F1", "majority class", "over seeds"), rows)
 
 
 def summarization(study: Study) -> Table:
@@ -250,8 +251,3 @@ def _number(value: float | None, digits: int) -> str:
     if value is None:
         return NOTHING
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:,.0f}"
-
-
-def _spread(shown: str, spread: float, seeds: int, digits: int) -> str:
-    """A mean with its standard deviation, where there was more than one seed."""
-    return f"{shown} ± {spread:.{digits}f}" if seeds > 1 else shown
