@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from stages.core import classification, labelled, recovery, scoring, sources
 from stages.core.errors import UserError
-from stages.core.profiles import HeadRecipe, LabelledDataset, Reviews
+from stages.core.profiles import HeadRecipe
+from stages.core.texts import LabelledDataset, Reviews
 
 ROWS = [tiny.ids(1, length, seed=length)[0] for length in (3, 9, 5, 12, 7, 4, 8, 6)]
 LABELS = torch.tensor([int(row[-1]) % 2 for row in ROWS])

@@ -11,8 +11,8 @@ from stages.core import runtime, sharing
 from stages.core.artifacts import write_json, write_text
 from stages.core.errors import UserError
 from stages.core.models import open_tokenizer
-from stages.core.profiles import Reviews
 from stages.core.sources import labelled
+from stages.core.texts import Reviews
 
 
 def main(variant: str, task: str, to: Path) -> None:

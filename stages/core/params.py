@@ -10,7 +10,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from stages.core.errors import UserError
-from stages.core.profiles import Pretrain, Profile, Section
+from stages.core.profiles import Pretrain, Profile
+from stages.core.section import Section
 from stages.core.variants import Variant
 
 PARAMS = Path("params.yaml")
