@@ -46,6 +46,10 @@ def shrink(values) -> None:
     small["perplexity"]["max_tokens"] = 512
     small["generate"].update(prompts=["Once"], new_tokens=4)
     small["latency"].update(prompt_tokens=8, new_tokens=2, warmup=0, repeats=2)
+    small["articles"]["source"].update(train=4, test=2)
+    small["summarize"].update(articles=2, new_tokens=8)
+    small["perplexity"]["seed_protocol"]["rows"] = 2
+    small["latency"]["seed_protocol"]["repeats"] = 1
     for name in [name for name in values["variants"] if name not in KEPT]:
         del values["variants"][name]
 
@@ -116,7 +120,7 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         values["variants"]["softshare"]["finetune"]["frobenius"] = 0.5
 
     edit(clone, softer)
-    chain = ("finetune", "perplexity", "generate", "latency")
+    chain = ("finetune", "perplexity", "generate", "latency", "summarize")
     assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@softshare" for stage in chain} | {"report"}
 
 
@@ -131,6 +135,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("profiles", "small", "search", "max_tokens"), 128, {f"search@{name}" for name in KEPT}),
         (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
+        (("profiles", "small", "summarize", "beams"), 2, {f"summarize@{name}" for name in KEPT}),
+        (("profiles", "small", "articles", "source", "seed"), 1, {"articles"}),
         (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
         (("profiles", "small", "finetune", "seeds"), [1], {f"finetune@{name}" for name in KEPT}),
         (("profiles", "gpt2", "finetune", "seeds"), [1], set()),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages import (
     align,
+    articles,
     base,
     correlate,
     extract,
@@ -25,6 +27,7 @@ from stages import (
     prepare,
     report,
     search,
+    summarize,
     surgery,
 )
 from stages.core.artifacts import read_tensors
@@ -54,10 +57,23 @@ def settings() -> dict:
             "batch_size": 4,
         },
         "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
-        "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
-        "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
+        "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200}
+        | {"seed_protocol": {"rows": 4, "length": 32, "batch_size": 3}},
+        "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2}
+        | {"seed_protocol": {"prompt_tokens": 4, "length": 12, "repeats": 2}},
+        "articles": {
+            "source": {"kind": "dataset", "path": "parquet", "data_files": {"pairs": "pairs.parquet"}}
+            | {"train": "pairs[:4]", "test": "pairs[4:]"}
+        },
     }
     values["profiles"]["tiny"]["finetune"] |= {"max_tokens": 512, "sequence_length": 32}
+    values["profiles"]["tiny"]["summarize"] |= {
+        "articles": 3,
+        "context": 60,
+        "new_tokens": 8,
+        "seed_protocol": {"article_tokens": 12, "new_tokens": 4},
+    }
+    values["profiles"]["tiny"]["summarize"]["training"] |= {"seeds": [0, 1]}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
@@ -88,9 +104,18 @@ def for_variant(variant: str) -> None:
         course=Path(f"recovery/{variant}.json"),
     )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
-    perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
+    perplexity.main(**here, **both, tokens=test, rows=Path("text/test_rows.parquet"), out=Path(f"perplexity/{variant}.json"))
     generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
     latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
+    summarize.main(
+        **here,
+        model=tuned,
+        tokenizer=Path("tokenizer"),
+        train_pairs=Path("articles/train.parquet"),
+        test_pairs=Path("articles/test.parquet"),
+        out=Path(f"summarization/{variant}.json"),
+        predictions=Path(f"predictions/{variant}.parquet"),
+    )
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -105,9 +130,12 @@ def study(request, tmp_path_factory):
         tiny.model(request.param, vocab_size=300).save_pretrained("source")
         for split in ("train", "validation", "test"):
             Path(f"{split}.txt").write_text("\n".join(LINES * 20))
+        pairs = {"article": [" ".join(LINES)] * 8, "highlights": LINES}
+        pq.write_table(pa.table(pairs), "pairs.parquet")
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
+        articles.main("tiny", Path("no-lexicon"), Path("articles"))
         extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments"))
         correlate.main("tiny", Path("activations.parquet"), Path("correlations"))
         align.main(Path("correlations"), Path("permutations.npz"), Path("alignment.json"))
@@ -203,6 +231,35 @@ def test_original_before_tuning_has_the_models_own_perplexity(study):
             break
     ours = json.loads((study / "perplexity/original.json").read_text())["before"]
     assert ours == pytest.approx(np.exp(total / count), rel=1e-5)
+
+
+def test_rouge_is_the_reference_s_on_the_kept_predictions_and_seeds_have_a_spread(study):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found = json.loads((study / "summarization/softshare.json").read_text())
+    rows = pq.read_table(study / "predictions/softshare.parquet").to_pylist()
+    assert found["articles"] == len(rows) == 3 and found["seeds"] == 2
+    assert [row["reference"] for row in rows] == LINES[4:7]
+    scorer = RougeScorer(["rouge2"], use_stemmer=True)
+    lead = np.mean([scorer.score(row["reference"], row["lead3"])["rouge2"].fmeasure for row in rows])
+    assert found["lead3_rouge2"] == pytest.approx(lead, abs=1e-12)
+    assert not any(row["prediction"].startswith("The old fox met the cat by the river. The") for row in rows)
+    assert found["seed_rouge1"] > 0 and found["rouge1_spread"] >= 0
+
+
+def test_the_seeds_perplexity_counts_padding_that_transformers_counts(study):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(study / "source").eval()
+    rows = pq.read_table(study / "text/test_rows.parquet")["tokens"].to_pylist()[:4]
+    pad = model.config.eos_token_id or 0
+    ids = torch.tensor([row[:32] + [pad] * (32 - len(row)) for row in rows])
+    seen = torch.tensor([[1] * len(row[:32]) + [0] * (32 - len(row)) for row in rows])
+    with torch.no_grad():
+        loss = model(ids, attention_mask=seen, labels=ids).loss.item()
+    found = json.loads((study / "perplexity/original.json").read_text())
+    assert found["seed_before"] == pytest.approx(np.exp(loss), rel=1e-5)
+    assert json.loads((study / "latency/original.json").read_text())["seed_ms"] > 0
 
 
 def test_samples_do_not_repeat_the_prompt(study):
