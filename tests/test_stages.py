@@ -104,7 +104,8 @@ def for_variant(variant: str) -> None:
         course=Path(f"recovery/{variant}.json"),
     )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
-    perplexity.main(**here, **both, tokens=test, rows=Path("text/test_rows.parquet"), out=Path(f"perplexity/{variant}.json"))
+    rows = Path("text/test_rows.parquet")
+    perplexity.main(**here, **both, tokens=test, rows=rows, out=Path(f"perplexity/{variant}.json"))
     generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
     latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
     summarize.main(

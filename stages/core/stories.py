@@ -120,7 +120,7 @@ def _options(value: Any) -> Sequence[Any]:
 
 
 def _plots(lexicon: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
-    """The lexicon's plots by name as sentences, each a list of ways to say it; checks that every name leads to a text."""
+    """The lexicon's plots by name as sentences, each a list of ways to say it; every name must lead to a text."""
     for key in ("facts", "phrases", "plots"):
         if key not in lexicon:
             raise ValueError(f"lexicon: the key {key} is missing")
@@ -128,9 +128,7 @@ def _plots(lexicon: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
         for name in _NAME.findall(text):
             if name not in lexicon["phrases"]:
                 _check(lexicon["facts"], name.split("."), name)
-    return {
-        name: [_options(sentence) for sentence in plot.split("\n\n")] for name, plot in lexicon["plots"].items()
-    }
+    return {name: [_options(sentence) for sentence in plot.split("\n\n")] for name, plot in lexicon["plots"].items()}
 
 
 def _texts(value: Any) -> Iterator[str]:
