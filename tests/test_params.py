@@ -123,6 +123,10 @@ MISSING = [
     ("profiles", {}, "profiles"),
 ]
 DISAGREEING = [
+    (f"{SMALL}.summarize.format", "TL;DR:", f"{SMALL}.summarize: format = 'TL;DR:' must hold {{article}} once"),
+    (f"{SMALL}.summarize.training.seeds", [1, 1], f"{SMALL}.summarize.training: the seeds must differ"),
+    (f"{SMALL}.latency.seed_protocol.length", 8, f"{SMALL}.latency.seed_protocol: length = 8 counts the prompt"),
+    ("profiles.gpt2.articles.source.train", "test[:100]", "profiles.gpt2.articles.source: train and test must be"),
     ("profile", "large", "profile = large is not one of .*small"),
     ("variants.original", GONE, "variants.original with surgery.method = none must be there"),
     (f"{SMALL}.perplexity.stride", 257, f"{SMALL}.perplexity: stride = 257 exceeds context = 256"),

@@ -41,14 +41,16 @@ def shrink(values) -> None:
     small = values["profiles"]["small"]
     small["prepare"]["source"].update(train=40, validation=4, test=4)
     small["reviews"]["source"].update(train=16, test=8)
-    small["articles"]["source"].update(train=4, test=2)
-    small["summarize"].update(articles=2, new_tokens=4)
     small["extract"].update(max_tokens=512, moment_tokens=512)
     small["search"]["max_tokens"] = 256
     small["finetune"]["max_tokens"] = 2048
     small["perplexity"]["max_tokens"] = 512
     small["generate"].update(prompts=["Once"], new_tokens=4)
     small["latency"].update(prompt_tokens=8, new_tokens=2, warmup=0, repeats=2)
+    small["articles"]["source"].update(train=4, test=2)
+    small["summarize"].update(articles=2, new_tokens=8)
+    small["perplexity"]["seed_protocol"]["rows"] = 2
+    small["latency"]["seed_protocol"]["repeats"] = 1
     for name in [name for name in values["variants"] if name not in KEPT]:
         del values["variants"][name]
 
@@ -141,6 +143,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
         (("profiles", "small", "sentiment", "seeds"), [1], {f"sentiment@{name}" for name in KEPT}),
         (("profiles", "small", "reviews", "max_tokens"), 40, {"reviews"}),
+        (("profiles", "small", "summarize", "beams"), 2, {f"summarize@{name}" for name in KEPT}),
+        (("profiles", "small", "articles", "source", "seed"), 1, {"articles"}),
         (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
         (("profiles", "small", "finetune", "seeds"), [1], {f"finetune@{name}" for name in KEPT}),
         (("profiles", "gpt2", "finetune", "seeds"), [1], set()),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -58,20 +59,27 @@ def settings() -> dict:
             "batch_size": 4,
         },
         "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
-        "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
-        "articles": {"source": {"kind": "articles", "seed": 0, "train": 4, "test": 4}},
-        "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
+        "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200}
+        | {"seed_protocol": {"rows": 4, "length": 32, "batch_size": 3}},
+        "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2}
+        | {"seed_protocol": {"prompt_tokens": 4, "length": 12, "repeats": 2}},
+        "articles": {
+            "source": {"kind": "dataset", "path": "parquet", "data_files": {"pairs": "pairs.parquet"}}
+            | {"train": "pairs[:4]", "test": "pairs[4:]"}
+        },
     }
-    values["profiles"]["tiny"]["perplexity"]["seed_protocol"] = {"rows": 4, "length": 32, "batch_size": 2}
-    values["profiles"]["tiny"]["latency"]["seed_protocol"] = {"prompt_tokens": 4, "length": 8, "repeats": 2}
-    values["profiles"]["tiny"]["summarize"] |= {
-        "articles": 3, "context": 60, "new_tokens": 4, "seed_protocol": {"article_tokens": 16, "new_tokens": 3},
-    }  # fmt: skip
     values["profiles"]["tiny"]["finetune"] |= {"max_tokens": 512, "sequence_length": 32}
     values["profiles"]["tiny"]["reviews"] |= {
         "source": {"kind": "reviews", "seed": 0, "train": 16, "test": 8}, "max_tokens": 64,
     }  # fmt: skip
     values["profiles"]["tiny"]["sentiment"] |= {"seeds": [0, 1], "train": "deltas"}
+    values["profiles"]["tiny"]["summarize"] |= {
+        "articles": 3,
+        "context": 60,
+        "new_tokens": 8,
+        "seed_protocol": {"article_tokens": 12, "new_tokens": 4},
+    }
+    values["profiles"]["tiny"]["summarize"]["training"] |= {"seeds": [0, 1]}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
@@ -137,12 +145,14 @@ def study(request, tmp_path_factory):
         tiny.model(request.param, vocab_size=300).save_pretrained("source")
         for split in ("train", "validation", "test"):
             Path(f"{split}.txt").write_text("\n".join(LINES * 20))
+        pairs = {"article": [" ".join(LINES)] * 8, "highlights": LINES}
+        pq.write_table(pa.table(pairs), "pairs.parquet")
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
         data = ROOT / "data"
         reviews.main("tiny", data / "lexicon.yaml", data / "reviews.yaml", Path("tokenizer"), Path("reviews"))
-        articles.main("tiny", data / "lexicon.yaml", Path("articles"))
+        articles.main("tiny", Path("no-lexicon"), Path("articles"))
         text = Path("text/train.parquet")
         extract.main("tiny", Path("model"), text, Path("activations"), Path("moments"), Path("calibration.json"))
         correlate.main("tiny", Path("activations"), Path("correlations"))
@@ -272,6 +282,35 @@ def test_sentiment_can_be_recounted_from_its_predictions(study, variant):
     assert rows["label"].to_pylist() == texts["label"].to_pylist()
     right = [a == b for a, b in zip(rows["label"].to_pylist(), rows["predicted"].to_pylist())]
     assert found["accuracy"] == sum(right) / len(right) and found["seeds"] == 2 and found["majority"] == 0.5
+
+
+def test_rouge_is_the_reference_s_on_the_kept_predictions_and_seeds_have_a_spread(study):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found = json.loads((study / "summarization/softshare.json").read_text())
+    rows = pq.read_table(study / "predictions/summarization/softshare.parquet").to_pylist()
+    assert found["articles"] == len(rows) == 3 and found["seeds"] == 2
+    assert [row["reference"] for row in rows] == LINES[4:7]
+    scorer = RougeScorer(["rouge2"], use_stemmer=True)
+    lead = np.mean([scorer.score(row["reference"], row["lead3"])["rouge2"].fmeasure for row in rows])
+    assert found["lead3_rouge2"] == pytest.approx(lead, abs=1e-12)
+    assert not any(row["prediction"].startswith("The old fox met the cat by the river. The") for row in rows)
+    assert found["seed_rouge1"] > 0 and found["rouge1_spread"] >= 0
+
+
+def test_the_seeds_perplexity_counts_padding_that_transformers_counts(study):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(study / "source").eval()
+    rows = pq.read_table(study / "text/test_rows.parquet")["tokens"].to_pylist()[:4]
+    pad = model.config.eos_token_id or 0
+    ids = torch.tensor([row[:32] + [pad] * (32 - len(row)) for row in rows])
+    seen = torch.tensor([[1] * len(row[:32]) + [0] * (32 - len(row)) for row in rows])
+    with torch.no_grad():
+        loss = model(ids, attention_mask=seen, labels=ids).loss.item()
+    found = json.loads((study / "perplexity/original.json").read_text())
+    assert found["seed_before"] == pytest.approx(np.exp(loss), rel=1e-5)
+    assert json.loads((study / "latency/original.json").read_text())["seed_ms"] > 0
 
 
 def test_samples_do_not_repeat_the_prompt(study):

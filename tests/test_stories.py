@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core.stories import stories
+from stages.core.stories import stories, summarised
 
 LEXICON = YAML(typ="safe").load(Path(__file__).parents[1] / "data" / "lexicon.yaml")
 FACTS = LEXICON["facts"]
@@ -70,6 +70,18 @@ def test_story_does_not_depend_on_count(count):
 def test_seeds_share_no_story():
     texts = [text for seed in range(3) for text in stories(LEXICON, seed, 500)]
     assert len(set(texts)) == 1500
+
+
+def test_a_summary_says_what_its_story_says_and_no_two_begin_alike():
+    pairs = summarised(LEXICON, 0, 1000)
+    assert [story for story, _ in pairs] == TEXTS
+    for story, summary in pairs:
+        assert not defects(summary), summary
+        assert set(people(summary)) <= set(people(story)) and people(story)[0] in people(summary), summary
+        places = [name for name in FACTS["place"]["name"] if name in summary]
+        assert all(name in story for name in places), summary
+    openings = [" ".join(summary.split()[:2]) for _, summary in pairs]
+    assert max(map(openings.count, set(openings))) < 100
 
 
 def test_vocabulary():

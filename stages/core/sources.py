@@ -26,22 +26,19 @@ def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path) -> list[
     Raises UserError where an article or a summary has no text.
     """
     if isinstance(source, Articles):
+        seed = 10 * source.seed + SPLIT_SEEDS[f"article {split}"]
         try:
-            return summarised(
-                _yaml(lexicon), 10 * source.seed + SPLIT_SEEDS[f"article {split}"], getattr(source, split)
-            )
+            return summarised(_yaml(lexicon), seed, getattr(source, split))
         except ValueError as error:
             raise UserError(f"{lexicon}: {error}") from error
     if getattr(source, split) is None:
         return []
     names = [source.article, source.summary]
-    found = list(zip(*_columns(source, split, "articles", *names)))
+    found, key = list(zip(*_columns(source, split, "articles", *names))), getattr(source, split)
     for number, pair in enumerate(found):
         for name, text in zip(names, pair):
             if not (text or "").strip():
-                raise UserError(
-                    f"row {number} of split {getattr(source, split)!r} of articles.source: {name!r} is empty"
-                )
+                raise UserError(f"row {number} of split {key!r} of articles.source: {name!r} is empty")
     return found
 
 

@@ -1,0 +1,90 @@
+"""Summaries: only their own tokens are learned, no batch changes what is written, and scores are the reference's."""
+
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from stages.core import rouge, summaries
+from stages.core.errors import UserError
+from stages.core.profiles import ArticleDataset
+from stages.core.sources import pairs
+
+PROMPTS = [tiny.ids(1, length, seed=length)[0].tolist() for length in (5, 17, 9, 30)]
+TARGETS = [tiny.ids(1, length, seed=50 + length)[0].tolist() for length in (3, 8, 1, 5)]
+
+
+def spec(batch_size=2, beams=3, no_repeat_ngram=2):
+    return SimpleNamespace(batch_size=batch_size, beams=beams, no_repeat_ngram=no_repeat_ngram)
+
+
+@tiny.every_family
+def test_the_loss_is_that_of_the_summary_tokens_alone(name):
+    model, total = tiny.model(name), 0.0
+    for prompt, target in zip(PROMPTS, TARGETS):
+        ids = torch.tensor([prompt + target])
+        chosen = tiny.logits(model, ids)[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total -= chosen.gather(1, torch.tensor(target)[:, None]).sum().item()
+    with torch.no_grad():
+        loss, _ = summaries.summary_loss(model, PROMPTS, TARGETS)(torch.arange(4))
+    assert loss.item() == pytest.approx(total / sum(map(len, TARGETS)), rel=1e-5)
+
+
+@pytest.mark.parametrize("over", ["continuation", "all"])
+@tiny.every_family
+def test_a_batch_writes_what_each_alone_would(name, over):
+    model = tiny.model(name)
+    alone = summaries.write(model, PROMPTS, spec(1), 10, over)
+    assert summaries.write(model, PROMPTS, spec(4), 10, over) == alone
+    assert all(0 < len(row) <= 10 for row in alone)
+
+
+def test_no_pair_of_tokens_is_written_twice_and_all_forbids_the_prompt_s_too():
+    model = tiny.model("gpt2")
+    grams = lambda ids: list(zip(ids, ids[1:]))  # noqa: E731
+    for over in ("continuation", "all"):
+        for prompt, row in zip(PROMPTS, summaries.write(model, PROMPTS, spec(), 12, over)):
+            assert len(set(grams(row))) == len(grams(row))
+            assert over == "continuation" or not set(grams(row)) & set(grams(prompt))
+
+
+def test_only_the_article_is_cut():
+    words = lambda text, **_: {"input_ids": [ord(letter) for letter in text]}  # noqa: E731
+    (row,) = summaries.prompts(words, ["abcdefgh"], "<{article}>!", 7)
+    assert "".join(map(chr, row)) == "<abcd>!"
+    with pytest.raises(UserError, match="summarize.context leaves no room"):
+        summaries.prompts(words, ["abc"], "<{article}>!", 3)
+
+
+def test_rouge_is_the_reference_s():
+    found = ["A goat ran away. It was found on the roof!", "Nothing", ""]
+    wanted = ["The goats of Ada ran away. They were found.", "Something else", "A word"]
+    for stemmer in (True, False):
+        scorer = RougeScorer(list(rouge.KINDS), use_stemmer=stemmer)
+        lines = [["\n".join(rouge.sentences(text)) for text in texts] for texts in (wanted, found)]
+        scores = [scorer.score(*pair) for pair in zip(*lines)]
+        ours = rouge.rouge(found, wanted, stemmer)
+        for kind in rouge.KINDS:
+            assert ours[kind] == pytest.approx(sum(s[kind].fmeasure for s in scores) / 3, abs=1e-12)
+    assert rouge.rouge(wanted, wanted)["rougeLsum"] == 1
+
+
+def test_lead_is_the_first_sentences():
+    assert rouge.lead('One. "Two!" said he. Three?\nFour. Five.', 3) == 'One. "Two!" said he. Three?'
+
+
+@pytest.mark.parametrize("column", ["article", "highlights"])
+def test_an_empty_text_is_named(column, tmp_path):
+    table = {"article": ["Long", "Longer"], "highlights": ["short", "shorter"]}
+    table[column][1] = " "
+    pq.write_table(pa.table(table), tmp_path / "pairs.parquet")
+    source = ArticleDataset(
+        kind="dataset", path="parquet", data_files={"test": str(tmp_path / "pairs.parquet")}, test="test"
+    )
+    with pytest.raises(UserError, match=f"row 1 .*{column}.* is empty"):
+        pairs(source, "test", tmp_path)
+    assert pairs(source, "train", tmp_path) == []
