@@ -104,7 +104,7 @@ OUT_OF_BOUNDS = [
     (f"{SMALL}.prepare.source.kind", "web", f"{SMALL}.prepare.source: .*'web'"),
     ("variants.merged_4.windows.size", 1, "variants.merged_4.windows.size = 1"),
     ("variants.merged_4.windows.choose", "all", "variants.merged_4.windows: .*'all'"),
-    ("variants.softshare.surgery.method", "prune", "variants.softshare.surgery: .*'prune'"),
+    ("variants.softshare.surgery.method", "graft", "variants.softshare.surgery: .*'graft'"),
     ("variants.softshare.surgery.base", "median", "variants.softshare.surgery.base = 'median'"),
     ("variants.softshare.finetune.frobenius", -1.0, "variants.softshare.finetune.frobenius = -1.0"),
     ("variants.softshare.finetune.frobenius", float("inf"), "variants.softshare.finetune.frobenius = inf"),

@@ -1,6 +1,6 @@
 """What calibration text has shown about a model, as the surgery needs it: permutations and moments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,10 @@ from torch import Tensor
 from stages.core.artifacts import read_arrays, read_tensors
 from stages.core.moments import Moments, from_tensors
 
+# What a linear map of each role reads: the FFN's input, or its hidden activations.
+SITE = {"in": "input", "gate": "input", "out": "hidden"}
+TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -18,10 +22,12 @@ class Calibration:
 
     permutation(first, other): lays the neurons of layer `other` upon those of `first` (int64, shape (d_ff,)).
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
+    text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
     """
 
     permutation: Callable[[int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
+    text: Callable[[], Iterable[Tensor]]
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
@@ -32,4 +38,8 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
         tensors = read_tensors(moments / f"layer_{layer:02d}.safetensors")
         return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
 
-    return Calibration(lambda first, other: torch.from_numpy(found[f"{first}-{other}"]).to(device), moments_of)
+    def text() -> list[Tensor]:
+        rows = read_tensors(moments / "text.safetensors")["rows"].to(device)
+        return list(rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])))
+
+    return Calibration(lambda first, other: torch.from_numpy(found[f"{first}-{other}"]).to(device), moments_of, text)
