@@ -136,6 +136,14 @@ DISAGREEING = [
         "variants.merged_4: windows.choose = none with surgery.method = share, which takes best or blocks or budget",
     ),
     (
+        "variants.compressed_4.surgery.repair",
+        "differences",
+        "variants.compressed_4.surgery: repair = differences starts",
+    ),
+    ("variants.dropped.surgery.layers", 2, "variants.dropped.surgery: method = drop takes either layers or target"),
+    ("variants.svd.windows", {"choose": "blocks", "size": 4}, "variants.svd: windows.choose = blocks with .* low_rank"),
+    ("variants.pruned.surgery.target_parameters", GONE, "variants.pruned.surgery.target_parameters: Field required"),
+    (
         "variants.merged_4.surgery",
         {"method": "none"},
         "variants.merged_4: windows.choose = blocks with surgery.method = none",

@@ -3,8 +3,8 @@
 A shared model is the stock model with two changes that no forward pass of another module notices: members of
 a group hold the very same `weight` parameter, and where a delta is wanted a linear map is wrapped as
 W_l x = W_c x + A_l (B_l x). Two kinds of baseline are saved the same way: FFN matrices that are a product A B
-alone, and sparse ones, whose zeros no training may fill. On disk every parameter is stored once, beside a config of our own model type that
-says how they belong together, so that no stock class opens it by halves.
+alone, and sparse ones, whose zeros no training may fill. On disk every parameter is stored once, beside a config
+of our own model type that says how they belong together, so that no stock class opens it by halves.
 """
 
 import copy

@@ -52,7 +52,7 @@ class Best(_Searched):
 
 
 class Like(Section):
-    """As much as a model stores that has `count` windows of `size` layers, each with deltas of `rank` and own biases."""
+    """What a model stores that shares `count` windows of `size` layers, each with deltas of `rank` and own biases."""
 
     size: Size
     rank: Natural
