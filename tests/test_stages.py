@@ -76,7 +76,9 @@ def for_variant(variant: str) -> None:
     search.main(
         *here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows
     )
-    surgery.main(variant, Path("model"), windows, *known, shared, Path(f"sizes/{variant}.json"))
+    surgery.main(
+        *here.values(), Path("model"), Path("tokenizer"), windows, *known, shared, Path(f"sizes/{variant}.json")
+    )
     finetune.main(
         **here,
         original=Path("model"),
