@@ -1,5 +1,5 @@
 # `make repro` runs the study, `make test` the tests; both make the environment first.
-.PHONY: repro test export
+.PHONY: repro test export harness
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
@@ -13,6 +13,10 @@ test: .venv/ready
 # make export VARIANT=softshare TO=exported/softshare
 export: .venv/ready
 	python -m stages.commands.export --variant $(VARIANT) --to $(TO)
+
+# make harness VARIANT=softshare TASK=reviews   (once: .venv/bin/pip install lm_eval==0.4.13)
+harness: .venv/ready
+	python -m stages.commands.harness --variant $(VARIANT) --task $(TASK) --to exported/harness/$(VARIANT).json
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

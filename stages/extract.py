@@ -1,14 +1,15 @@
 """Record what every FFN does on calibration text (the head of the train split), in one forward pass.
 
 Activations go to parquet, a file a site, as many tokens as were asked for; the first and second moments of what each
-matrix reads go to safetensors, over as many tokens as were asked for there, and with them the text itself.
+matrix reads go to safetensors, over as many tokens as were asked for there, and with them the text itself; which text
+that was goes to JSON.
 """
 
 from contextlib import ExitStack
 from pathlib import Path
 
 from stages.core import activations, corpus, ffn, models, params, runtime
-from stages.core.artifacts import parquet_writer, replacing, write_tensors
+from stages.core.artifacts import parquet_writer, replacing, write_json, write_tensors
 from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.moments import MomentStream, to_tensors
@@ -17,7 +18,7 @@ from stages.core.moments import MomentStream, to_tensors
 MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 
-def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> None:
+def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text: Path) -> None:
     import pyarrow as pa
     import torch
 
@@ -60,6 +61,8 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> N
         for name, streams in zip(names, gathered):
             found = {site: stream.moments() for site, stream in streams.items()}
             write_tensors(draft / f"{name}.safetensors", to_tensors(found))
+    used = {"activation_tokens": spec.max_tokens, "moment_tokens": spec.moment_tokens}
+    write_json(text, {"sha256": corpus.digest(batches), **used, "sequence_length": spec.sequence_length})
 
 
 def calibration(text, spec) -> list:

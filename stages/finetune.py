@@ -48,6 +48,7 @@ def main(
             "kept_tokens": best["tokens"],
             "validation_before": looks[0]["value"],
             "validation_after": best["value"],
+            "environment": runtime.environment(device, place.precision),
             "looks": [{"tokens": look["tokens"], "perplexity": look["value"]} for look in looks],
         },
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.core import corpus, models, params, runtime, sharing
+from stages.core import corpus, models, params, runtime, seeds, sharing
 from stages.core.artifacts import write_json
 from stages.core.latency import compare
 
@@ -15,6 +15,11 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
     prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
     turns = lambda turns: runtime.progress(turns, f"latency {variant}")  # noqa: E731
     measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)
+    extra = {}
+    if protocol := spec.seed_protocol:
+        models.check_fits(pair["variant"], "latency.seed_protocol.length", protocol.length)
+        start = corpus.read_tokens(tokens, protocol.prompt_tokens)[None].to(device)
+        extra["seed_ms"] = seeds.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
     whole = {
         name: times["prefill_ms"] + spec.new_tokens * times["decode_ms_per_token"] for name, times in measured.items()
     }
@@ -25,6 +30,7 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
             "original_prefill_ms": measured["original"]["prefill_ms"],
             "original_decode_ms_per_token": measured["original"]["decode_ms_per_token"],
             "speedup": whole["original"] / whole["variant"],
+            **extra,
             "environment": runtime.environment(device),
         },
     )

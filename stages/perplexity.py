@@ -3,15 +3,15 @@
 import statistics
 from pathlib import Path
 
-from stages.core import corpus, models, params, runtime, sharing
+from stages.core import corpus, models, params, runtime, seeds, sharing
 from stages.core.artifacts import write_json
 from stages.core.perplexity import perplexity
 
 
-def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, out: Path) -> None:
+def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
-    text = corpus.read_tokens(tokens, spec.max_tokens)
+    text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
 
     def measure(folder):
         model, _ = sharing.load(folder)
@@ -19,17 +19,25 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ou
         watch = lambda batches: runtime.progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
         return perplexity(model.to(device), text, spec.context, spec.stride, spec.batch_size, watch)
 
+    def as_the_seeds(folder):
+        model = sharing.load(folder)[0]
+        models.check_fits(model, "perplexity.seed_protocol.length", protocol.length)
+        chosen = corpus.read_rows(rows, protocol.rows)
+        return seeds.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
+
     # Beside the variant's own model lie those of further seeds.
-    seeds = [measure(folder) for folder in [after, *sorted(after.glob("seeds/*"))]]
+    repeats = [measure(folder) for folder in [after, *sorted(after.glob("seeds/*"))]]
     write_json(
         out,
         {
             "before": measure(before),
-            "after": statistics.mean(seeds),
-            "after_spread": statistics.stdev(seeds) if len(seeds) > 1 else 0.0,
-            "seeds": len(seeds),
+            "after": statistics.mean(repeats),
+            "after_spread": statistics.stdev(repeats) if len(repeats) > 1 else 0.0,
+            "seeds": len(repeats),
             "tokens": len(text),
-        },
+            "environment": runtime.environment(device),
+        }
+        | ({"seed_before": as_the_seeds(before), "seed_after": as_the_seeds(after)} if protocol else {}),
     )
 
 

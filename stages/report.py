@@ -1,37 +1,62 @@
-"""Gather every variant's figures into one table, a page in Markdown and two plots."""
+"""Gather every variant's figures into summaries, tables to plot, drawings, and pages in Markdown and HTML."""
 
 from pathlib import Path
 
-from stages.core import params, pictures, runtime, tables
-from stages.core.artifacts import read_json, replacing, write_json, write_text
+from stages.core import chapters, page, params, pictures, published, runtime, study
+from stages.core.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
 
 
 def main(
-    profile: str, provenance: Path, alignment: Path, windows: Path, sizes: Path, perplexity: Path, recovery: Path,
-    latency: Path, samples: Path, summary: Path, variants: Path, search: Path, report: Path, texts: Path, plots: Path,
+    profile: str, provenance: Path, calibration: Path, alignment: Path, windows: Path, sizes: Path, recovery: Path,
+    training: Path, perplexity: Path, latency: Path, sentiment: Path, summarization: Path, samples: Path,
+    literature: Path, templates: Path, summary: Path, variants: Path, points: Path, plots: Path, report: Path,
+    texts: Path, html: Path,
 ) -> None:  # fmt: skip
     names = list(params.variants())
     # A folder may still hold the figures of a variant that params.yaml no longer has: read only today's.
     of = lambda folder: {name: read_json(folder / f"{name}.json") for name in names}  # noqa: E731
-    figures = tables.summary(of(sizes), of(perplexity), of(latency))
-    candidates = tables.window_rows(of(windows))
+    found = study.Study(
+        profile=profile,
+        provenance=read_json(provenance),
+        calibration=read_json(calibration),
+        alignment=read_json(alignment),
+        windows=of(windows),
+        sizes=of(sizes),
+        recovery=of(recovery),
+        training={name: read_csv(training / f"{name}.csv") for name in names},
+        perplexity=of(perplexity),
+        latency=of(latency),
+        sentiment=of(sentiment),
+        summarization=of(summarization),
+        samples=of(samples),
+        published=published.read(literature),
+    )
+    figures = study.summary(found)
     write_json(summary, figures)
     with replacing(variants) as draft:
         draft.mkdir()
         for name, row in figures.items():
             write_json(draft / f"{name}.json", row)
-    write_text(search, tables.csv(("variant", "window", "perplexity"), candidates))
-    write_text(
-        report,
-        tables.page(
-            profile, read_json(provenance), figures, of(windows), of(recovery), read_json(alignment), of(latency)
-        ),
-    )
-    write_text(texts, tables.samples(of(samples)))
+    with replacing(points) as draft:
+        draft.mkdir()
+        for kind in ("size", "speed", "window", "correlation", "training", "validation"):
+            write_csv(draft / f"{kind}.csv", getattr(study, f"{kind}_rows")(found))
+    draw = pictures.drawings(found)
     with replacing(plots) as draft:
         draft.mkdir()
-        pictures.size_against_perplexity(figures, draft / "perplexity_by_size.png")
-        pictures.window_search(of(windows), draft / "window_search.png")
+        for name, picture in draw.items():
+            pictures.png(picture(), draft / f"{name}.png")
+    content = {
+        "title": "What sharing feed-forward layers costs",
+        "study": found,
+        "model": chapters.model(found),
+        "facts": chapters.facts(found),
+        "chapters": chapters.chapters(found),
+        "prompts": list(dict.fromkeys(row["prompt"] for rows in found.samples.values() for row in rows)),
+        "drawings": {name: pictures.svg(picture(), name) for name, picture in draw.items()},
+    }
+    for path, template in ((report, "report.md.j2"), (texts, "samples.md.j2"), (html, "report.html.j2")):
+        write_text(path, page.render(templates, template, **content))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,9 @@ DISAGREEING = [
         {"method": "none"},
         "variants.merged_4: windows.choose = blocks with surgery.method = none",
     ),
+    (f"{SMALL}.sentiment.seeds", [0, 0], f"{SMALL}.sentiment: the seeds must differ"),
+    (f"{SMALL}.reviews.template", "text", f"{SMALL}.reviews: template = 'text' must hold"),
+    ("profiles.gpt2.reviews.source.test", "train", "profiles.gpt2.reviews.source: train and test must be different"),
     (f"{SMALL}.finetune.seeds", [0, 0], f"{SMALL}.finetune: the seeds must differ"),
     ("variants.softshare.windows.sizes", [4, 4], "variants.softshare.windows: the sizes must differ"),
     (

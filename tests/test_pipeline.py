@@ -40,6 +40,9 @@ def shrink(values) -> None:
     """Budgets that make the run a matter of seconds; the code paths stay the same."""
     small = values["profiles"]["small"]
     small["prepare"]["source"].update(train=40, validation=4, test=4)
+    small["reviews"]["source"].update(train=16, test=8)
+    small["articles"]["source"].update(train=4, test=2)
+    small["summarize"].update(articles=2, new_tokens=4)
     small["extract"].update(max_tokens=512, moment_tokens=512)
     small["search"]["max_tokens"] = 256
     small["finetune"]["max_tokens"] = 2048
@@ -78,12 +81,15 @@ def test_metrics_hold_every_variant(clone):
     for row in summary.values():
         assert row.keys() == {
             "parameters", "dense_parameters", "ffn_parameters", "parameter_ratio", "checkpoint_mb", "perplexity",
-            "latency",
+            "latency", "sentiment", "summarization",
         }  # fmt: skip
         assert row["perplexity"].keys() == {"before", "after"}
         assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
+        assert row["sentiment"].keys() == {"accuracy"}
+        assert row["summarization"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+        # A model of a few steps may write nothing that its summary has.
         assert all(
-            value > 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part])
+            value >= 0 for part in row.values() for value in (part.values() if isinstance(part, dict) else [part])
         )
     assert summary["original"]["parameter_ratio"] == 1
     assert summary["merged_4"]["dense_parameters"] == summary["original"]["parameters"]
@@ -95,8 +101,10 @@ def test_report_shows_every_variant_and_window(clone):
     report = (clone / "metrics/report.md").read_text()
     assert all(f"| {name} |" in report for name in KEPT)
     assert all(f"| {first}-{first + 3}" in report for first in range(9))
-    for name in ("perplexity_by_size.png", "window_search.png"):
-        assert (clone / "metrics/plots" / name).read_bytes().startswith(b"\x89PNG")
+    page = (clone / "metrics/report.html").read_text()
+    for name in ("perplexity_by_size", "perplexity_by_speed", "window_search", "correlations", "training"):
+        assert (clone / f"metrics/plots/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f'id="{name}-figure_1"' in page
     assert all(f"**{name}**" in (clone / "metrics/samples.md").read_text() for name in KEPT)
 
 
@@ -116,7 +124,7 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         values["variants"]["softshare"]["finetune"]["frobenius"] = 0.5
 
     edit(clone, softer)
-    chain = ("finetune", "perplexity", "generate", "latency")
+    chain = ("finetune", "sentiment", "summarize", "perplexity", "generate", "latency")
     assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@softshare" for stage in chain} | {"report"}
 
 
@@ -131,6 +139,8 @@ def test_one_variants_value_reruns_its_chain_only(clone):
         (("profiles", "small", "search", "max_tokens"), 128, {f"search@{name}" for name in KEPT}),
         (("profiles", "small", "latency", "repeats"), 3, {f"latency@{name}" for name in KEPT}),
         (("profiles", "small", "generate", "seed"), 1, {f"generate@{name}" for name in KEPT}),
+        (("profiles", "small", "sentiment", "seeds"), [1], {f"sentiment@{name}" for name in KEPT}),
+        (("profiles", "small", "reviews", "max_tokens"), 40, {"reviews"}),
         (("profiles", "small", "perplexity", "stride"), 64, {f"perplexity@{name}" for name in KEPT}),
         (("profiles", "small", "finetune", "seeds"), [1], {f"finetune@{name}" for name in KEPT}),
         (("profiles", "gpt2", "finetune", "seeds"), [1], set()),

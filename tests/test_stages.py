@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages import (
     align,
+    articles,
     base,
     correlate,
     extract,
@@ -24,7 +25,10 @@ from stages import (
     perplexity,
     prepare,
     report,
+    reviews,
     search,
+    sentiment,
+    summarize,
     surgery,
 )
 from stages.core.artifacts import read_tensors
@@ -55,9 +59,19 @@ def settings() -> dict:
         },
         "search": {"max_tokens": 128, "context": 32, "batch_size": 2},
         "perplexity": {"context": 32, "stride": 16, "batch_size": 2, "max_tokens": 200},
+        "articles": {"source": {"kind": "articles", "seed": 0, "train": 4, "test": 4}},
         "latency": {"prompt_tokens": 8, "new_tokens": 2, "warmup": 0, "repeats": 2},
     }
+    values["profiles"]["tiny"]["perplexity"]["seed_protocol"] = {"rows": 4, "length": 32, "batch_size": 2}
+    values["profiles"]["tiny"]["latency"]["seed_protocol"] = {"prompt_tokens": 4, "length": 8, "repeats": 2}
+    values["profiles"]["tiny"]["summarize"] |= {
+        "articles": 3, "context": 60, "new_tokens": 4, "seed_protocol": {"article_tokens": 16, "new_tokens": 3},
+    }  # fmt: skip
     values["profiles"]["tiny"]["finetune"] |= {"max_tokens": 512, "sequence_length": 32}
+    values["profiles"]["tiny"]["reviews"] |= {
+        "source": {"kind": "reviews", "seed": 0, "train": 16, "test": 8}, "max_tokens": 64,
+    }  # fmt: skip
+    values["profiles"]["tiny"]["sentiment"] |= {"seeds": [0, 1], "train": "deltas"}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
@@ -86,11 +100,29 @@ def for_variant(variant: str) -> None:
         tokens=Path("text/train.parquet"),
         validation=Path("text/validation.parquet"),
         out=tuned,
-        curve=Path(f"{variant}.csv"),
+        curve=Path(f"training/{variant}.csv"),
         course=Path(f"recovery/{variant}.json"),
     )
+    sentiment.main(
+        **here,
+        model=tuned,
+        train=Path("reviews/train.parquet"),
+        test=Path("reviews/test.parquet"),
+        out=Path(f"sentiment/{variant}.json"),
+        predictions=Path(f"predictions/{variant}.parquet"),
+    )
+    summarize.main(
+        **here,
+        model=tuned,
+        tokenizer=Path("tokenizer"),
+        train_pairs=Path("articles/train.parquet"),
+        test_pairs=Path("articles/test.parquet"),
+        out=Path(f"summarization/{variant}.json"),
+        predictions=Path(f"predictions/summarization/{variant}.parquet"),
+    )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
-    perplexity.main(**here, **both, tokens=test, out=Path(f"perplexity/{variant}.json"))
+    rows = Path("text/test_rows.parquet")
+    perplexity.main(**here, **both, tokens=test, rows=rows, out=Path(f"perplexity/{variant}.json"))
     generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
     latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
 
@@ -110,7 +142,11 @@ def study(request, tmp_path_factory):
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
-        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations"), Path("moments"))
+        data = ROOT / "data"
+        reviews.main("tiny", data / "lexicon.yaml", data / "reviews.yaml", Path("tokenizer"), Path("reviews"))
+        articles.main("tiny", data / "lexicon.yaml", Path("articles"))
+        text = Path("text/train.parquet")
+        extract.main("tiny", Path("model"), text, Path("activations"), Path("moments"), Path("calibration.json"))
         correlate.main("tiny", Path("activations"), Path("correlations"))
         align.main(
             "tiny",
@@ -122,9 +158,14 @@ def study(request, tmp_path_factory):
         )
         for variant in VARIANTS:
             for_variant(variant)
-        folders = [Path(name) for name in ("windows", "sizes", "perplexity", "recovery", "latency", "samples")]
-        outs = [Path(name) for name in ("summary.json", "variants", "search.csv", "report.md", "samples.md", "plots")]
-        report.main("tiny", Path("provenance.json"), Path("alignment.json"), *folders, *outs)
+        files = {name: Path(f"{name}.json") for name in ("provenance", "calibration", "alignment", "summary")}
+        folders = (
+            "windows", "sizes", "recovery", "training", "perplexity", "latency", "sentiment", "summarization",
+            "samples", "variants", "points", "plots",
+        )  # fmt: skip
+        pages = {"report": Path("report.md"), "texts": Path("samples.md"), "html": Path("report.html")}
+        given = {"literature": data / "published.yaml", "templates": ROOT / "templates"}
+        report.main(profile="tiny", **files, **{name: Path(name) for name in folders}, **pages, **given)
         yield folder
 
 
@@ -226,6 +267,15 @@ def test_original_before_tuning_has_the_models_own_perplexity(study):
     assert ours == pytest.approx(np.exp(total / count), rel=1e-5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sentiment_can_be_recounted_from_its_predictions(study, variant):
+    found = json.loads((study / f"sentiment/{variant}.json").read_text())
+    rows, texts = (pq.read_table(study / f"{name}.parquet") for name in (f"predictions/{variant}", "reviews/test"))
+    assert rows["label"].to_pylist() == texts["label"].to_pylist()
+    right = [a == b for a, b in zip(rows["label"].to_pylist(), rows["predicted"].to_pylist())]
+    assert found["accuracy"] == sum(right) / len(right) and found["seeds"] == 2 and found["majority"] == 0.5
+
+
 def test_samples_do_not_repeat_the_prompt(study):
     rows = json.loads((study / "samples/original.json").read_text())
     assert {(row["stage"], row["way"]) for row in rows} == {
@@ -251,6 +301,30 @@ def test_more_tokens_than_the_text_has_is_refused(study):
     write_settings(values)
     try:
         with pytest.raises(UserError, match="extract.max_tokens = 1000000"):
-            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations"), Path("moments"))
+            extract.main("tiny", Path("model"), Path("text/train.parquet"), *map(Path, ("a", "m", "c.json")))
     finally:
         write_settings(settings())
+
+
+def test_calibration_is_known_by_the_hash_of_its_tokens(study):
+    import hashlib
+
+    ids = pq.read_table(study / "text/train.parquet")["token"].to_numpy()[:304].astype("<i8")
+    assert json.loads((study / "calibration.json").read_text()) == {
+        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(), "activation_tokens": 200, "moment_tokens": 300,
+        "sequence_length": 16,
+    }  # fmt: skip
+
+
+def test_every_figure_says_where_it_was_taken(study):
+    for stage in ("recovery", "perplexity", "latency", "sentiment", "summarization"):
+        place = json.loads((study / stage / "softshare.json").read_text())["environment"]
+        assert place["threads"] == 1 and place["precision"] == "float32" and place["device"] and place["torch"]
+
+
+def test_the_report_is_about_this_run(study):
+    text = (study / "report.html").read_text()
+    assert json.loads((study / "calibration.json").read_text())["sha256"] in text
+    assert all(f'<th scope="row">{name}</th>' in text for name in VARIANTS)
+    row = json.loads((study / "summary.json").read_text())["softshare"]
+    assert row["sentiment"]["accuracy"] == json.loads((study / "sentiment/softshare.json").read_text())["accuracy"]

@@ -4,6 +4,8 @@ Everything is written beside its destination under a temporary name and renamed 
 reader that meets a damaged file names the file and the command that makes it anew.
 """
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -52,6 +54,23 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     with _explaining(path, (OSError, ValueError)):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of one and the same set of columns as comma-separated text; without a row the file is empty."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """Rows of a comma-separated file of numbers with a header."""
+    with _explaining(path, (OSError, ValueError)):
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

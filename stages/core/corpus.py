@@ -1,5 +1,6 @@
 """Text as one stream of tokens."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,38 @@ def read_tokens(path: Path, most: int | None = None) -> Tensor:
     return torch.from_numpy(ids[:most].astype(np.int64))
 
 
+def tokenise_rows(tokenizer: Any, rows: Iterable[str]) -> list[list[int]]:
+    """The rows that have text, each by itself, as token ids without special tokens."""
+    text = [row for row in rows if row.strip()]
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def write_rows(path: Path, rows: list[list[int]]) -> None:
+    """A parquet table with one column, `tokens`, a list of int32 for each row."""
+    import pyarrow as pa
+
+    table = pa.table({"tokens": pa.array(rows, type=pa.list_(pa.int32()))})
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_rows(path: Path, most: int) -> list[list[int]]:
+    """The first `most` rows of a table that `write_rows` wrote."""
+    with parquet_reader(path) as file:
+        return file.read(columns=["tokens"])["tokens"].slice(0, most).to_pylist()
+
+
 def pack(tokens: Tensor, length: int) -> Tensor:
     """Tokens as rows of exactly `length`, shape (rows, length); a shorter rest is dropped, nothing is padded."""
     rows = len(tokens) // length
     if rows == 0:
         raise UserError(f"the text has {len(tokens)} tokens, fewer than one sequence of {length}")
     return tokens[: rows * length].view(rows, length)
+
+
+def digest(batches: Iterable[Tensor]) -> str:
+    """The sha256, in hexadecimal, of token ids in order, as little-endian int64 whatever the machine."""
+    found = hashlib.sha256()
+    for batch in batches:
+        found.update(batch.numpy().astype("<i8").tobytes())
+    return found.hexdigest()

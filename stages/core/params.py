@@ -10,14 +10,15 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from stages.core.errors import UserError
-from stages.core.profiles import Pretrain, Profile, Section
+from stages.core.profiles import Pretrain, Profile
+from stages.core.section import Section
 from stages.core.variants import Variant
 
 PARAMS = Path("params.yaml")
 
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
-    "source": {"stories", "dataset"},
+    "source": {"stories", "articles", "reviews", "dataset"},
     "windows": {"none", "blocks", "best", "budget"},
     "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "external"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},

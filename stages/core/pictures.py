@@ -1,70 +1,220 @@
-"""Plots of the study, as PNG files whose bytes depend on the figures only."""
+"""Drawings of the study, as PNG files or SVG text, whose bytes depend on the figures only."""
 
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
 
-COLOURS = {"original": "black", "softshare": "tab:red", "merged": "tab:blue", "compressed": "tab:green"}
-MARKERS = "osD^vPX*"
+from stages.core.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
+
+# Middle tones that stand out on white and on black; what is drawn in INK takes a page's own text colour.
+INK = "#1b1f24"
+COLOURS = ("#d1495b", "#3a86c8", "#2a9d6f", "#e08e2b", "#8e6bbf", "#2fa4b5", "#c45ba0", "#a07a4b", "#8a9a2b")
+MARKERS = "osD^vPX*p<>"
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.markersize": 6,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+matplotlib.rcParams.update(STYLE)
 
 
-def size_against_perplexity(figures: Mapping[str, Any], path: Path) -> None:
-    """Every variant at its stored parameters: perplexity after fine-tuning (filled) and before (hollow)."""
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    drawn: dict[str, int] = {}
-    for name, row in figures.items():
-        kind = name.rsplit("_", 1)[0]
-        colour, marker = COLOURS.get(kind, "tab:purple"), MARKERS[drawn.setdefault(kind, 0) % len(MARKERS)]
-        drawn[kind] += 1
-        millions, perplexity = row["parameters"] / 1e6, row["perplexity"]
-        axes.plot([millions, millions], [perplexity["before"], perplexity["after"]], color=colour, alpha=0.25)
-        axes.plot(millions, perplexity["before"], marker, color=colour, fillstyle="none")
-        axes.plot(millions, perplexity["after"], marker, color=colour, label=name)
-    axes.set(
-        xlabel="stored parameters (millions, every tensor once)",
-        ylabel="test perplexity (log scale)",
-        title="Perplexity before (hollow) and after fine-tuning (filled)",
-        yscale="log",
-    )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    _save(figure, path)
+def drawings(study: Study) -> dict[str, Callable[[], Any]]:
+    """Name -> what draws it as a matplotlib figure."""
+    return {
+        "perplexity_by_size": lambda: perplexity_by_size(study),
+        "perplexity_by_speed": lambda: perplexity_by_speed(study),
+        "window_search": lambda: window_search(study),
+        "correlations": lambda: correlations(study),
+        "training": lambda: training(study),
+    }
 
 
-def window_search(windows: Mapping[str, Any], path: Path) -> None:
+def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each variant: a colour for names that differ in their last number only."""
+    kinds: dict[str, int] = {}
+    found, members = {}, {}
+    for name in names:
+        kind = re.sub(r"_\d+$", "", name)
+        number = kinds.setdefault(kind, len(kinds))
+        members[kind] = members.get(kind, -1) + 1
+        colour = INK if name == "original" else COLOURS[(number - 1) % len(COLOURS)]
+        found[name] = {"color": colour, "marker": MARKERS[(number + members[kind]) % len(MARKERS)]}
+    return found
+
+
+def perplexity_by_size(study: Study) -> Any:
+    """Every variant at its stored parameters, before (hollow) and after (filled); beside it those near the control."""
+    figure, (whole, near) = _figure(2)
+    for name, look in looks(study.variants).items():
+        millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
+        whole.plot([millions] * 2, [found["before"], found["after"]], color=look["color"], alpha=0.3, linewidth=1)
+        whole.plot(millions, found["before"], **look, fillstyle="none", linestyle="")
+        whole.plot(millions, found["after"], **look, label=name, linestyle="")
+        if found["after"] <= 2 * study.control:
+            near.plot(millions, found["after"], **look, linestyle="")
+    line = [(study.sizes[name]["parameters"] / 1e6, study.perplexity[name]["after"]) for name in by_size(study)]
+    whole.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
+    close = [point for point in line if point[1] <= 2 * study.control]
+    near.plot(*zip(*close), color=INK, alpha=0.5, linewidth=1, linestyle="--", zorder=0)
+    near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
+    whole.set(title="Before (hollow) and after fine-tuning (filled)", ylabel="test perplexity")
+    near.set(title="After fine-tuning, up to twice the control")
+    _logarithmic(whole)
+    for axes in (whole, near):
+        axes.set_xlabel("stored parameters, millions")
+        axes.margins(0.08)
+    return _legend(figure, whole)
+
+
+def perplexity_by_speed(study: Study) -> Any:
+    """Every variant after fine-tuning at its speed-up over the original."""
+    figure, axes = _figure(1)
+    for name, look in looks(study.variants).items():
+        axes.plot(study.latency[name]["speedup"], study.perplexity[name]["after"], **look, label=name, linestyle="")
+    line = [(study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in by_speed(study)]
+    axes.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
+    axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning")
+    axes.margins(0.08)
+    _logarithmic(axes)
+    return _legend(figure, axes)
+
+
+def window_search(study: Study) -> Any:
     """Perplexity of every window that was scored, against its first layer, beside the original's."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name, found in windows.items():
-        single = [c for c in found["candidates"] if len(c["windows"]) == 1]
-        for size in sorted({_size(c) for c in single}):
+    figure, axes = _figure(1)
+    styles, drawn = ("-", "--", "-.", ":"), looks(study.variants)
+    for name, found in study.windows.items():
+        single = [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
+        for number, size in enumerate(sorted({_size(candidate) for candidate in single})):
             points = [(c["windows"][0][0], c["perplexity"]) for c in single if size == _size(c)]
-            axes.plot(*zip(*points), "o-", label=f"{name}, {size} layers")
-        if single:
-            axes.axhline(found["original_perplexity"], color="black", linestyle=":", label=f"{name}: original")
-    axes.set(
-        xlabel="first layer of the window",
-        ylabel="validation perplexity (log scale)",
-        title="Every contiguous window, before any training",
-        yscale="log",
-    )
+            style = styles[number % len(styles)]
+            axes.plot(*zip(*points), **drawn[name], linestyle=style, linewidth=1.2, label=f"{name}, {size} layers")
+    originals = {found["original_perplexity"] for found in study.windows.values() if found["candidates"]}
+    for value in sorted(originals):
+        axes.axhline(value, color=INK, alpha=0.5, linewidth=1, linestyle=":", label="original")
+    axes.set(xlabel="first layer of the window", ylabel="validation perplexity")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3, which="both")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    _save(figure, path)
+    _logarithmic(axes)
+    return _legend(figure, axes)
+
+
+def correlations(study: Study) -> Any:
+    """Mean correlation of every two layers' neurons, a row a site: matched, less what chance gives; as numbered."""
+    depth, sites = study.provenance["layers"], list(study.alignment["sites"])
+    panels = {(site, key): np.full((depth, depth), np.nan) for site in sites for key in ("above_chance", "as_numbered")}
+    for row in correlation_rows(study):
+        for key in ("above_chance", "as_numbered"):
+            both = [row["first"], row["second"]]
+            panels[row["site"], key][both, both[::-1]] = row[key]
+    low, high = min(0.0, *map(np.nanmin, panels.values())), max(map(np.nanmax, panels.values()))
+    figure, grid = _figure(2, len(sites))
+    for axes, ((site, key), values) in zip(np.ravel(grid), panels.items()):
+        drawn = axes.pcolormesh(values, cmap="viridis", vmin=low, vmax=high)
+        words = {"above_chance": "matched, above chance", "as_numbered": "as numbered"}[key]
+        axes.set(title=f"{site.replace('_', ' ')}, {words}", xlabel="layer", ylabel="layer", aspect="equal")
+        every = range(0, depth, 1 if depth <= 16 else 5)
+        axes.set_xticks([layer + 0.5 for layer in every], [str(layer) for layer in every])
+        axes.set_yticks([layer + 0.5 for layer in every], [str(layer) for layer in every])
+        axes.invert_yaxis()
+        axes.grid(False)
+        # On more layers the numbers would be too small to read.
+        for (row, column), value in np.ndenumerate(values) if depth <= 16 else ():
+            if np.isfinite(value):
+                tone = "#ffffff" if value < (low + high) / 2 else "#000000"
+                shown = f"{value:.2f}".replace("0.", ".")
+                axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", fontsize=6, color=tone)
+    figure.colorbar(drawn, ax=list(np.ravel(grid)), shrink=0.75, label="mean correlation").outline.set_visible(False)
+    return figure
+
+
+def training(study: Study) -> Any:
+    """Training loss, and perplexity at every look at the validation split, of every variant's recovery."""
+    figure, (losses, validation) = _figure(2)
+    for name, look in looks(study.variants).items():
+        rows = study.training[name]
+        thin = {"color": look["color"], "linewidth": 1.1}
+        losses.plot([row["tokens"] / 1e3 for row in rows], [row["loss"] for row in rows], **thin)
+        seen = study.recovery[name]["looks"]
+        points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
+        validation.plot(*zip(*points), **look, linewidth=1.1, markersize=4, label=name)
+    losses.set(title="Training loss")
+    validation.set(title="Validation perplexity")
+    for axes in (losses, validation):
+        axes.set_xlabel("tokens, thousands")
+        _logarithmic(axes)
+    return _legend(figure, validation)
+
+
+def png(figure: Any, path: Path) -> None:
+    """Write a figure on white."""
+    figure.savefig(path, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+
+
+def svg(figure: Any, name: str) -> str:
+    """A figure as an element for an HTML page: transparent, its ink the page's text colour, its ids its own."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    plt.close(figure)
+    text = file.getvalue()
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
+    return text.replace(INK, "currentColor")
+
+
+def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
+    size = (9.2 if columns > 1 else 6.4, 4.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
+    for one in np.ravel(axes):
+        one.grid(True)
+    return figure, axes
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic upright axis with plain numbers on it, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Any, axes: Any) -> Any:
+    """What `axes` label, once each, beneath the whole figure."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    if handles:
+        columns = 5 if len(figure.axes) > 1 else 4
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+    return figure
 
 
 def _size(candidate: Mapping[str, Any]) -> int:
     """The number of layers of a candidate's first window."""
     first, last = candidate["windows"][0]
     return last - first + 1
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)

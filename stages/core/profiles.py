@@ -2,17 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: unknown keys and lossy conversions are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+from stages.core.section import Count, Natural, Rate, Section
+from stages.core.texts import ArticlePairs, Prepare, ReviewSet
 
 
 class Runtime(Section):
@@ -29,40 +22,6 @@ class Base(Section):
     model: str
     revision: str | None = None
     gguf_file: str | None = None
-
-
-class Stories(Section):
-    """Text of the project's own grammar: one seed and a number of stories for each split."""
-
-    kind: Literal["stories"]
-    seed: Natural
-    train: Count
-    validation: Count
-    test: Count
-
-
-class Dataset(Section):
-    """Text as `datasets.load_dataset` takes it: a hub name, or parquet, json or text with `data_files`."""
-
-    kind: Literal["dataset"]
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    data_files: dict[str, str] | None = None
-    column: str = "text"
-    train: str
-    validation: str
-    test: str
-
-    @model_validator(mode="after")
-    def _splits_differ(self):
-        if len({self.train, self.validation, self.test}) < 3:
-            raise ValueError("train, validation and test must be three different splits or slices")
-        return self
-
-
-class Prepare(Section):
-    source: Annotated[Stories | Dataset, Field(discriminator="kind")]
 
 
 class Extract(Section):
@@ -131,11 +90,45 @@ class Finetune(Schedule):
         return self
 
 
+class HeadRates(Section):
+    """Of the task's head, and of whatever of the model is trained with it."""
+
+    head: Rate
+    model: Rate
+
+
+class HeadRecipe(Schedule):
+    """The one recipe by which every variant learns the sentiment task, once for each seed.
+
+    train: the head with `all` of the model, with its `deltas` (a variant without deltas: the head alone), or the
+    `head` alone.
+    """
+
+    train: Literal["all", "deltas", "head"]
+    learning_rate: HeadRates
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the seeds must differ")
+        return self
+
+
+class SeedPerplexity(Section):
+    """The seeds' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
+
+    rows: Count
+    length: Annotated[int, Field(ge=2)]
+    batch_size: Count
+
+
 class Perplexity(Section):
     context: Annotated[int, Field(ge=2)]
     stride: Count
     batch_size: Count
     max_tokens: Count | None
+    seed_protocol: SeedPerplexity | None = None
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -152,24 +145,84 @@ class Generate(Section):
     seed: Natural
 
 
+class SeedLatency(Section):
+    """The seeds' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
+
+    prompt_tokens: Count
+    length: Annotated[int, Field(ge=2)]
+    repeats: Count
+
+    @model_validator(mode="after")
+    def _something_is_written(self):
+        if self.length <= self.prompt_tokens:
+            raise ValueError(f"length = {self.length} counts the prompt: it must exceed {self.prompt_tokens}")
+        return self
+
+
 class Latency(Section):
     prompt_tokens: Count
     new_tokens: Count
     warmup: Natural
     repeats: Annotated[int, Field(ge=2)]
+    seed_protocol: SeedLatency | None = None
+
+
+class SummaryTraining(Schedule):
+    """Training of all weights on article/summary pairs, the loss on the summary alone, once for each seed."""
+
+    learning_rate: Rate
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the seeds must differ")
+        return self
+
+
+class SeedSummaries(Section):
+    """The seeds' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
+
+    article_tokens: Count
+    new_tokens: Count
+
+
+class Summarize(Section):
+    """`no_repeat_over`: whether the article's n-grams are forbidden too (`all`, transformers' way and the seeds')."""
+
+    format: str
+    articles: Count
+    context: Count
+    new_tokens: Count
+    beams: Count
+    no_repeat_ngram: Natural
+    no_repeat_over: Literal["continuation", "all"]
+    batch_size: Count
+    training: SummaryTraining | None = None
+    seed_protocol: SeedSummaries | None = None
+
+    @model_validator(mode="after")
+    def _format_has_the_article_once(self):
+        if self.format.count("{article}") != 1:
+            raise ValueError(f"format = {self.format!r} must hold {{article}} once")
+        return self
 
 
 class Profile(Section):
     runtime: Runtime
     base: Base
     prepare: Prepare
+    reviews: ReviewSet
     extract: Extract
     correlate: Correlate
     search: Search
     finetune: Finetune
+    sentiment: HeadRecipe
     perplexity: Perplexity
     generate: Generate
     latency: Latency
+    articles: ArticlePairs
+    summarize: Summarize
 
 
 class Pretrain(Section):

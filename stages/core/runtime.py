@@ -58,25 +58,23 @@ def start(runtime: Any) -> Any:
     return torch.device(("cuda" if available else "cpu") if runtime.device == "auto" else runtime.device)
 
 
-def autocast(device: Any, precision: str) -> Any:
-    """A context in which a training step computes in `precision` (a `Runtime` section's) where the device can.
-
-    A CUDA device without bfloat16 stays at float32; `environment` says which it was.
-    """
+def precision(device: Any, wanted: str) -> str:
+    """What training computes in where a `Runtime` section asks for `wanted`: a CUDA device may lack bfloat16."""
     import torch
 
-    wanted = precision == "bfloat16" and _has_bfloat16(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    return "float32" if lacking else wanted
 
 
-def _has_bfloat16(device: Any) -> bool:
+def autocast(device: Any, wanted: str) -> Any:
+    """A context in which a training step computes in the `precision` that the device has for `wanted`."""
     import torch
 
-    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision(device, wanted) == "bfloat16")
 
 
-def environment(device: Any) -> dict[str, Any]:
-    """Where a figure was measured: device, threads and library versions, as plain values."""
+def environment(device: Any, wanted: str = "float32") -> dict[str, Any]:
+    """Where a figure was measured: device, precision taken for `wanted`, threads and library versions, plain values."""
     import platform
 
     import torch
@@ -85,6 +83,7 @@ def environment(device: Any) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "precision": precision(device, wanted),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -17,13 +17,31 @@ _FIRST = re.compile(r'(?:^|[.!?] |\." |, "|: ")"?[a-z]')
 _OMITTED = "-"
 
 
-def stories(lexicon: Mapping[str, Any], seed: int, count: int) -> list[str]:
+def stories(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str]:
     """`count` stories, each a single line of some 90 to 160 words; story i is a function of lexicon, seed and i.
 
     Raises ValueError where the lexicon lacks a key that the stories or one of its own texts need.
     """
-    plots = _plots(lexicon)
+    plots = list(_plots(lexicon).values())
     return [_Teller(lexicon, random.Random(f"{seed}/{index}")).tell(plots) for index in range(count)]
+
+
+def summarised(lexicon: Mapping[str, Any], seed: int, count: int) -> list[tuple[str, str]]:
+    """The same stories, each with a sentence that says what it was about: (story, summary).
+
+    A summary is worded by chance and says only what its story has settled. Raises ValueError as `stories` does, and
+    where a plot has no summary that its telling supports.
+    """
+    plots = _plots(lexicon)
+    if set(plots) - set(lexicon.get("summaries", {})):
+        raise ValueError("lexicon: the key summaries must have an entry for every plot")
+    of = {id(plot): _options(lexicon["summaries"][name]) for name, plot in plots.items()}
+    pairs = []
+    for index in range(count):
+        teller = _Teller(lexicon, random.Random(f"{seed}/{index}"))
+        story = teller.tell(list(plots.values()))
+        pairs.append((story, teller.sum_up(of[id(teller.plot)])))
+    return pairs
 
 
 class _Teller:
@@ -33,12 +51,23 @@ class _Teller:
         self.facts, self.phrases, self.chance = lexicon["facts"], lexicon["phrases"], chance
         self.settled: dict[str, Any] = {}
         self.used: set[str] = set()
+        self.told = False
 
     def tell(self, plots: Sequence[Sequence[Sequence[str]]]) -> str:
         """The story of one of the plots."""
-        sentences = [self.word(self.chance.choice(ways)) for ways in self.chance.choice(plots)]
-        text = " ".join(sentence for sentence in sentences if sentence != _OMITTED)
-        return _FIRST.sub(lambda match: match[0][:-1] + match[0][-1].upper(), _ARTICLE.sub(r"\1n", text))
+        self.plot = self.chance.choice(plots)
+        sentences = [self.word(self.chance.choice(ways)) for ways in self.plot]
+        self.told = True
+        return _polished(" ".join(sentence for sentence in sentences if sentence != _OMITTED))
+
+    def sum_up(self, ways: Sequence[str]) -> str:
+        """One of the ways to sum up what was told, drawn among those that add nothing to it."""
+        for way in self.chance.sample(ways, len(ways)):
+            try:
+                return _polished(self.word(way))
+            except _Untold:
+                continue
+        raise ValueError(f"lexicon: no line of this summary fits every telling of its plot: {ways[-1]}")
 
     def word(self, text: str) -> str:
         """The text without any markup."""
@@ -58,7 +87,10 @@ class _Teller:
         """The value of a fact or of a part of it, the same throughout the story."""
         if path not in self.settled:
             whole, _, part = path.rpartition(".")
-            self.settled[path] = self.draw((self.fact(whole) if whole else self.facts)[part])
+            value = (self.fact(whole) if whole else self.facts)[part]
+            if self.told and len(_options(value)) > 1:
+                raise _Untold
+            self.settled[path] = self.draw(value)
         return self.settled[path]
 
     def draw(self, value: Any) -> Any:
@@ -71,6 +103,15 @@ class _Teller:
         return option
 
 
+class _Untold(Exception):
+    """A summary has asked for something that its story left open."""
+
+
+def _polished(text: str) -> str:
+    """The text with "an" where it belongs and a capital at the start of every sentence."""
+    return _FIRST.sub(lambda match: match[0][:-1] + match[0][-1].upper(), _ARTICLE.sub(r"\1n", text))
+
+
 def _options(value: Any) -> Sequence[Any]:
     """The alternatives a value offers: the items of a list, the lines of a text, or the value alone."""
     if isinstance(value, str):
@@ -78,8 +119,8 @@ def _options(value: Any) -> Sequence[Any]:
     return [value] if isinstance(value, Mapping) else value
 
 
-def _plots(lexicon: Mapping[str, Any]) -> list[list[list[str]]]:
-    """The lexicon's plots as sentences, each a list of ways to say it; checks that every name leads to a text."""
+def _plots(lexicon: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
+    """The lexicon's plots by name as sentences, each a list of ways to say it; every name must lead to a text."""
     for key in ("facts", "phrases", "plots"):
         if key not in lexicon:
             raise ValueError(f"lexicon: the key {key} is missing")
@@ -87,7 +128,7 @@ def _plots(lexicon: Mapping[str, Any]) -> list[list[list[str]]]:
         for name in _NAME.findall(text):
             if name not in lexicon["phrases"]:
                 _check(lexicon["facts"], name.split("."), name)
-    return [[_options(sentence) for sentence in plot.split("\n\n")] for plot in lexicon["plots"].values()]
+    return {name: [_options(sentence) for sentence in plot.split("\n\n")] for name, plot in lexicon["plots"].items()}
 
 
 def _texts(value: Any) -> Iterator[str]:

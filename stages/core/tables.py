@@ -1,206 +1,253 @@
-"""The study's figures as tables: one row a variant, plain numbers, Markdown for people."""
+"""The study's figures as tables of text, for whatever page shows them."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-Figures = Mapping[str, Mapping[str, Any]]
+from stages.core.study import Study, correlation_rows, layout
 
-
-def summary(sizes: Figures, perplexity: Figures, latency: Figures) -> dict[str, dict[str, Any]]:
-    """Variant -> its size, perplexity before and after fine-tuning, and latency; the content of summary.json."""
-    return {
-        name: {
-            **sizes[name],
-            "perplexity": {key: perplexity[name][key] for key in ("before", "after")},
-            "latency": {key: latency[name][key] for key in ("prefill_ms", "decode_ms_per_token", "speedup")},
-        }
-        for name in sizes
-    }
+NOTHING = "–"
 
 
-def window_rows(windows: Figures) -> list[tuple[str, str, float]]:
-    """(variant, window, perplexity) of every window that a search scored."""
-    return [
-        (name, layout(candidate["windows"]), candidate["perplexity"])
-        for name, found in windows.items()
-        for candidate in found["candidates"]
-    ]
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, all text; the first column names the row. `title` and `note` may hold inline Markdown.
+
+    folded: a reader asks for it first, where a page can fold; narrow: others may stand beside it.
+    """
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    title: str = ""
+    note: str = ""
+    folded: bool = False
+    narrow: bool = False
 
 
-def layout(windows: Iterable[Iterable[int]]) -> str:
-    """Windows as people write them: 1-4+7-10."""
-    return "+".join(f"{first}-{last}" for first, last in windows)
-
-
-def csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Comma-separated text; no field here holds a comma."""
-    return "".join(",".join(map(str, row)) + "\n" for row in [header, *rows])
-
-
-def markdown(header: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def page(
-    profile: str,
-    provenance: Mapping[str, Any],
-    figures: Figures,
-    windows: Figures,
-    recovery: Figures,
-    alignment: Mapping[str, Any],
-    latency: Figures,
-) -> str:
-    """report.md: what was studied, the table, the window search, and how far neurons of neighbours agree."""
-    model = provenance["gguf_file"] or provenance["model"]
-    revision = f", revision `{provenance['resolved_revision']}`" if provenance["resolved_revision"] else ""
-    parts = [
-        "# What sharing feed-forward layers costs",
-        f"Profile `{profile}`: `{model}`{revision} ({provenance['model_type']}, {provenance['layers']} layers, "
-        f"{provenance['parameters']:,} parameters, weights sha256 `{provenance['sha256'][:12]}`). Perplexity is "
-        "on the test split, which chose nothing. Every variant, the original included, was fine-tuned on the same "
-        "tokens.",
-        "## Variants",
-        _variants(figures),
-        "*Stored* counts every tensor once; *dense* counts a shared weight in every layer that uses it, as the "
-        "seeds did. Sharing saves memory, not arithmetic: only `compressed_n` computes less. *Speed-up* is the "
-        "original's time over the variant's, both timed in turns in the same process, for the prompt and all new "
-        "tokens; for `original` itself it is the noise of that comparison. "
-        "*After / original's* compares with the original model after the same fine-tuning.",
-        "![Perplexity against stored parameters](plots/perplexity_by_size.png)",
-        "## Recovery",
-        _recovery(recovery),
-        "## Layers taken together",
-        _groups(windows),
-        "## Window search",
-        _search(windows),
-        "## Do neighbours agree?",
-        _alignment(alignment),
-        "## Where the time was measured",
-        _environments(latency),
-    ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def _variants(figures: Figures) -> str:
-    original = figures["original"]["perplexity"]
-    rows = [
-        [
-            name,
-            f"{row['parameters']:,}",
-            f"{row['parameter_ratio']:.3f}",
-            f"{row['dense_parameters']:,}",
-            f"{row['ffn_parameters']:,}",
-            f"{row['checkpoint_mb']:.2f}",
-            _perplexity(row["perplexity"]["before"]),
-            _perplexity(row["perplexity"]["after"]),
-            f"{row['perplexity']['after'] / original['after']:.3f}",
-            f"{row['latency']['prefill_ms']:.1f}",
-            f"{row['latency']['decode_ms_per_token']:.2f}",
-            f"{row['latency']['speedup']:.2f}",
-        ]
-        for name, row in figures.items()
-    ]
-    header = ["variant", "stored", "ratio", "dense", "FFN stored", "MB", "ppl before", "ppl after"]
-    header += ["after / original's", "prefill ms", "decode ms/token", "speed-up"]
-    return markdown(header, rows)
-
-
-def _perplexity(value: float) -> str:
+def perplexity(value: float) -> str:
     """Four digits or so, whatever the size."""
-    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+    if value < 100:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 
 
-def _recovery(recovery: Figures) -> str:
+def headline(study: Study) -> Table:
+    """What every variant costs and keeps, in few columns."""
+    rows = []
+    for name in study.variants:
+        size, found, task = study.sizes[name], study.perplexity[name], study.sentiment[name]
+        rows.append(
+            (
+                name,
+                f"{size['parameters']:,}",
+                f"{size['parameter_ratio']:.3f}",
+                perplexity(found["before"]),
+                perplexity(found["after"]) + (f" ± {found['after_spread']:.3f}" if found["seeds"] > 1 else ""),
+                perplexity(found["after"] / study.control),
+                f"{task['accuracy']:.3f} ({task['accuracy_low']:.3f}–{task['accuracy_high']:.3f})",
+                f"{study.summarization[name]['rougeL']:.3f}",
+                f"{study.latency[name]['speedup']:.2f}",
+            )
+        )
+    header = ("variant", "stored", "ratio", "ppl before", "ppl after", "to control")
+    return Table((*header, "accuracy (95%)", "ROUGE-L", "speed-up"), rows)
+
+
+def storage(study: Study) -> Table:
+    """Parameters by every way to count them, and where the time goes."""
     rows = [
-        [
+        (
             name,
-            _perplexity(course["validation_before"]),
-            _perplexity(course["validation_after"]),
-            f"{course['kept_tokens']:,}",
-        ]
-        for name, course in recovery.items()
+            f"{size['parameters']:,}",
+            f"{size['dense_parameters']:,}",
+            f"{size['ffn_parameters']:,}",
+            f"{size['checkpoint_mb']:.2f}",
+            f"{study.latency[name]['prefill_ms']:.1f}",
+            f"{study.latency[name]['decode_ms_per_token']:.2f}",
+        )
+        for name, size in study.sizes.items()
     ]
-    budgets = " and ".join(sorted({f"{course['tokens']:,}" for course in recovery.values()}))
-    return (
-        f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split among "
-        "the start and several looks on the way; where it was kept after 0 tokens, training only did harm.\n\n"
-        + markdown(["variant", "validation before", "validation after", "kept after tokens"], rows)
-    )
+    header = ("variant", "stored", "dense", "FFN stored", "MB", "prefill ms", "decode ms/token")
+    return Table(header, rows, "Parameters by every count, and where the time goes", folded=True)
 
 
-def _groups(windows: Figures) -> str:
+def sentiment(study: Study) -> Table:
+    """Accuracy with its interval, macro F1, the majority's share, and what the seeds say together."""
     rows = [
-        [name, ", ".join(f"{group[0]}-{group[-1]}" for group in found["groups"])]
-        for name, found in windows.items()
+        (
+            name,
+            f"{task['accuracy']:.3f}",
+            f"{task['accuracy_low']:.3f}–{task['accuracy_high']:.3f}",
+            f"{task['macro_f1']:.3f}",
+            f"{task['majority']:.3f}",
+            f"{task['accuracy_mean']:.3f} ± {task['accuracy_spread']:.3f} ({task['seeds']})",
+        )
+        for name, task in study.sentiment.items()
+    ]
+    return Table(("variant", "accuracy", "95% interval", "macro F1", "majority class", "over seeds"), rows)
+
+
+def summarization(study: Study) -> Table:
+    """ROUGE of every variant's continuations beside that of each article's first three sentences."""
+    measures = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    first = study.summarization["original"]
+    rows = [("first three sentences", *(f"{first[f'lead3_{measure}']:.3f}" for measure in measures))]
+    rows += [(name, *(f"{task[measure]:.3f}" for measure in measures)) for name, task in study.summarization.items()]
+    return Table(("variant", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), rows)
+
+
+def recovery(study: Study) -> Table:
+    """Validation perplexity before a training and where it was best."""
+    rows = [
+        (
+            name,
+            perplexity(course["validation_before"]),
+            perplexity(course["validation_after"]),
+            f"{course['kept_tokens']:,}",
+        )
+        for name, course in study.recovery.items()
+    ]
+    return Table(("variant", "validation before", "validation after", "kept after tokens"), rows)
+
+
+def groups(study: Study) -> Table:
+    """Which layers a variant takes together."""
+    rows = [
+        (name, ", ".join(f"{group[0]}–{group[-1]}" for group in found["groups"]))
+        for name, found in study.windows.items()
         if found["groups"]
     ]
-    return markdown(["variant", "layers"], rows)
+    return Table(("variant", "layers taken together"), rows, narrow=True)
 
 
-def _search(windows: Figures) -> str:
-    parts = []
-    for name, found in windows.items():
+def searches(study: Study) -> list[Table]:
+    """For each variant that searched, every window it scored."""
+    tables = []
+    for name, found in study.windows.items():
         if not found["candidates"]:
             continue
         chosen = [[group[0], group[-1]] for group in found["groups"]]
         rows = [
-            [
+            (
                 layout(candidate["windows"]) + (" (chosen)" if candidate["windows"] == chosen else ""),
-                _perplexity(candidate["perplexity"]),
-                f"{candidate['perplexity'] / found['original_perplexity']:.3f}",
-            ]
+                perplexity(candidate["perplexity"]),
+                perplexity(candidate["perplexity"] / found["original_perplexity"]),
+            )
             for candidate in found["candidates"]
         ]
-        parts.append(
-            f"`{name}`, each window with the start this variant gives it, {found['tokens']:,} tokens of the "
-            f"validation split; the original has {_perplexity(found['original_perplexity'])} there.\n\n"
-            + markdown(["window", "perplexity", "to the original"], rows)
+        title = (
+            f"`{name}`: {len(rows)} windows on {found['tokens']:,} validation tokens, "
+            f"where the original has {perplexity(found['original_perplexity'])}"
         )
-    if not parts:
-        return "No variant asked for its best window."
-    return "\n".join([*parts, "![Perplexity of every window](plots/window_search.png)"])
+        tables.append(Table(("window", "perplexity", "to the original"), rows, title, folded=True))
+    return tables
 
 
-def _alignment(alignment: Mapping[str, Any]) -> str:
-    parts = [
-        f"Mean correlation of neuron pairs in neighbouring layers over {alignment['tokens']:,} tokens, matched and as "
-        f"numbered. Independent neurons, matched the same way, would reach {alignment['null']:.3f}: only the excess "
-        "counts."
-    ]
-    for site, found in alignment["sites"].items():
-        neighbours = [(key.split("-"), pair) for key, pair in found["pairs"].items()]
+def neighbours(study: Study) -> list[Table]:
+    """Correlation of neurons in neighbouring layers, a table for each site."""
+    header, tables = ("layers", "matched", "above chance", "as numbered"), []
+    for site, found in study.alignment["sites"].items():
         rows = [
-            [f"{first}-{other}", f"{pair['matched']:.3f}", f"{pair['unmatched']:.3f}"]
-            for (first, other), pair in neighbours
-            if int(other) == int(first) + 1
+            (f"{row['first']}–{row['second']}", *(f"{row[key.replace(' ', '_')]:.3f}" for key in header[1:]))
+            for row in correlation_rows(study)
+            if row["site"] == site and row["second"] == row["first"] + 1
         ]
         silent = sum(found["dead_neurons"].values())
-        parts.append(f"By `{site}` (neurons that never vary: {silent}):\n")
-        parts.append(markdown(["layers", "matched", "as numbered"], rows))
-    return "\n".join(parts)
+        title = f"Neighbouring layers by `{site}` (neurons that never vary: {silent})"
+        tables.append(Table(header, rows, title, folded=True))
+    return tables
 
 
-def _environments(latency: Figures) -> str:
-    places: dict[str, list[str]] = {}
-    for name, row in latency.items():
-        places.setdefault(", ".join(f"{key} {value}" for key, value in row["environment"].items()), []).append(name)
-    return "\n".join(f"- {place}: {', '.join(names)}" for place, names in places.items())
+def beside(study: Study) -> list[Table]:
+    """One narrow table a measure: ours, ours by the seeds' protocol, and what the seeds published."""
+    theirs = {name: study.published.seeds.of(name) for name in study.variants}
+    known = [name for name in study.variants if theirs[name]]
+
+    def table(title: str, ours: Callable, seeds: Callable, key: str, digits: int, columns=("ours", "seeds' protocol")):
+        rows = [
+            (name, *(_number(value, digits) for value in (ours(name), seeds(name), getattr(theirs[name], key))))
+            for name in known
+        ]
+        return Table(("variant", *columns, "published"), rows, title, narrow=True)
+
+    def task(key: str) -> Callable:
+        return lambda name: study.summarization[name].get(key)
+
+    return [
+        table(
+            "Parameters, millions",
+            lambda name: study.sizes[name]["parameters"] / 1e6,
+            lambda name: study.sizes[name]["dense_parameters"] / 1e6,
+            "parameters_millions",
+            2,
+            ("stored", "dense"),
+        ),
+        table(
+            "Perplexity after fine-tuning",
+            lambda name: study.perplexity[name]["after"],
+            lambda name: study.perplexity[name].get("seed_after"),
+            "perplexity",
+            2,
+        ),
+        table(
+            "Latency, ms",
+            lambda name: study.latency[name]["decode_ms_per_token"],
+            lambda name: study.latency[name].get("seed_ms"),
+            "latency_ms",
+            1,
+            ("ours (token)", "seeds' protocol"),
+        ),
+        table(
+            "Sentiment accuracy",
+            lambda name: study.sentiment[name]["accuracy"],
+            lambda name: study.sentiment[name].get("seed_accuracy"),
+            "accuracy",
+            3,
+        ),
+        table("ROUGE-1", task("rouge1"), task("seed_rouge1"), "rouge1", 3),
+        table("ROUGE-2", task("rouge2"), task("seed_rouge2"), "rouge2", 3),
+        table("ROUGE-L", task("rougeL"), task("seed_rougeL"), "rougeL", 3),
+    ]
 
 
-def samples(texts: Mapping[str, list[Mapping[str, str]]]) -> str:
-    """samples.md: every prompt with each variant's continuations beneath it."""
-    prompts = list(dict.fromkeys(text["prompt"] for rows in texts.values() for text in rows))
-    lines = ["# Samples", "", "Continuations after fine-tuning (and before), greedy and sampled with one seed.", ""]
-    for prompt in prompts:
-        lines += [f"## {prompt} …", ""]
-        for name, rows in texts.items():
-            lines.append(f"**{name}**")
-            lines += [
-                f"- {row['stage']}, {row['way']}: … {' '.join(row['continuation'].split())}"
-                for row in rows
-                if row["prompt"] == prompt
-            ]
-            lines.append("")
-    return "\n".join(lines)
+def elsewhere(study: Study) -> list[Table]:
+    """Published figures that no variant of ours is beside, a table for each source."""
+    return [
+        Table(
+            ("model", "millions of parameters", "perplexity"),
+            [
+                (figure.name, _number(figure.parameters_millions, 1), _number(figure.perplexity, 2))
+                for figure in source.figures
+            ],
+            source.title,
+            f"{source.protocol}.",
+            narrow=True,
+        )
+        for source in study.published.elsewhere
+    ]
+
+
+def environments(study: Study) -> Table:
+    """Which figures were taken where: device, precision, threads and versions."""
+    taken: dict[tuple, dict[str, list[str]]] = {}
+    for stage in ("recovery", "perplexity", "latency", "sentiment", "summarization"):
+        for name, figures in getattr(study, stage).items():
+            place = tuple(figures["environment"].items())
+            taken.setdefault(place, {}).setdefault(stage, []).append(name)
+    keys = list(dict.fromkeys(key for place in taken for key, _ in place))
+    rows = [
+        (
+            "; ".join(
+                stage if len(names) == len(study.variants) else f"{stage} of {', '.join(names)}"
+                for stage, names in stages.items()
+            ),
+            *(str(dict(place).get(key, NOTHING)) for key in keys),
+        )
+        for place, stages in taken.items()
+    ]
+    return Table(("measured", *keys), rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:,.0f}"

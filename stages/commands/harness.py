@@ -1,0 +1,53 @@
+"""Run EleutherAI's lm-evaluation-harness on a variant, as the pipeline keeps it (shared weights and all).
+
+Needs the extra of pyproject.toml: pip install '.[harness]'. Run from the repository's root after `dvc repro`:
+make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; any other name is the harness's own.
+"""
+
+import json
+from pathlib import Path
+
+from stages.core import runtime, sharing
+from stages.core.artifacts import write_json, write_text
+from stages.core.errors import UserError
+from stages.core.models import open_tokenizer
+from stages.core.sources import labelled
+from stages.core.texts import Reviews
+
+
+def main(variant: str, task: str, to: Path) -> None:
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(f"the harness is not installed ({error}): pip install 'lm_eval==0.4.13'") from error
+    source = Path("artifacts/finetuned") / variant
+    if not source.is_dir():
+        raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
+    write_reviews(Path("artifacts/harness/reviews.jsonl"))
+    tasks = TaskManager(include_path="data/harness")
+    if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:
+        raise UserError(f"task {missing[0]!r} is not known to the harness; `lm_eval ls tasks` lists its own")
+    # The model goes in as an object: no stock class would open the shared checkpoint.
+    model = HFLM(
+        pretrained=sharing.load(source)[0], tokenizer=open_tokenizer(Path("artifacts/tokenizer")), batch_size=8
+    )
+    found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)
+    results = {
+        name: {key: value for key, value in row.items() if isinstance(value, int | float)}
+        for name, row in found["results"].items()
+    }
+    write_json(to, {"variant": variant, "lm_eval": lm_eval.__version__, "results": results})
+    print(json.dumps(results, indent=2))
+
+
+def write_reviews(path: Path) -> None:
+    """The documents of the local task: test reviews of the project's own grammar, as json lines."""
+    source = Reviews(kind="reviews", seed=0, train=4, test=200)
+    rows = labelled(source, "test", Path("data/lexicon.yaml"), Path("data/reviews.yaml"))
+    write_text(path, "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,202 @@
+"""What the report says, chapter by chapter: text (inline Markdown), tables and pictures in reading order."""
+
+from dataclasses import dataclass
+
+from stages.core import tables
+from stages.core.study import Study, by_size
+from stages.core.tables import Table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing by name, with what it shows in words; a wide one has two panels side by side."""
+
+    name: str
+    words: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    title: str
+    parts: list[str | Table | Picture]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure to take away: its name, its value, and a line on it."""
+
+    name: str
+    value: str
+    note: str
+
+
+def facts(study: Study) -> list[Fact]:
+    """The control, the smallest variant near it, and the fastest one."""
+    near = min(
+        (name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control),
+        key=lambda name: study.sizes[name]["parameters"],
+    )
+    fast = max(study.variants, key=lambda name: study.latency[name]["speedup"])
+    after = {name: study.perplexity[name]["after"] for name in study.variants}
+    return [
+        Fact("Control", tables.perplexity(study.control), "perplexity of `original`, fine-tuned like every variant"),
+        Fact(
+            "Smallest within 5% of the control",
+            f"{study.sizes[near]['parameter_ratio']:.0%}",
+            f"of the parameters stored: `{near}`, perplexity {tables.perplexity(after[near])}",
+        ),
+        Fact(
+            "Fastest",
+            f"{study.latency[fast]['speedup']:.2f}×",
+            f"`{fast}`, perplexity {tables.perplexity(after[fast])}",
+        ),
+    ]
+
+
+def chapters(study: Study) -> list[Chapter]:
+    """All chapters, in reading order."""
+    return [
+        _variants(study),
+        _tasks(study),
+        _recovery(study),
+        _windows(study),
+        _neighbours(study),
+        _published(study),
+        _provenance(study),
+    ]
+
+
+def _variants(study: Study) -> Chapter:
+    best = ", ".join(f"`{name}`" for name in by_size(study))
+    return Chapter(
+        "Variants",
+        [
+            "Perplexity is on the test split, which chose nothing, before and after the same fine-tuning; *to control* "
+            "compares with the original model after it. *Stored* counts every tensor once. *Accuracy* is sentiment on "
+            "held-out reviews, *ROUGE-L* is of summaries without their prompt. *Speed-up* is the original's time over "
+            "the variant's, both timed in turns in one process: for `original` itself it is the noise of that "
+            "comparison.",
+            tables.headline(study),
+            Picture(
+                "perplexity_by_size",
+                "Test perplexity against stored parameters, before and after fine-tuning",
+                wide=True,
+            ),
+            f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
+            Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
+            "Sharing saves memory, not arithmetic: only where layers are gone does a model compute less. *Dense* "
+            "counts a shared weight in every layer that uses it, as the seeds did.",
+            tables.storage(study),
+        ],
+    )
+
+
+def _tasks(study: Study) -> Chapter:
+    reviews, articles = study.sentiment["original"], study.summarization["original"]
+    seeds = "one seed" if articles["seeds"] == 1 else f"mean of {articles['seeds']} seeds"
+    return Chapter(
+        "Two tasks",
+        [
+            f"Sentiment: {reviews['examples']:,} held-out reviews; accuracy, interval and F1 are the first seed's. A "
+            "variant has learnt something where its interval lies above the majority class.",
+            tables.sentiment(study),
+            f"Summaries: {articles['articles']:,} articles, {seeds}; ROUGE is of the continuation only, beside that of "
+            "each article's first three sentences.",
+            tables.summarization(study),
+        ],
+    )
+
+
+def _recovery(study: Study) -> Chapter:
+    budgets = " and ".join(sorted({f"{course['tokens']:,}" for course in study.recovery.values()}))
+    return Chapter(
+        "Recovery",
+        [
+            f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split "
+            "among the start and several looks on the way; where it was kept after 0 tokens, training only did harm.",
+            Picture(
+                "training", "Training loss and validation perplexity of every variant during its recovery", wide=True
+            ),
+            tables.recovery(study),
+        ],
+    )
+
+
+def _windows(study: Study) -> Chapter:
+    found = tables.searches(study)
+    searched = [
+        "Each window was scored before any training, with the very start that its variant's surgery gives it.",
+        Picture("window_search", "Validation perplexity of every window before training"),
+        *found,
+    ]
+    return Chapter(
+        "Which layers", [tables.groups(study), *(searched if found else ["No variant asked for its best window."])]
+    )
+
+
+def _neighbours(study: Study) -> Chapter:
+    return Chapter(
+        "Do layers agree?",
+        [
+            f"Mean correlation of neuron pairs over {study.alignment['tokens']:,} tokens. Independent neurons, matched "
+            f"the same way, would reach {study.alignment['null']:.3f}: only the excess counts.",
+            Picture(
+                "correlations",
+                "Mean correlation of the neurons of every two layers, matched and as numbered",
+                wide=True,
+            ),
+            *tables.neighbours(study),
+        ],
+    )
+
+
+def _published(study: Study) -> Chapter:
+    seeds = study.published.seeds
+    model = study.provenance["model"]
+    if model == seeds.model:
+        comparable = (
+            f"This run is of the same model, `{model}`: *seeds' protocol* and *published* may be compared line by "
+            "line, dense parameters with published ones, latencies only on like devices. *Ours* measures something "
+            "else, and no published column stands for it."
+        )
+    else:
+        comparable = (
+            f"The published figures are of `{seeds.model}`, this run is of `{model}`: no value here may be compared "
+            "with a published one, only the order of variants within a column, and how far *ours* and the *seeds' "
+            "protocol* lie apart. Profile `gpt2` makes the comparison line by line."
+        )
+    return Chapter(
+        "Beside published figures",
+        [
+            comparable,
+            f"*Published*: {seeds.title}. {seeds.protocol}",
+            *tables.beside(study),
+            f"“{tables.NOTHING}” was not measured, or not published.",
+            "Others on WikiText-2, each comparable with figures of its own source only:",
+            *tables.elsewhere(study),
+        ],
+    )
+
+
+def _provenance(study: Study) -> Chapter:
+    read = study.calibration
+    return Chapter(
+        "Where the figures come from",
+        [
+            f"Model: {model(study)}, weights sha256 `{study.provenance['sha256']}`.",
+            f"Calibration text: the head of the train split, {read['activation_tokens']:,} tokens of activations and "
+            f"{read['moment_tokens']:,} of moments in sequences of {read['sequence_length']}, token ids sha256 "
+            f"`{read['sha256']}`.",
+            "*Precision* is that of the arithmetic; weights are kept in float32.",
+            tables.environments(study),
+        ],
+    )
+
+
+def model(study: Study) -> str:
+    """The model under study in a line."""
+    known = study.provenance
+    name = f"`{known['gguf_file'] or known['model']}`"
+    revision = f", revision `{known['resolved_revision']}`" if known["resolved_revision"] else ""
+    return f"{name}{revision} ({known['model_type']}, {known['layers']} layers, {known['parameters']:,} parameters)"

@@ -1,0 +1,64 @@
+"""What the notes that this project grew out of measured under the names of perplexity and latency.
+
+Their published figures count padding as text and let a model stop early; neither is what its name says. These two
+functions repeat that protocol, to the letter where the notes give it, for one purpose: that the published table can
+be reproduced line by line and set beside the figures that mean something.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.core.errors import UserError
+
+
+def end_token(model: Any) -> int:
+    """The model's end token (0 where it has none), with which the seeds pad: GPT-2 has no padding token."""
+    end = model.config.eos_token_id
+    return (end[0] if isinstance(end, list) else end) or 0
+
+
+@torch.no_grad()
+def padded_perplexity(model: Any, rows: Sequence[Sequence[int]], length: int, batch_size: int) -> float:
+    """exp of the mean next-token loss over rows of token ids cut or padded to `length`, the padding counted.
+
+    Padding is hidden from attention, yet is a target like any other. Raises UserError where the loss is not finite or
+    its exponential has no float64 value.
+    """
+    device, pad = next(model.parameters()).device, end_token(model)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(rows), batch_size):
+        cut = [list(row[:length]) for row in rows[start : start + batch_size]]
+        ids = torch.tensor([row + [pad] * (length - len(row)) for row in cut], device=device)
+        seen = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in cut], device=device)
+        logits = model(ids, attention_mask=seen, use_cache=False).logits[:, :-1].float()
+        total += functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double().sum()
+    mean = total.item() / (len(rows) * (length - 1))
+    if not mean <= 700:
+        raise UserError(f"the mean loss of the padded rows is {mean}: the model is broken")
+    return float(torch.tensor(mean, dtype=torch.float64).exp())
+
+
+@torch.no_grad()
+def generation_ms(model: Any, prompt: Tensor, length: int, repeats: int) -> float:
+    """The mean milliseconds of a greedy generation from `prompt` (int64, (1, n)) to `length` tokens in all.
+
+    A model that writes its end token stops there, and is called fast for it.
+    """
+    synchronise = torch.cuda.synchronize if prompt.device.type == "cuda" else lambda: None
+    synchronise()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=length - prompt.shape[1],
+            do_sample=False,
+            pad_token_id=end_token(model),
+        )
+    synchronise()
+    return 1000 * (time.perf_counter() - begin) / repeats

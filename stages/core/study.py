@@ -1,0 +1,160 @@
+"""All that one run found, and the plain figures that summaries, plots and pages are made of."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.core.published import Published
+
+Figures = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the stages measured. A `Figures` has one entry a variant, in the order of params.yaml."""
+
+    profile: str
+    provenance: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    alignment: Mapping[str, Any]
+    windows: Figures
+    sizes: Figures
+    recovery: Figures
+    training: Mapping[str, list[dict[str, float]]]
+    perplexity: Figures
+    latency: Figures
+    sentiment: Figures
+    summarization: Figures
+    samples: Mapping[str, list[Mapping[str, str]]]
+    published: Published
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.sizes)
+
+    @property
+    def control(self) -> float:
+        """Perplexity of the original model after the fine-tuning that every variant gets."""
+        return self.perplexity["original"]["after"]
+
+
+def summary(study: Study) -> dict[str, dict[str, Any]]:
+    """Variant -> its size, perplexity before and after fine-tuning, speed and tasks; the content of summary.json."""
+    return {
+        name: {
+            **study.sizes[name],
+            "perplexity": _of(study.perplexity[name], "before", "after"),
+            "latency": _of(study.latency[name], "prefill_ms", "decode_ms_per_token", "speedup"),
+            "sentiment": _of(study.sentiment[name], "accuracy"),
+            "summarization": _of(study.summarization[name], "rouge1", "rouge2", "rougeL", "rougeLsum"),
+        }
+        for name in study.variants
+    }
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points that no other equals or beats in both coordinates (less is better), by the first one.
+
+    Of equal points the first stays.
+    """
+    kept: list[str] = []
+    for name in sorted(points, key=lambda name: points[name]):
+        if not kept or points[name][1] < points[kept[-1]][1]:
+            kept.append(name)
+    return kept
+
+
+def by_size(study: Study) -> list[str]:
+    """The variants that no smaller or equal one beats in perplexity after fine-tuning, smallest first."""
+    return pareto({name: (study.sizes[name]["parameters"], study.perplexity[name]["after"]) for name in study.variants})
+
+
+def by_speed(study: Study) -> list[str]:
+    """The variants that none as fast beats in perplexity after fine-tuning, fastest first."""
+    return pareto({name: (-study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in study.variants})
+
+
+def size_rows(study: Study) -> list[dict[str, Any]]:
+    """A point for every variant before and after fine-tuning."""
+    return [
+        {
+            "variant": name,
+            "stage": stage,
+            "parameters_millions": study.sizes[name]["parameters"] / 1e6,
+            "perplexity": study.perplexity[name][stage],
+        }
+        for name in study.variants
+        for stage in ("before", "after")
+    ]
+
+
+def speed_rows(study: Study) -> list[dict[str, Any]]:
+    """A point for every variant after fine-tuning."""
+    return [
+        {
+            "variant": name,
+            "stage": "after",
+            "speedup": study.latency[name]["speedup"],
+            "perplexity": study.perplexity[name]["after"],
+        }
+        for name in study.variants
+    ]
+
+
+def training_rows(study: Study) -> list[dict[str, Any]]:
+    """Every step's loss in a recovery."""
+    return [
+        {"variant": name, "tokens": row["tokens"], "loss": row["loss"]}
+        for name, rows in study.training.items()
+        for row in rows
+    ]
+
+
+def validation_rows(study: Study) -> list[dict[str, Any]]:
+    """Every look at the validation split during a recovery."""
+    return [
+        {"variant": name, "tokens": look["tokens"], "perplexity": look["perplexity"]}
+        for name, course in study.recovery.items()
+        for look in course["looks"]
+    ]
+
+
+def window_rows(study: Study) -> list[dict[str, Any]]:
+    """Every layout that a search scored: how many windows, the first one's first layer and size."""
+    return [
+        {
+            "variant": name,
+            "window": layout(candidate["windows"]),
+            "windows": len(candidate["windows"]),
+            "first_layer": candidate["windows"][0][0],
+            "layers": candidate["windows"][0][1] - candidate["windows"][0][0] + 1,
+            "perplexity": candidate["perplexity"],
+        }
+        for name, found in study.windows.items()
+        for candidate in found["candidates"]
+    ]
+
+
+def correlation_rows(study: Study) -> list[dict[str, Any]]:
+    """Mean correlation of every two layers at each site: matched, what of it is above chance, and as numbered."""
+    return [
+        {
+            "site": site,
+            "first": int(key.split("-")[0]),
+            "second": int(key.split("-")[1]),
+            "matched": pair["matched"],
+            "above_chance": pair["matched"] - study.alignment["null"],
+            "as_numbered": pair["unmatched"],
+        }
+        for site, found in study.alignment["sites"].items()
+        for key, pair in found["pairs"].items()
+    ]
+
+
+def layout(windows: Iterable[Iterable[int]]) -> str:
+    """Windows as people write them: 1-4+7-10."""
+    return "+".join(f"{first}-{last}" for first, last in windows)
+
+
+def _of(figures: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: figures[key] for key in keys}

@@ -1,0 +1,124 @@
+"""What a profile may say about text: to model, to classify, to sum up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.section import Count, Natural, Section
+
+
+class Stories(Section):
+    """Text of the project's own grammar: one seed and a number of stories for each split."""
+
+    kind: Literal["stories"]
+    seed: Natural
+    train: Count
+    validation: Count
+    test: Count
+
+
+class Dataset(Section):
+    """Text as `datasets.load_dataset` takes it: a hub name, or parquet, json or text with `data_files`."""
+
+    kind: Literal["dataset"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    column: str = "text"
+    train: str
+    validation: str
+    test: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self):
+        if len({self.train, self.validation, self.test}) < 3:
+            raise ValueError("train, validation and test must be three different splits or slices")
+        return self
+
+
+class Prepare(Section):
+    source: Annotated[Stories | Dataset, Field(discriminator="kind")]
+
+
+class Reviews(Section):
+    """Reviews of the project's own grammar, half of them positive; a number of rows for each split."""
+
+    kind: Literal["reviews"]
+    seed: Natural
+    train: Annotated[int, Field(ge=4)]
+    test: Annotated[int, Field(ge=4)]
+
+
+class LabelledDataset(Section):
+    """Labelled text as `datasets.load_dataset` takes it; labels are whole numbers from 0."""
+
+    kind: Literal["dataset"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    text: str = "text"
+    label: str = "label"
+    train: str
+    test: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self):
+        if self.train == self.test:
+            raise ValueError("train and test must be different splits or slices")
+        return self
+
+
+class ReviewSet(Section):
+    """Which labelled texts are taken, and in what form a model reads them.
+
+    A text is cut to its head or tail so that it fits into `template` (where {text} stands) within `max_tokens`.
+    """
+
+    source: Annotated[Reviews | LabelledDataset, Field(discriminator="kind")]
+    max_train: Count | None = None
+    max_test: Count | None = None
+    seed: Natural = 0
+    max_tokens: Annotated[int, Field(ge=2)]
+    keep: Literal["head", "tail"] = "head"
+    template: str = "{text}"
+
+    @model_validator(mode="after")
+    def _template_takes_a_text(self):
+        if self.template.count("{text}") != 1:
+            raise ValueError(f"template = {self.template!r} must hold {{text}} exactly once")
+        return self
+
+
+class Articles(Section):
+    """Stories of the project's own grammar, each with a one-sentence summary: a seed and how many for each split."""
+
+    kind: Literal["articles"]
+    seed: Natural
+    train: Count
+    test: Count
+
+
+class ArticleDataset(Section):
+    """Articles with summaries as `datasets.load_dataset` takes them; without `train` nothing can be trained."""
+
+    kind: Literal["dataset"]
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    data_files: dict[str, str] | None = None
+    article: str = "article"
+    summary: str = "highlights"
+    train: str | None = None
+    test: str
+
+    @model_validator(mode="after")
+    def _splits_differ(self):
+        if self.train == self.test:
+            raise ValueError("train and test must be two different splits or slices")
+        return self
+
+
+class ArticlePairs(Section):
+    source: Annotated[Articles | ArticleDataset, Field(discriminator="kind")]

@@ -1,0 +1,25 @@
+"""Turn labelled texts into token rows for the sentiment task, balanced over the labels, one table for each split."""
+
+from pathlib import Path
+
+from stages.core import labelled, params, runtime, sources
+from stages.core.models import open_tokenizer
+
+SPLITS = ("train", "test")
+
+
+def main(profile: str, lexicon: Path, reviews: Path, tokenizer: Path, out: Path) -> None:
+    spec = params.section(profile, "reviews")
+    words = open_tokenizer(tokenizer)
+    chosen = {}
+    for split in SPLITS:
+        found = sources.labelled(spec.source, split, lexicon, reviews)
+        chosen[split] = labelled.balanced(found, getattr(spec, f"max_{split}"), spec.seed, split)
+    labelled.check(chosen["train"], chosen["test"])
+    for split in runtime.progress(SPLITS, "tokenise reviews"):
+        rows = labelled.tokenise(words, chosen[split], spec.template, spec.max_tokens, spec.keep)
+        labelled.write(out / f"{split}.parquet", rows, [label for _, label in chosen[split]])
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

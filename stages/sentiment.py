@@ -1,0 +1,70 @@
+"""Fit a sentiment head on the recovered model and score it on the test split, which chose nothing."""
+
+import statistics
+from pathlib import Path
+
+from stages.core import classification, labelled, models, params, recovery, runtime, scoring, sharing
+from stages.core.artifacts import parquet_writer, write_json
+from stages.core.families import family_of
+
+
+def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: Path, predictions: Path) -> None:
+    place = params.section(profile, "runtime")
+    device = runtime.start(place)
+    recipe = params.section(profile, "sentiment")
+    (rows, labels), (held_out, wanted) = labelled.read(train), labelled.read(test)
+    found = []
+    for seed in recipe.seeds:
+        changed, structure = sharing.load(model)
+        models.check_fits(changed, "reviews.max_tokens", max(map(len, rows + held_out)))
+        changed.to(device)
+        # Without deltas `deltas` leaves nothing of the model to train: the head alone.
+        parts = {} if recipe.train == "head" else recovery.parts(
+            changed, family_of(changed.config.model_type), structure.groups, recipe.train
+        )  # fmt: skip
+        watch = lambda items: runtime.progress(items, f"sentiment {variant}, seed {seed}")  # noqa: B023, E731
+        # Where only the head trains, the model never changes: its states are taken once for all seeds.
+        tuned = [parameter for chosen in parts.values() for parameter in chosen]
+        if tuned or not found:
+            states = classification.features(changed, rows, recipe.batch_size, watch)
+        classifier = classification.fit(
+            changed, tuned, rows, labels, states, recipe, seed,
+            autocast=runtime.autocast(device, place.precision), watch=watch,
+        )  # fmt: skip
+        if tuned or not found:
+            answers = classification.features(changed, held_out, recipe.batch_size, watch)
+        found.append(classification.probabilities(classifier, answers))
+    scored = [scoring.scores(wanted, each.argmax(1)) for each in found]
+    accuracies = [each["accuracy"] for each in scored]
+    write_json(
+        out,
+        # The interval is that of the first seed's predictions, which are the ones kept.
+        scored[0]
+        | {
+            "seeds": len(found),
+            "accuracy_mean": statistics.mean(accuracies),
+            "accuracy_spread": statistics.stdev(accuracies) if len(found) > 1 else 0.0,
+            "environment": runtime.environment(device, place.precision),
+        },
+    )
+    write_predictions(predictions, wanted, found[0])
+
+
+def write_predictions(path, labels, probabilities) -> None:
+    """One row a test text: row, label, predicted, score (the probability of what was predicted)."""
+    import pyarrow as pa
+
+    score, predicted = probabilities.max(1)
+    columns = {
+        "row": pa.array(range(len(labels)), pa.int32()),
+        "label": pa.array(labels.numpy(), pa.int8()),
+        "predicted": pa.array(predicted.numpy(), pa.int8()),
+        "score": pa.array(score.numpy(), pa.float32()),
+    }
+    table = pa.table(columns)
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,99 @@
+"""ROUGE of a recovered variant's summaries, after a training on pairs where the profile has one.
+
+Only what the model writes is scored; beside it stand lead-3 and, where asked for, the seeds' protocol.
+"""
+
+import statistics
+from pathlib import Path
+
+from stages.core import models, params, runtime, sharing, summaries
+from stages.core.artifacts import parquet_reader, parquet_writer, write_json
+from stages.core.errors import UserError
+from stages.core.training import train
+
+
+def main(
+    profile: str, variant: str, model: Path, tokenizer: Path, train_pairs: Path, test_pairs: Path, out: Path,
+    predictions: Path,
+) -> None:  # fmt: skip
+    from stages.core import rouge
+
+    place = params.section(profile, "runtime")
+    device = runtime.start(place)
+    spec = params.section(profile, "summarize")
+    words = models.open_tokenizer(tokenizer)
+    articles, wanted = (column[: spec.articles] for column in read(test_pairs))
+    if len(articles) < spec.articles:
+        raise UserError(f"params.yaml: summarize.articles = {spec.articles}: there are only {len(articles)}")
+    asked = summaries.prompts(words, articles, spec.format, spec.context - spec.new_tokens)
+    watch = lambda batches: runtime.progress(batches, f"summarize {variant}")  # noqa: E731
+
+    def opened():
+        changed = sharing.load(model)[0]
+        models.check_fits(changed, "summarize.context", spec.context)
+        return changed.to(device)
+
+    def summarise(seed):
+        changed = opened()
+        if spec.training:
+            learn(changed, words, read(train_pairs), spec, seed, runtime.autocast(device, place.precision), watch)
+        written = summaries.write(changed, asked, spec, spec.new_tokens, spec.no_repeat_over, watch)
+        return [text.strip() for text in words.batch_decode(written, skip_special_tokens=True)]
+
+    # Without a training nothing is drawn: one seed says all.
+    found = [summarise(seed) for seed in (spec.training.seeds if spec.training else [None])]
+    scores = [rouge.rouge(texts, wanted) for texts in found]
+    figures = {kind: statistics.mean(score[kind] for score in scores) for kind in rouge.KINDS}
+    for kind in rouge.KINDS:
+        figures[f"{kind}_spread"] = statistics.stdev(s[kind] for s in scores) if len(scores) > 1 else 0.0
+    leads = [rouge.lead(article) for article in articles]
+    figures |= {f"lead3_{kind}": value for kind, value in rouge.rouge(leads, wanted).items()}
+    if spec.seed_protocol:
+        figures |= as_the_seeds(opened(), words, articles, wanted, spec, rouge.rouge, watch)
+    environment = runtime.environment(device, place.precision if spec.training else "float32")
+    write_json(out, figures | {"articles": len(articles), "seeds": len(scores), "environment": environment})
+    keep(predictions, wanted, found[0], leads)
+
+
+def learn(model, words, pairs, spec, seed, autocast, watch):
+    """Train all weights on article/summary pairs, in place."""
+    if not pairs[0]:
+        raise UserError("params.yaml: summarize.training needs pairs to learn from: articles.source.train is null")
+    asked = summaries.prompts(words, pairs[0], spec.format, spec.context - spec.new_tokens)
+    wanted = summaries.targets(words, pairs[1], summaries.end_token(model), spec.new_tokens)
+    rates = [(list(model.parameters()), spec.training.learning_rate)]
+    objective = summaries.summary_loss(model, asked, wanted)
+    train(model, len(asked), objective, rates, spec.training, seed, autocast=autocast, watch=watch)
+
+
+def as_the_seeds(model, words, articles, wanted, spec, score, watch) -> dict[str, float]:
+    """ROUGE of short prompts with what follows them: much of a summary's score is then its article's own words."""
+    protocol, (before, after) = spec.seed_protocol, spec.format.split("{article}")
+    around = sum(len(words(part, add_special_tokens=False)["input_ids"]) for part in (before, after) if part)
+    asked = summaries.prompts(words, articles, spec.format, protocol.article_tokens + around)
+    models.check_fits(model, "summarize.seed_protocol", max(map(len, asked)) + protocol.new_tokens)
+    written = summaries.write(model, asked, spec, protocol.new_tokens, "all", watch)
+    texts = words.batch_decode([a + w for a, w in zip(asked, written)], skip_special_tokens=True)
+    found = score(texts, wanted, stemmer=False)
+    return {f"seed_{kind}": found[kind] for kind in ("rouge1", "rouge2", "rougeL")}
+
+
+def read(path: Path) -> list[list[str]]:
+    """The articles and the summaries of a table."""
+    with parquet_reader(path) as file:
+        table = file.read()
+    return [table[name].to_pylist() for name in ("article", "summary")]
+
+
+def keep(path: Path, references: list[str], found: list[str], leads: list[str]) -> None:
+    """The first seed's predictions, so that anyone can count again."""
+    import pyarrow as pa
+
+    columns = {"article": list(range(len(found))), "reference": references, "prediction": found, "lead3": leads}
+    table = pa.table(columns)
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

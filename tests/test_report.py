@@ -1,0 +1,145 @@
+"""What a reader is shown: every variant, the right line, nothing that a model wrote as markup, nothing from afar."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import made_up
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import report
+from stages.core import chapters, page, params, pictures, published, tables
+from stages.core.errors import UserError
+from stages.core.study import pareto, summary
+
+OUTS = {
+    "summary": "summary.json", "variants": "variants", "points": "points", "plots": "plots", "report": "report.md",
+    "texts": "samples.md", "html": "report.html",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder that the stage left, of a study of fifteen variants."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(params, "variants", lambda: dict.fromkeys(made_up.NAMES))
+        given_files = made_up.lay_out(made_up.study(), folder / "given")
+        report.main(profile="small", **given_files, **{option: folder / name for option, name in OUTS.items()})
+    return folder
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text in the cells of tables."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_page_needs_nothing_but_itself(made):
+    text = (made / "report.html").read_text()
+    for tag, attributes in Elements(text).found:
+        assert tag not in ("script", "link", "iframe", "object", "base", "img")
+        for name in ("href", "xlink:href", "src", "srcset", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_what_a_model_wrote_is_text(made):
+    text = (made / "report.html").read_text()
+    assert "<script" not in text and "<b>bold" not in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in text and "&lt;b&gt;bold&lt;/b&gt;" in text
+
+
+def test_inline_markdown_lets_no_tag_through(tmp_path):
+    (tmp_path / "p.html.j2").write_text("{{ text | inline }}")
+    text = page.render(tmp_path, "p.html.j2", text="*a* `<b>` <img src=x onerror=y>")
+    assert text == "<em>a</em> <code>&lt;b&gt;</code> &lt;img src=x onerror=y&gt;"
+
+
+def test_ids_are_unique_and_every_target_is_there(made):
+    attributes = [attributes for _, attributes in Elements((made / "report.html").read_text()).found]
+    ids = [found["id"] for found in attributes if "id" in found]
+    assert len(ids) == len(set(ids))
+    targets = [found.get("href", found.get("xlink:href")) for found in attributes]
+    assert {target[1:] for target in targets if target and target.startswith("#")} <= set(ids)
+
+
+def test_every_variant_is_everywhere(made):
+    html, markdown = (made / "report.html").read_text(), (made / "report.md").read_text()
+    for name in made_up.NAMES:
+        assert f'<th scope="row">{name}</th>' in html and f"\n| {name} |" in markdown
+        assert f"**{name}**" in (made / "samples.md").read_text()
+        assert (made / f"variants/{name}.json").exists()
+        assert html.count(f">{name}</text>") >= 3  # the legends
+    found = json.loads((made / "summary.json").read_text())
+    assert found == summary(made_up.study()) and list(found) == list(made_up.NAMES)
+    assert found["svd"]["sentiment"].keys() == {"accuracy"}
+    assert found["svd"]["summarization"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
+
+
+def test_tables_in_markdown_have_as_many_cells_in_every_row(made):
+    for block in re.findall(r"(?:^\|.*\n)+", (made / "report.md").read_text(), re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1, block
+
+
+def test_drawings_are_the_same_bytes_twice(made, tmp_path):
+    drawings = pictures.drawings(made_up.study())
+    for name in ("perplexity_by_size", "window_search"):
+        draw = drawings[name]
+        pictures.png(draw(), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (made / f"plots/{name}.png").read_bytes()
+        assert pictures.svg(draw(), name) == pictures.svg(draw(), name)
+
+
+def test_names_that_differ_in_their_number_share_a_colour_and_no_two_look_alike():
+    looks = pictures.looks(made_up.NAMES)
+    assert looks["merged_4"]["color"] == looks["merged_10"]["color"] != looks["softshare"]["color"]
+    assert looks["softshare"]["color"] != looks["softshare_seed"]["color"]
+    assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_pareto_line_holds_exactly_what_nothing_beats(points):
+    named = dict(enumerate(points))
+
+    def beaten(point):
+        return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+
+    line = pareto(named)
+    assert {named[name] for name in line} == {point for point in points if not beaten(point)}
+    assert [named[name] for name in line] == sorted({named[name] for name in line})
+
+
+@pytest.mark.parametrize(("model", "said"), [("openai-community/gpt2", "line by line"), ("data/model", "no value")])
+def test_what_is_comparable_depends_on_the_model(model, said):
+    chapter = next(c for c in chapters.chapters(made_up.study(model=model)) if c.title == "Beside published figures")
+    assert said in chapter.parts[0]
+
+
+@pytest.mark.parametrize("seeds", [True, False])
+def test_published_figures_stand_beside_variants_of_the_same_name(seeds):
+    found = {table.title: table for table in tables.beside(made_up.study(seeds=seeds))}
+    ours = {row[0]: row[1:] for row in found["Perplexity after fine-tuning"].rows}
+    assert ours["original"] == ("1.66", "2.00" if seeds else "–", "12.22")
+    assert ours["compressed_6"][2] == "33.22" and "svd" not in ours
+
+
+def test_published_figures_must_be_well_formed(tmp_path):
+    (tmp_path / "p.yaml").write_text("seeds: {title: t, model: m, protocol: p, figures: [{name: a, accuracy: 87}]}")
+    with pytest.raises(UserError, match="accuracy"):
+        published.read(tmp_path / "p.yaml")
+
+
+def test_environments_name_the_precision_of_what_was_trained():
+    table = tables.environments(made_up.study())
+    assert [row[0] for row in table.rows] == ["recovery", "perplexity; latency; sentiment; summarization"]
+    assert [row[table.header.index("precision")] for row in table.rows] == ["bfloat16", "float32"]
