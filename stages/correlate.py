@@ -8,26 +8,31 @@ from stages.core.artifacts import parquet_reader, replacing, write_tensors
 
 
 def main(profile: str, activations: Path, out: Path) -> None:
-    import torch
-
     device = runtime.start(params.section(profile, "runtime"))
     reach = params.section(profile, "correlate").reach
-    with parquet_reader(activations) as file, replacing(out) as draft:
-        draft.mkdir()
-        names = file.schema_arrow.names
-        for first in runtime.progress(range(len(names)), "correlate"):
-            group = names[first : first + reach]
-            streams = {name: CorrelationStream() for name in group}
-            for batch in file.iter_batches(batch_size=1024, columns=group):
-                rows = {name: torch.from_numpy(_matrix(batch[name])).to(device) for name in group}
-                for name, stream in streams.items():
-                    stream.update(rows[group[0]], rows[name])
-            own = streams.pop(group[0])
-            write_tensors(
-                draft / f"{group[0]}.safetensors",
-                {name: stream.matrix().float() for name, stream in streams.items()}
-                | {"dead": own.dead()[0], "tokens": torch.tensor(own.count)},
-            )
+    with replacing(out) as draft:
+        for table in sorted(activations.glob("*.parquet")):
+            with parquet_reader(table) as file:
+                names = file.schema_arrow.names
+                for first in runtime.progress(range(len(names)), f"correlate {table.stem}"):
+                    group = names[first : first + reach]
+                    write_tensors(draft / table.stem / f"{group[0]}.safetensors", correlations(file, group, device))
+
+
+def correlations(file, group: list[str], device) -> dict:
+    """Those of the first layer of `group` with each other one, and which of its neurons are dead on how many tokens."""
+    import torch
+
+    streams = {name: CorrelationStream() for name in group}
+    for batch in file.iter_batches(batch_size=1024, columns=group):
+        rows = {name: torch.from_numpy(_matrix(batch[name])).to(device) for name in group}
+        for name, stream in streams.items():
+            stream.update(rows[group[0]], rows[name])
+    own = streams.pop(group[0])
+    return {name: stream.matrix().float() for name, stream in streams.items()} | {
+        "dead": own.dead()[0],
+        "tokens": torch.tensor(own.count),
+    }
 
 
 def _matrix(column):

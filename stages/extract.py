@@ -1,9 +1,10 @@
 """Record what every FFN does on calibration text (the head of the train split), in one forward pass.
 
-Activations go to parquet, as many tokens as were asked for; the first and second moments of what each matrix
-reads go to safetensors, over as many tokens as were asked for there, and with them the text itself.
+Activations go to parquet, a file a site, as many tokens as were asked for; the first and second moments of what each
+matrix reads go to safetensors, over as many tokens as were asked for there, and with them the text itself.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from stages.core import activations, corpus, ffn, models, params, runtime
@@ -32,19 +33,25 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path) -> N
     schema = pa.schema([(name, pa.list_(pa.float32(), neurons)) for name in names])
     gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(depth)]
     rows_left, moments_left = spec.max_tokens, spec.moment_tokens
-    with parquet_writer(out, schema) as writer:
-        stream = activations.stream(dense, family, tuple({spec.site, *MOMENTS.values()}), batches)
+    with ExitStack() as open_files:
+        draft = open_files.enter_context(replacing(out))
+        draft.mkdir()
+        writers = {
+            site: open_files.enter_context(parquet_writer(draft / f"{site}.parquet", schema)) for site in spec.sites
+        }
+        stream = activations.stream(dense, family, tuple({*spec.sites, *MOMENTS.values()}), batches)
         for seen in runtime.progress(stream, "extract", total=len(batches)):
-            if rows_left > 0:
-                flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[spec.site]]
+            for site, writer in writers.items() if rows_left > 0 else ():
+                flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[site]]
                 arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
                 writer.write_batch(pa.record_batch(arrays, names=names))
             if moments_left > 0:
                 for layer, streams in enumerate(gathered):
                     for name, site in MOMENTS.items():
                         streams[name].update(seen[site][layer][:moments_left])
-            rows_left -= len(seen[spec.site][0])
-            moments_left -= len(seen[spec.site][0])
+            tokens_seen = len(seen[spec.sites[0]][0])
+            rows_left -= tokens_seen
+            moments_left -= tokens_seen
     with replacing(moments) as draft:
         draft.mkdir()
         # For surgery that must see the model at work, the text goes along with its moments.

@@ -2,11 +2,23 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.alignment import CorrelationStream, match, matched_correlation, null_correlation
+from stages.core import ffn
+from stages.core.alignment import (
+    REFERENCES,
+    CorrelationStream,
+    by_correlation,
+    by_cost,
+    cost,
+    match,
+    matched_correlation,
+    null_correlation,
+)
+from stages.core.moments import SITE
 
 
 def correlation(x, y, sizes=None):
@@ -90,3 +102,63 @@ def test_dead_neurons_pair_up_even_where_the_live_ones_disagree():
 def test_chance_alone_matches_this_well(rows, expected):
     assert null_correlation(rows, 512) == pytest.approx(expected, abs=0.005)
     assert null_correlation(rows, 64) == null_correlation(rows, 64)
+
+
+# Several layers: against the first, or against the centre of all that lie there already
+
+
+def shuffled(name):
+    """The FFN of one layer under four orders of its neurons, the moments that go with each, and the orders."""
+    model = tiny.model(name)
+    whole = {key: value.double() for key, value in ffn.read(model, tiny.family(model), 0).items()}
+    width, moments = whole["w_in"].shape[0], tiny.calibration(model).moments(0)
+    orders = {layer: tiny.shuffle(width, layer) if layer else torch.arange(width) for layer in range(4)}
+    ffns = {layer: ffn.permute(whole, order) for layer, order in orders.items()}
+    known = {layer: moments | {"hidden": moments["hidden"].permuted(order)} for layer, order in orders.items()}
+    return ffns, known, orders
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@tiny.every_family
+def test_cost_undoes_any_shuffle_of_the_same_ffn(name, reference):
+    ffns, known, orders = shuffled(name)
+    found = by_cost(ffns.get, known.get, [0, 1, 2, 3], reference)
+    assert all(np.array_equal(found[layer], orders[layer].argsort().numpy()) for layer in (1, 2, 3))
+
+
+@tiny.every_family
+def test_cost_is_the_error_of_one_ffn_in_place_of_another(name):
+    """Its diagonal sums to the relative errors of the matrices, `out` by the power of each neuron alone."""
+    model = tiny.model(name)
+    one, other = ({k: v.double() for k, v in ffn.read(model, tiny.family(model), layer).items()} for layer in (0, 1))
+    moments, wanted = tiny.calibration(model).moments(1), 0.0
+    for role in tiny.family(model).matrices:
+        second = moments[SITE[role]].second
+        second = torch.diag(second.diagonal()) if role == "out" else second
+        missing, weight = one[f"w_{role}"] - other[f"w_{role}"], other[f"w_{role}"]
+        wanted += torch.trace(missing @ second @ missing.T) / torch.trace(weight @ second @ weight.T)
+    torch.testing.assert_close(cost(one, other, moments).diagonal().sum(), wanted)
+
+
+@given(seed=st.integers(0, 99))
+def test_no_other_order_costs_less(seed):
+    model = tiny.model("gpt2", seed)
+    ffns = {i: {k: v.double() for k, v in ffn.read(model, tiny.family(model), i).items()} for i in (0, 1)}
+    known = tiny.calibration(model).moments
+    found, errors = by_cost(ffns.get, known, [0, 1], "first")[1], cost(ffns[0], ffns[1], known(1)).numpy()
+    places = np.arange(len(found))
+    others = [places, tiny.shuffle(len(found), seed).numpy()]
+    assert all(errors[places, found].sum() <= errors[places, order].sum() + 1e-12 for order in others)
+
+
+def test_the_centre_hears_every_layer_that_lies_there():
+    """Layer 2 is close to layer 1 and far from layer 0: only the centre can match it."""
+    generator = torch.Generator().manual_seed(0)
+    shared, drift = (torch.randn(3000, 40, generator=generator) for _ in range(2))
+    order = tiny.shuffle(40, 1).numpy()
+    rows = [shared, shared + 2 * drift, drift[:, order]]
+    between = lambda m, other: correlation(rows[m], rows[other])  # noqa: E731
+    found = {reference: by_correlation(between, [0, 1, 2], reference) for reference in REFERENCES}
+    right = {reference: (order[matched[2]] == np.arange(40)).mean() for reference, matched in found.items()}
+    assert right["centre"] == 1.0 and right["first"] < 0.5
+    assert np.array_equal(found["first"][1], found["centre"][1])

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stages.core import baselines, budgets, ffn, models, recovery, sharing, surgery, training
 from stages.core.artifacts import read_tensors
-from stages.core.calibration import SITE
 from stages.core.depth import influence
 from stages.core.errors import UserError
+from stages.core.moments import SITE
 from stages.core.profiles import Schedule
 from stages.core.variants import Drop, Like, LowRank, Prune
 

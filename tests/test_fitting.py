@@ -172,7 +172,7 @@ def test_a_corrected_bias_takes_up_the_mean_error(name):
     known, group = tiny.calibration(model), [0, 1, 2]
     spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
     shared, _ = surgery.operate(model, [group], known, spec)
-    members = surgery.aligned(model, group, known, spec.alignment)
+    members = surgery.aligned(model, group, known, spec)
     for layer, member in zip(group, members):
         for role, linear in tiny.family(model).linears(shared, layer).items():
             x = member.moments[surgery.SITE[role]].mean

@@ -63,7 +63,7 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
 def test_gains_are_the_relative_errors_that_ranks_take_away():
     built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
     known = tiny.calibration(built)
-    members = surgery.aligned(built, [0, 1, 2], known, spec.alignment)
+    members = surgery.aligned(built, [0, 1, 2], known, spec)
     for (layer, role), values in ranks.gains(built, [0, 1, 2], known, spec).items():
         moments = members[layer].moments[surgery.SITE[role]]
         left = []

@@ -48,7 +48,7 @@ def settings() -> dict:
         "base": {"model": "source"},
         "prepare": {"source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files}},
         "extract": {
-            "site": "pre_activation",
+            "sites": ["pre_activation", "post_activation"],
             "max_tokens": 200,
             "moment_tokens": 300,
             "sequence_length": 16,
@@ -117,9 +117,16 @@ def study(request, tmp_path_factory):
         write_settings(settings())
         base.main("tiny", Path("model"), Path("tokenizer"), Path("provenance.json"))
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
-        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments"))
-        correlate.main("tiny", Path("activations.parquet"), Path("correlations"))
-        align.main(Path("correlations"), Path("permutations.npz"), Path("alignment.json"))
+        extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations"), Path("moments"))
+        correlate.main("tiny", Path("activations"), Path("correlations"))
+        align.main(
+            "tiny",
+            Path("model"),
+            Path("moments"),
+            Path("correlations"),
+            Path("permutations.npz"),
+            Path("alignment.json"),
+        )
         for variant in VARIANTS:
             for_variant(variant)
         folders = [Path(name) for name in ("windows", "sizes", "perplexity", "recovery", "latency", "samples")]
@@ -141,8 +148,8 @@ def test_tokens_decode_to_the_text(study):
 
 
 def test_activations_hold_every_layer_and_exactly_the_tokens_asked_for(study):
-    table = pq.read_table(study / "activations.parquet")
-    assert table.num_rows == 200
+    table = pq.read_table(study / "activations/pre_activation.parquet")
+    assert table.num_rows == 200 == pq.read_metadata(study / "activations/post_activation.parquet").num_rows
     assert table.column_names == [f"layer_{layer:02d}" for layer in range(5)]
 
 
@@ -166,16 +173,28 @@ def test_moments_are_those_of_the_ffns_inputs(study):
 
 
 def test_correlations_and_permutations_agree_with_numpy(study):
-    table = pq.read_table(study / "activations.parquet")
+    table = pq.read_table(study / "activations/pre_activation.parquet")
     first, third = (np.stack(table[name].to_numpy()).astype(np.float64) for name in ("layer_00", "layer_02"))
     expected = np.corrcoef(first.T, third.T)[: first.shape[1], first.shape[1] :]
-    found = read_tensors(study / "correlations/layer_00.safetensors")["layer_02"].numpy()
+    found = read_tensors(study / "correlations/pre_activation/layer_00.safetensors")["layer_02"].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    permutation = np.load(study / "permutations.npz")["0-2"]
+    permutation = np.load(study / "permutations.npz")["pre_activation.first.0-2"]
     assert sorted(permutation) == list(range(len(permutation)))
-    quality = json.loads((study / "alignment.json").read_text())["pairs"]["0-2"]
+    quality = json.loads((study / "alignment.json").read_text())["sites"]["pre_activation"]["pairs"]["0-2"]
     assert quality["matched"] == pytest.approx(expected[np.arange(len(permutation)), permutation].mean(), abs=1e-6)
     assert quality["matched"] > quality["unmatched"]
+
+
+def test_every_way_to_align_has_its_permutations(study):
+    found = np.load(study / "permutations.npz")
+    ways = [
+        f"{way}.{reference}"
+        for way in ("pre_activation", "post_activation", "cost")
+        for reference in ("first", "centre")
+    ]
+    pairs = [f"{first}-{other}" for first in range(5) for other in range(first + 1, 5)]
+    assert set(found) == {f"{way}.{pair}" for way in ways for pair in pairs}
+    assert all(sorted(order) == list(range(len(order))) for order in found.values())
 
 
 def test_search_scores_every_window_and_takes_the_best(study):
@@ -252,8 +271,6 @@ def test_more_tokens_than_the_text_has_is_refused(study):
     write_settings(values)
     try:
         with pytest.raises(UserError, match="extract.max_tokens = 1000000"):
-            extract.main(
-                "tiny", Path("model"), Path("text/train.parquet"), Path("activations.parquet"), Path("moments")
-            )
+            extract.main("tiny", Path("model"), Path("text/train.parquet"), Path("activations"), Path("moments"))
     finally:
         write_settings(settings())

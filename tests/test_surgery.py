@@ -49,7 +49,7 @@ def test_a_window_out_of_range_names_the_depth(size):
 @tiny.every_family
 def test_sharing_twins_changes_nothing(name, alike, base, biases):
     twins = tiny.twins(name, alike)
-    alignment = "hungarian" if alike == "shuffled" else "identity"
+    alignment = "pre_activation" if alike == "shuffled" else "identity"
     spec = tiny.share(base=base, biases=biases, alignment=alignment)
     shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)
@@ -75,7 +75,10 @@ def test_base_and_biases_are_those_asked_for(name, base, biases):
     shared, _ = surgery.operate(model, tiny.GROUPS, known, tiny.share(base=base, biases=biases))
     for first, *others in tiny.GROUPS:
         members = [ffn.read(model, family, first)]
-        members += [ffn.permute(ffn.read(model, family, layer), known.permutation(first, layer)) for layer in others]
+        members += [
+            ffn.permute(ffn.read(model, family, layer), known.permutation("cost", "first", first, layer))
+            for layer in others
+        ]
         for member, layer in zip(members, [first, *others]):
             for key, found in ffn.read(shared, family, layer).items():
                 mean = sum(m[key] for m in members) / len(members)
@@ -143,7 +146,7 @@ def test_a_rank_above_the_width_is_refused(name):
 @tiny.every_family
 def test_collapsing_twins_keeps_their_ffn(name, alike, base):
     twins = tiny.twins(name, alike)
-    alignment = "hungarian" if alike == "shuffled" else "identity"
+    alignment = "pre_activation" if alike == "shuffled" else "identity"
     spec = tiny.collapse(base=base, alignment=alignment)
     shallow, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)

@@ -93,7 +93,7 @@ def calibration(built: Any) -> Calibration:
     """A permutation for every pair of layers, another for each, and moments of random rows."""
     width = ffn.width(built, family(built))
     return Calibration(
-        lambda first, other: shuffle(width, 100 * first + other),
+        lambda alignment, reference, first, other: shuffle(width, 100 * first + other),
         lambda layer: {"input": moments(WIDTH, layer), "hidden": moments(width, 50 + layer)},
         lambda: [ids(8, seed=seed) for seed in range(4)],
     )
@@ -105,7 +105,7 @@ def twins(name: str, alike: str) -> Any:
     first = ffn.read(built, family(built), 0)
     for group in GROUPS:
         for layer in group:
-            order = calibration(built).permutation(group[0], layer).argsort()
+            order = calibration(built).permutation("cost", "first", group[0], layer).argsort()
             apart = alike == "shuffled" and layer != group[0]
             ffn.write(built, family(built), layer, ffn.permute(first, order) if apart else first)
     return built
@@ -113,12 +113,12 @@ def twins(name: str, alike: str) -> Any:
 
 def share(rank: int = 0, **changes: Any) -> Share:
     """A specification of sharing; a rank above 0 brings deltas by SVD."""
-    usual = {"alignment": "hungarian", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
+    usual = {"alignment": "pre_activation", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
     return Share(method="share", rank=rank, **{**usual, **changes})
 
 
 def collapse(**changes: Any) -> Collapse:
-    return Collapse(method="collapse", **{"alignment": "hungarian", "base": "mean", **changes})
+    return Collapse(method="collapse", **{"alignment": "pre_activation", "base": "mean", **changes})
 
 
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:

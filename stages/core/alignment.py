@@ -1,14 +1,23 @@
-"""Matching the neurons of two layers by how alike they fire.
+"""Matching the neurons of layers, by how alike they fire or by what it costs to take one for the other.
 
-Neurons are matched by the assignment that maximises the summed correlation of their activations (Hungarian
-method, Kuhn 1955; for networks: Li et al. 2015, arXiv:1511.07543; Ainsworth et al. 2022, arXiv:2209.04836).
+Neurons are matched by the assignment that maximises the summed correlation of their activations, or minimises the
+summed error of their weights (Hungarian method, Kuhn 1955; for networks: Li et al. 2015, arXiv:1511.07543; Ainsworth
+et al. 2022, arXiv:2209.04836). The reference is a group's first layer, or the running centre of all layers so far.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from stages.core import ffn
+from stages.core.moments import SITE, Moments
+
+REFERENCES = ("first", "centre")
+
+Ffn = Mapping[str, Tensor]
 
 
 @dataclass
@@ -55,11 +64,71 @@ def match(correlation: np.ndarray) -> np.ndarray:
 
     Rows and columns that are all zero (neurons that never vary) are matched among themselves.
     """
-    from scipy.optimize import linear_sum_assignment
-
     gain = np.array(correlation, dtype=np.float64)
     # More than any correlation can offer, so that dead neurons pair up instead of taking live partners.
     gain[np.ix_(~gain.any(axis=1), ~gain.any(axis=0))] = 2.0
+    return _assign(gain)
+
+
+def by_correlation(
+    between: Callable[[int, int], np.ndarray], layers: list[int], reference: str
+) -> dict[int, np.ndarray]:
+    """Layer -> the permutation that lays its neurons upon those of layers[0], for all further `layers`.
+
+    between(m, l) gives the correlations of layer m's neurons (rows) with layer l's. Against the `centre`, a neuron is
+    matched by its mean correlation with those that already lie in each place.
+    """
+    found = {layers[0]: np.arange(len(between(layers[0], layers[1])))}
+    for layer in layers[1:]:
+        met = layers[:1] if reference == "first" else list(found)
+        found[layer] = match(np.mean([between(m, layer)[found[m]] for m in met], axis=0))
+    return {layer: found[layer] for layer in layers[1:]}
+
+
+def by_cost(
+    ffn_of: Callable[[int], Ffn], moments_of: Callable[[int], Mapping[str, Moments]], layers: list[int], reference: str
+) -> dict[int, np.ndarray]:
+    """Layer -> permutation as `by_correlation`, by the error of the reference's weights in the layer's place.
+
+    `ffn_of` gives canonical FFNs in float64. The `centre` is the mean of all layers that already lie there.
+    """
+    found, centre = {}, dict(ffn_of(layers[0]))
+    for met, layer in enumerate(layers[1:], start=1):
+        own = ffn_of(layer)
+        found[layer] = _assign(-cost(centre, own, moments_of(layer)).cpu().numpy())
+        if reference == "centre":
+            laid = ffn.permute(own, torch.from_numpy(found[layer]).to(own["w_in"].device))
+            centre = {name: value + (laid[name] - value) / (met + 1) for name, value in centre.items()}
+    return found
+
+
+def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
+    """Entry (k, j): the error of the reference's neuron k in place of a layer's own neuron j, shape (d_ff, d_ff).
+
+    For a matrix that the neurons write (`in`, `gate`) it is E|(u_k - w_j) x|^2 on the layer's own inputs, for `out` it
+    is |u_k - w_j|^2 E[h_j^2]; each is relative to E|W x|^2, so that the matrices can be summed.
+    """
+    total: Tensor | float = 0.0
+    for name, site in ((f"w_{role}", site) for role, site in SITE.items() if f"w_{role}" in own):
+        second = moments[site].second
+        if ffn.NEURON_AXIS[name] == 0:
+            weighed = own[name] @ second
+            own_size = (weighed * own[name]).sum(1)
+            reference_size = ((reference[name] @ second) * reference[name]).sum(1)
+            errors = reference_size[:, None] + own_size - 2 * reference[name] @ weighed.T
+        else:
+            power = second.diagonal()
+            own_size = own[name].square().sum(0) * power
+            overlap = reference[name].T @ own[name]
+            errors = (reference[name].square().sum(0)[:, None] - 2 * overlap) * power + own_size
+        total = total + errors / own_size.sum()
+    return total
+
+
+def _assign(gain: np.ndarray) -> np.ndarray:
+    """The permutation p (int64) that maximises the sum of gain[k, p[k]]."""
+    from scipy.optimize import linear_sum_assignment
+
     return linear_sum_assignment(gain, maximize=True)[1].astype(np.int64)
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from stages.core import budgets, ffn
-from stages.core.calibration import SITE, Calibration
+from stages.core.calibration import Calibration
 from stages.core.depth import influence, keep_layers
 from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.lowrank import DELTAS
+from stages.core.moments import SITE
 from stages.core.sharing import Sharing, install
 from stages.core.variants import Drop, LowRank, Prune
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from stages.core.artifacts import read_arrays, read_tensors
 from stages.core.moments import Moments, from_tensors
 
-# What a linear map of each role reads: the FFN's input, or its hidden activations.
-SITE = {"in": "input", "gate": "input", "out": "hidden"}
 TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
 
 
@@ -20,12 +18,13 @@ TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
 class Calibration:
     """Read when it is needed, a layer at a time.
 
-    permutation(first, other): lays the neurons of layer `other` upon those of `first` (int64, shape (d_ff,)).
+    permutation(alignment, reference, first, other): lays the neurons of layer `other` upon those of `first` (int64,
+    shape (d_ff,)), where the layers between the two are of the same group.
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
     text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
     """
 
-    permutation: Callable[[int, int], Tensor]
+    permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
     text: Callable[[], Iterable[Tensor]]
 
@@ -34,12 +33,22 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
     """The calibration that stages `align` and `extract` wrote, its tensors on `device`."""
     found = read_arrays(permutations)
 
-    def moments_of(layer: int) -> Mapping[str, Moments]:
-        tensors = read_tensors(moments / f"layer_{layer:02d}.safetensors")
-        return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
+    def permutation_of(alignment: str, reference: str, first: int, other: int) -> Tensor:
+        return torch.from_numpy(found[key(alignment, reference, first, other)]).to(device)
 
     def text() -> list[Tensor]:
         rows = read_tensors(moments / "text.safetensors")["rows"].to(device)
         return list(rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])))
 
-    return Calibration(lambda first, other: torch.from_numpy(found[f"{first}-{other}"]).to(device), moments_of, text)
+    return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device), text)
+
+
+def read_moments(folder: Path, layer: int, device: Any = "cpu") -> dict[str, Moments]:
+    """One layer's moments as stage `extract` wrote them, its tensors on `device`."""
+    tensors = read_tensors(folder / f"layer_{layer:02d}.safetensors")
+    return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def key(alignment: str, reference: str, first: int, other: int) -> str:
+    """What a file of permutations calls the one that lays layer `other` upon `first`."""
+    return f"{alignment}.{reference}.{first}-{other}"

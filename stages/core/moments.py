@@ -11,6 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# What a linear map of each role reads: the FFN's input, or its hidden activations.
+SITE = {"in": "input", "gate": "input", "out": "hidden"}
+
 
 @dataclass(frozen=True)
 class Moments:

@@ -40,8 +40,13 @@ class Params(Section):
             raise ValueError("variants.original with surgery.method = none must be there: all else is relative to it")
         profile = self.profiles[self.profile]
         for name, variant in self.variants.items():
-            aligned = getattr(variant.surgery, "alignment", "identity") != "identity"
-            if aligned and variant.windows.size > profile.correlate.reach:
+            alignment = getattr(variant.surgery, "alignment", "identity")
+            if alignment not in ("identity", "cost", *profile.extract.sites):
+                raise ValueError(
+                    f"variants.{name}.surgery.alignment = {alignment} is not among "
+                    f"profiles.{self.profile}.extract.sites = {', '.join(profile.extract.sites)}"
+                )
+            if alignment != "identity" and variant.windows.size > profile.correlate.reach:
                 raise ValueError(
                     f"variants.{name}.windows.size = {variant.windows.size} exceeds "
                     f"profiles.{self.profile}.correlate.reach = {profile.correlate.reach}, "

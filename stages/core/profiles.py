@@ -66,7 +66,9 @@ class Prepare(Section):
 
 
 class Extract(Section):
-    site: Literal["pre_activation", "post_activation"]
+    """`sites` are the activations that neurons may be matched by."""
+
+    sites: Annotated[list[Literal["pre_activation", "post_activation"]], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=2)]
     moment_tokens: Annotated[int, Field(ge=2)]
     sequence_length: Count

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stages.core import budgets
 from stages.core.budgets import Matrix
-from stages.core.calibration import SITE, Calibration
+from stages.core.calibration import Calibration
 from stages.core.families import family_of
+from stages.core.moments import SITE
 from stages.core.surgery import aligned, fit_role
 from stages.core.variants import Share
 
@@ -20,7 +21,7 @@ from stages.core.variants import Share
 def gains(model: Any, group: list[int], calibration: Calibration, spec: Share) -> dict[Matrix, Tensor]:
     """(layer, role) -> the share of its error that each further rank takes away, falling, float64."""
     found = {}
-    members = aligned(model, group, calibration, spec.alignment)
+    members = aligned(model, group, calibration, spec)
     for role in family_of(model.config.model_type).matrices:
         centre = fit_role(members, role, spec.base, "none", [0] * len(members)).base
         for layer, member in zip(group, members):

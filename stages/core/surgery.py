@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from stages.core import baselines, ffn
-from stages.core.calibration import SITE, Calibration
+from stages.core.calibration import Calibration
 from stages.core.depth import keep_layers
 from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
-from stages.core.moments import Moments
+from stages.core.moments import SITE, Moments
 from stages.core.repair import REPAIRS, repair
 from stages.core.sharing import Sharing, install
 from stages.core.variants import Collapse, Drop, LowRank, Prune, Share
@@ -60,7 +60,7 @@ def share(
     sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
     install(shared, family, sharing)
     for group in groups:
-        members = aligned(model, group, calibration, spec.alignment)
+        members = aligned(model, group, calibration, spec)
         for role in family.matrices:
             corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
             wanted = [sharing.rank_of(layer, role) for layer in group]
@@ -98,7 +98,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     shallow = keep_layers(model, family, kept)
     for group in groups:
         place = kept.index(group[0])
-        ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec.alignment), spec))
+        ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
         if spec.repair in REPAIRS and len(group) > 1:
             repair(model, shallow, family, group[-1], place, calibration.text(), spec.repair)
     return shallow, Sharing()
@@ -131,14 +131,14 @@ def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: lis
     )
 
 
-def aligned(model: Any, group: list[int], calibration: Calibration, alignment: str) -> list[Member]:
+def aligned(model: Any, group: list[int], calibration: Calibration, spec: Share | Collapse) -> list[Member]:
     """The group's layers in float64, each in the neuron order of the first (or as it is: `identity`)."""
     family, members = family_of(model.config.model_type), []
     for layer in group:
         weights = {name: tensor.double() for name, tensor in ffn.read(model, family, layer).items()}
         moments = dict(calibration.moments(layer))
-        if alignment != "identity" and layer != group[0]:
-            permutation = calibration.permutation(group[0], layer)
+        if spec.alignment != "identity" and layer != group[0]:
+            permutation = calibration.permutation(spec.alignment, spec.reference, group[0], layer)
             weights = ffn.permute(weights, permutation)
             moments["hidden"] = moments["hidden"].permuted(permutation)
         members.append(Member(weights, moments))

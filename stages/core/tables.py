@@ -164,16 +164,22 @@ def _search(windows: Figures) -> str:
 
 
 def _alignment(alignment: Mapping[str, Any]) -> str:
-    neighbours = {
-        key: pair for key, pair in alignment["pairs"].items() if int(key.split("-")[1]) == int(key.split("-")[0]) + 1
-    }
-    rows = [[key, f"{pair['matched']:.3f}", f"{pair['unmatched']:.3f}"] for key, pair in neighbours.items()]
-    silent = sum(alignment["dead_neurons"].values())
-    return (
-        f"Mean correlation of neuron pairs in neighbouring layers over {alignment['tokens']:,} tokens, matched and "
-        f"as numbered. Independent neurons, matched the same way, would reach {alignment['null']:.3f}: only the "
-        f"excess counts. Neurons that never vary: {silent}.\n\n" + markdown(["layers", "matched", "as numbered"], rows)
-    )
+    parts = [
+        f"Mean correlation of neuron pairs in neighbouring layers over {alignment['tokens']:,} tokens, matched and as "
+        f"numbered. Independent neurons, matched the same way, would reach {alignment['null']:.3f}: only the excess "
+        "counts."
+    ]
+    for site, found in alignment["sites"].items():
+        neighbours = [(key.split("-"), pair) for key, pair in found["pairs"].items()]
+        rows = [
+            [f"{first}-{other}", f"{pair['matched']:.3f}", f"{pair['unmatched']:.3f}"]
+            for (first, other), pair in neighbours
+            if int(other) == int(first) + 1
+        ]
+        silent = sum(found["dead_neurons"].values())
+        parts.append(f"By `{site}` (neurons that never vary: {silent}):\n")
+        parts.append(markdown(["layers", "matched", "as numbered"], rows))
+    return "\n".join(parts)
 
 
 def _environments(latency: Figures) -> str:

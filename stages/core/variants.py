@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from stages.core.profiles import Count, Natural, Rate, Section
 
 Size = Annotated[int, Field(ge=2)]
-Alignment = Literal["identity", "hungarian"]
+Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
+Reference = Literal["first", "centre"]
 
 
 class NoWindows(Section):
@@ -81,6 +82,7 @@ class Share(Section):
 
     method: Literal["share"]
     alignment: Alignment
+    reference: Reference = "first"
     base: Literal["first", "mean", "regression"]
     delta: Literal["none", "zero", "svd", "weighted", "joint"]
     rank: Natural
@@ -107,6 +109,7 @@ class Collapse(Section):
 
     method: Literal["collapse"]
     alignment: Alignment
+    reference: Reference = "first"
     base: Literal["first", "mean", "regression"]
     repair: Literal["none", "differences", "scale", "least_squares"] = "none"
 
