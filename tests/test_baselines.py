@@ -4,7 +4,9 @@ import pytest
 import tiny
 import torch
 from test_sharing import formula
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stages.core import baselines, budgets, ffn, models, recovery, sharing, surgery, training
 from stages.core.artifacts import read_tensors
@@ -146,6 +148,8 @@ def test_targets_out_of_reach_are_refused():
 
 
 class Words:
+    """The tokens of the model under study."""
+
     def get_vocab(self):
         return {"a": 0}
 
@@ -156,5 +160,9 @@ def test_another_checkpoint_must_have_the_same_vocabulary(tmp_path):
     assert tiny.gap(rival, tiny.model("llama")) == 0
     with pytest.raises(UserError, match="another vocabulary"):
         models.open_rival(str(tmp_path / "rival"), None, Words(), 98)
+    pieces = Tokenizer(WordLevel({"b": 0}, unk_token="b"))
+    PreTrainedTokenizerFast(tokenizer_object=pieces).save_pretrained(tmp_path / "rival")
+    with pytest.raises(UserError, match="another vocabulary"):
+        models.open_rival(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
     with pytest.raises(UserError, match="cannot open surgery.model"):
         models.open_rival(str(tmp_path / "nowhere"), None, Words(), 97)

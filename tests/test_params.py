@@ -137,9 +137,9 @@ DISAGREEING = [
         "variants.merged_4: windows.choose = none with surgery.method = share, which takes best or blocks or budget",
     ),
     (
-        "variants.compressed_4.surgery.repair",
-        "differences",
-        "variants.compressed_4.surgery: repair = differences starts",
+        "variants.compressed_4.surgery",
+        {"method": "collapse", "alignment": "identity", "base": "mean", "repair": "differences"},
+        "variants.compressed_4.surgery: repair = differences starts from the first layer; base = mean contradicts",
     ),
     ("variants.dropped.surgery.layers", 2, "variants.dropped.surgery: method = drop takes either layers or target"),
     ("variants.svd.windows", {"choose": "blocks", "size": 4}, "variants.svd: windows.choose = blocks with .* low_rank"),

@@ -44,6 +44,7 @@ def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) ->
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.hub import has_file
 
     options = {"revision": revision} if revision else {}
     if Path(model).is_dir():
@@ -53,10 +54,10 @@ def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) ->
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot open surgery.model = {model!r}: {' '.join(str(error).split())[:400]}") from error
     family_of(rival.config.model_type)
-    try:
+    own = words
+    # Asked first, because the library makes up an empty tokenizer where there is none.
+    if any(has_file(model, name, revision) for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         own = AutoTokenizer.from_pretrained(model, **options)
-    except (OSError, ValueError, KeyError):
-        own = words
     if rival.config.vocab_size != vocabulary or own.get_vocab() != words.get_vocab():
         raise UserError(
             f"params.yaml: surgery.model = {model!r} has another vocabulary ({rival.config.vocab_size} entries, the "
