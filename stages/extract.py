@@ -1,7 +1,8 @@
 """Record what every FFN does on calibration text (the head of the train split), in one forward pass.
 
 Activations go to parquet, a file a site, as many tokens as were asked for; the first and second moments of what each
-matrix reads go to safetensors, over as many tokens as were asked for there; which text that was goes to JSON.
+matrix reads go to safetensors, over as many tokens as were asked for there, and with them the text itself; which text
+that was goes to JSON.
 """
 
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text: Path) -> None:
     import pyarrow as pa
+    import torch
 
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "extract")
@@ -53,6 +55,9 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
             moments_left -= tokens_seen
     with replacing(moments) as draft:
         draft.mkdir()
+        # For surgery that must see the model at work, the text goes along with its moments.
+        rows = torch.cat(batches)[: -(-spec.moment_tokens // spec.sequence_length)]
+        write_tensors(draft / "text.safetensors", {"rows": rows})
         for name, streams in zip(names, gathered):
             found = {site: stream.moments() for site, stream in streams.items()}
             write_tensors(draft / f"{name}.safetensors", to_tensors(found))

@@ -1,18 +1,28 @@
 """Build a variant from the original model and the layers chosen for it, and count what it stores."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from stages.core import calibration, models, params, runtime, sharing, surgery
 from stages.core.artifacts import read_json, write_json
 
 
-def main(variant: str, model: Path, windows: Path, permutations: Path, moments: Path, out: Path, size: Path) -> None:
-    dense = models.open_snapshot(model)
-    chosen = read_json(windows)
-    known, spec = calibration.read(permutations, moments), params.variant(variant, "surgery")
-    changed, structure = surgery.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
+def main(
+    profile: str, variant: str, model: Path, tokenizer: Path, windows: Path, permutations: Path, moments: Path,
+    out: Path, size: Path,
+) -> None:  # fmt: skip
+    device = runtime.start(params.section(profile, "runtime"))
+    dense, spec = models.open_snapshot(model).to(device), params.variant(variant, "surgery")
+    if spec.method == "external":
+        rival = models.open_rival(spec.model, spec.revision, models.open_tokenizer(tokenizer), dense.config.vocab_size)
+        changed, structure = rival, sharing.Sharing()
+    else:
+        known = calibration.read(permutations, moments, device)
+        watched = replace(known, text=lambda: runtime.progress(known.text(), f"surgery {variant}"))
+        chosen = read_json(windows)
+        changed, structure = surgery.operate(dense, chosen["groups"], watched, spec, chosen.get("ranks"))
     sharing.save(changed, structure, out)
-    counts = sharing.count(changed)
+    counts = sharing.count(changed, structure)
     write_json(
         size,
         {

@@ -105,7 +105,7 @@ OUT_OF_BOUNDS = [
     (f"{SMALL}.prepare.source.kind", "web", f"{SMALL}.prepare.source: .*'web'"),
     ("variants.merged_4.windows.size", 1, "variants.merged_4.windows.size = 1"),
     ("variants.merged_4.windows.choose", "all", "variants.merged_4.windows: .*'all'"),
-    ("variants.softshare.surgery.method", "prune", "variants.softshare.surgery: .*'prune'"),
+    ("variants.softshare.surgery.method", "graft", "variants.softshare.surgery: .*'graft'"),
     ("variants.softshare.surgery.base", "median", "variants.softshare.surgery.base = 'median'"),
     ("variants.softshare.finetune.frobenius", -1.0, "variants.softshare.finetune.frobenius = -1.0"),
     ("variants.softshare.finetune.frobenius", float("inf"), "variants.softshare.finetune.frobenius = inf"),
@@ -140,6 +140,14 @@ DISAGREEING = [
         {"choose": "none"},
         "variants.merged_4: windows.choose = none with surgery.method = share, which takes best or blocks or budget",
     ),
+    (
+        "variants.compressed_4.surgery",
+        {"method": "collapse", "alignment": "identity", "base": "mean", "repair": "differences"},
+        "variants.compressed_4.surgery: repair = differences starts from the first layer; base = mean contradicts",
+    ),
+    ("variants.dropped.surgery.layers", 2, "variants.dropped.surgery: method = drop takes either layers or target"),
+    ("variants.svd.windows", {"choose": "blocks", "size": 4}, "variants.svd: windows.choose = blocks with .* low_rank"),
+    ("variants.pruned.surgery.target_parameters", GONE, "variants.pruned.surgery.target_parameters: Field required"),
     (
         "variants.merged_4.surgery",
         {"method": "none"},

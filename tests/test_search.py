@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import ranks, sharing, surgery, windows
+from stages.core import budgets, ranks, sharing, surgery, windows
 from stages.core.errors import UserError
 from stages.core.search import search
 from stages.core.variants import Best, Budget
@@ -49,7 +49,7 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
     shapes = {"in": (12, 5), "out": (5, 12)}
     gains = {(layer, role): torch.rand(5, generator=generator).sort(descending=True).values
              for layer in (3, 4) for role in shapes}  # fmt: skip
-    found = ranks.water_fill(gains, shapes, budget)
+    found = budgets.water_fill(gains, shapes, budget)
     spent = sum(17 * rank for roles in found.values() for rank in roles.values())
     assert spent <= budget and all(17 * rank <= 60 for roles in found.values() for rank in roles.values())
     full = all(17 * (rank + 1) > 60 for roles in found.values() for rank in roles.values())

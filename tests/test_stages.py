@@ -32,17 +32,18 @@ from stages import (
     summarize,
     surgery,
 )
+from stages.core import sharing
 from stages.core.artifacts import read_tensors
 from stages.core.errors import UserError
 
 LINES = [
     f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")
 ]
-VARIANTS = ("original", "softshare", "merged_4", "compressed_4")
+VARIANTS = ("original", "softshare", "merged_4", "compressed_4", "dropped", "svd_weighted", "pruned", "rival")
 
 
 def settings() -> dict:
-    """params.yaml with one profile of seconds, on local files, and four variants."""
+    """params.yaml with one profile of seconds, on local files, and a variant of every kind."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     values["profile"] = "tiny"
     values["profiles"] = {"tiny": values["profiles"]["small"]}
@@ -81,6 +82,11 @@ def settings() -> dict:
     }
     values["profiles"]["tiny"]["summarize"]["training"] |= {"seeds": [0, 1]}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
+    values["variants"]["rival"] = {
+        "windows": {"choose": "none"},
+        "surgery": {"method": "external", "model": "rival"},
+        "finetune": {"train": "all", "frobenius": 0.0},
+    }
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
 
@@ -98,7 +104,9 @@ def for_variant(variant: str) -> None:
     search.main(
         *here.values(), Path("model"), Path("provenance.json"), Path("text/validation.parquet"), *known, windows
     )
-    surgery.main(variant, Path("model"), windows, *known, shared, Path(f"sizes/{variant}.json"))
+    surgery.main(
+        *here.values(), Path("model"), Path("tokenizer"), windows, *known, shared, Path(f"sizes/{variant}.json")
+    )
     finetune.main(
         **here,
         original=Path("model"),
@@ -143,6 +151,7 @@ def study(request, tmp_path_factory):
         pieces.train_from_iterator(LINES, vocab_size=300, special_tokens=["<end>"], show_progress=False)
         PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, eos_token="<end>").save_pretrained("source")
         tiny.model(request.param, vocab_size=300).save_pretrained("source")
+        tiny.model(request.param, vocab_size=300, seed=1).save_pretrained("rival")
         for split in ("train", "validation", "test"):
             Path(f"{split}.txt").write_text("\n".join(LINES * 20))
         pairs = {"article": [" ".join(LINES)] * 8, "highlights": LINES}
@@ -252,6 +261,19 @@ def test_only_deltas_move_where_only_deltas_train(study):
     before, after = (read_tensors(study / f"{name}/softshare/model.safetensors") for name in ("surgery", "finetuned"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith((".A", ".B"))}
+
+
+def test_another_checkpoint_is_measured_as_it_is(study):
+    weights = read_tensors(study / "rival/model.safetensors")
+    kept = read_tensors(study / "surgery/rival/model.safetensors")
+    assert weights.keys() == kept.keys() and all(torch.equal(weights[name], kept[name]) for name in kept)
+
+
+def test_baselines_store_no_more_than_softshare_even_after_training(study):
+    sizes = {name: json.loads((study / f"sizes/{name}.json").read_text())["parameters"] for name in VARIANTS}
+    assert all(sizes[name] <= sizes["softshare"] < sizes["original"] for name in ("dropped", "svd_weighted", "pruned"))
+    tuned = sharing.count(*sharing.load(study / "finetuned/pruned"))
+    assert tuned["parameters"] == sizes["pruned"]
 
 
 def test_original_before_tuning_has_the_models_own_perplexity(study):

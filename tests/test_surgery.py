@@ -1,6 +1,7 @@
 """Groups of layers, and what each operation does to a model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import ffn, merging, sharing, surgery, windows
+from stages.core import depth, ffn, merging, sharing, surgery, windows
 from stages.core.errors import UserError
 from stages.core.variants import Keep
 
@@ -197,3 +198,79 @@ def test_operations_do_not_depend_on_the_global_seed():
         spec = tiny.share(4, delta="zero")
         states.append(tiny.state(surgery.operate(copy.deepcopy(model), tiny.GROUPS, tiny.calibration(model), spec)[0]))
     assert tiny.same(*states)
+
+
+# Repairs of a collapsed group
+
+
+def idle(name):
+    """A model whose layers 1 and 2 add nothing to the residual stream."""
+    model = tiny.model(name)
+    for layer in (1, 2):
+        for key, parameter in tiny.family(model).blocks(model)[layer].named_parameters():
+            if key.split(".")[1] in ("c_proj", "o_proj", "down_proj"):
+                torch.nn.init.zeros_(parameter)
+    return model
+
+
+def missed(model, shallow, known):
+    """E|t - y|^2: how far the stream after the merged layer 0 is from the original's after layer 2."""
+    family, error = tiny.family(model), 0.0
+    with depth.watching(model, family, [2]) as wanted, depth.watching(shallow, family, [0]) as found, torch.no_grad():
+        for batch in known.text():
+            model.base_model(batch), shallow.base_model(batch)
+            error += (wanted[2]["block"][1] - found[0]["block"][1]).double().square().sum().item()
+    return error
+
+
+@pytest.mark.parametrize("how", ["scale", "least_squares"])
+@tiny.every_family
+def test_a_group_whose_others_do_nothing_is_its_first_layer(name, how):
+    model = idle(name)
+    spec = tiny.collapse(base="first", repair=how)
+    known = tiny.calibration(model)
+    # More rows than neurons, so that the least squares are determined.
+    known = replace(known, text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
+    shallow, _ = surgery.operate(model, [[0, 1, 2]], known, spec)
+    assert tiny.gap(model, shallow) <= 1e-2 < tiny.gap(tiny.model(name), shallow)
+
+
+@pytest.mark.parametrize("base", merging.BASES)
+@tiny.every_family
+def test_a_repair_never_hurts_on_its_own_objective_and_more_freedom_helps(name, base):
+    model = tiny.model(name)
+    known = tiny.calibration(model)
+    errors = [
+        missed(model, surgery.operate(model, [[0, 1, 2]], known, tiny.collapse(base=base, repair=how))[0], known)
+        for how in ("none", "scale", "least_squares")
+    ]
+    assert errors[2] < errors[1] * (1 + 1e-6) and errors[1] < errors[0] * (1 + 1e-6)
+
+
+@tiny.every_family
+def test_least_squares_leave_no_gradient(name):
+    model = tiny.model(name)
+    known, family = tiny.calibration(model), tiny.family(model)
+    gradients = []
+    for how in ("none", "least_squares"):
+        shallow, _ = surgery.operate(model, [[0, 1, 2]], known, tiny.collapse(repair=how))
+        linear, gradient = family.linears(shallow, 0)["out"], 0.0
+        with depth.watching(model, family, [2]) as wanted, depth.watching(shallow, family, [0]) as found:
+            for batch in known.text():
+                with torch.no_grad():
+                    model.base_model(batch), shallow.base_model(batch)
+                left = wanted[2]["block"][1] - found[0]["block"][1]
+                gradient = gradient + left.double().T @ found[0]["out"][0].double()
+        gradients.append(gradient.norm().item())
+        assert linear.weight.isfinite().all()
+    assert gradients[1] < 1e-2 * gradients[0]
+
+
+@tiny.every_family
+def test_differences_add_up(name):
+    model = tiny.model(name)
+    spec = tiny.collapse(alignment="identity", base="first", repair="differences")
+    shallow, _ = surgery.operate(model, [[0, 1, 2]], tiny.calibration(model), spec)
+    ffns = [ffn.read(model, tiny.family(model), layer) for layer in range(3)]
+    for key, found in ffn.read(shallow, tiny.family(model), 0).items():
+        torch.testing.assert_close(found, ffns[1][key] + ffns[2][key] - ffns[0][key], atol=1e-5, rtol=0)

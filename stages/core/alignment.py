@@ -129,6 +129,10 @@ def _assign(gain: np.ndarray) -> np.ndarray:
     """The permutation p (int64) that maximises the sum of gain[k, p[k]]."""
     from scipy.optimize import linear_sum_assignment
 
+    # Every permutation takes one entry of each row and column, so their means decide nothing; the method, which
+    # starts from dual variables of zero, finds the same optimum several times faster without them.
+    gain = gain - gain.mean(axis=1, keepdims=True)
+    gain -= gain.mean(axis=0, keepdims=True)
     return linear_sum_assignment(gain, maximize=True)[1].astype(np.int64)
 
 

@@ -1,6 +1,6 @@
 """What calibration text has shown about a model, as the surgery needs it: permutations and moments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor
 from stages.core.artifacts import read_arrays, read_tensors
 from stages.core.moments import Moments, from_tensors
 
+TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -19,10 +21,12 @@ class Calibration:
     permutation(alignment, reference, first, other): lays the neurons of layer `other` upon those of `first` (int64,
     shape (d_ff,)), where the layers between the two are of the same group.
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
+    text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
     """
 
     permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
+    text: Callable[[], Iterable[Tensor]]
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
@@ -32,7 +36,11 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
     def permutation_of(alignment: str, reference: str, first: int, other: int) -> Tensor:
         return torch.from_numpy(found[key(alignment, reference, first, other)]).to(device)
 
-    return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device))
+    def text() -> list[Tensor]:
+        rows = read_tensors(moments / "text.safetensors")["rows"].to(device)
+        return list(rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])))
+
+    return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device), text)
 
 
 def read_moments(folder: Path, layer: int, device: Any = "cpu") -> dict[str, Moments]:

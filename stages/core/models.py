@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.families import family_of
 
 
 def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:
@@ -34,6 +35,35 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
             f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its model only {loaded.config.vocab_size}"
         )
     return (dequantised(loaded) if gguf_file else loaded).eval(), tokenizer
+
+
+def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) -> Any:
+    """Another checkpoint that is to be measured on tokens of `words`, the tokenizer of the model under study.
+
+    Opened as `open_source` opens it, but it need not bring a tokenizer. Raises UserError where its vocabulary has
+    another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.hub import has_file
+
+    options = {"revision": revision} if revision else {}
+    if Path(model).is_dir():
+        options["local_files_only"] = True
+    try:
+        rival = AutoModelForCausalLM.from_pretrained(model, dtype="float32", use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot open surgery.model = {model!r}: {' '.join(str(error).split())[:400]}") from error
+    family_of(rival.config.model_type)
+    own = words
+    # Asked first, because the library makes up an empty tokenizer where there is none.
+    if any(has_file(model, name, revision) for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        own = AutoTokenizer.from_pretrained(model, **options)
+    if rival.config.vocab_size != vocabulary or own.get_vocab() != words.get_vocab():
+        raise UserError(
+            f"params.yaml: surgery.model = {model!r} has another vocabulary ({rival.config.vocab_size} entries, the "
+            f"model under study has {vocabulary}): perplexities over different tokens cannot be compared"
+        )
+    return rival.eval()
 
 
 def dequantised(model: Any) -> Any:

@@ -20,8 +20,8 @@ PARAMS = Path("params.yaml")
 UNIONS = {
     "source": {"stories", "articles", "reviews", "dataset"},
     "windows": {"none", "blocks", "best", "budget"},
-    "surgery": {"none", "share", "collapse"},
-    "target_parameters": {"constrained-int", "constrained-float", "int", "float"},
+    "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "external"},
+    "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
 }
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core import ffn, ranks, windows
+from stages.core import budgets, ffn, ranks, windows
+from stages.core.budgets import Matrix
 from stages.core.calibration import Calibration
 from stages.core.errors import UserError
 from stages.core.families import family_of
-from stages.core.ranks import Matrix
 from stages.core.surgery import Ranks, operate
 from stages.core.variants import Best, Budget
 from stages.core.windows import Window
@@ -80,11 +80,10 @@ def _plans(model: Any, ways: list, calibration: Calibration, operation: Any, wan
     """Layouts that leave room in the budget, each with the ranks that fill it."""
     family = family_of(model.config.model_type)
     first = ffn.read(model, family, 0)
-    shapes = {role: tuple(first[f"w_{role}"].shape) for role in family.matrices}
+    shapes = budgets.matrices(model)
     # What one saved layer no longer stores.
     matrices = sum(value.numel() for name, value in first.items() if name[0] == "w" or operation.biases == "shared")
-    total, target = sum(p.numel() for p in model.parameters()), wanted.target_parameters
-    target = round(target * total) if isinstance(target, float) else target
+    total, target = sum(p.numel() for p in model.parameters()), budgets.target(model, wanted.target_parameters)
     needed = max(1, math.ceil((total - target) / matrices))
     fitting = [way for way in ways if needed <= windows.saved(way[1]) < needed + SPARE]
     if target >= total or not fitting:
@@ -102,4 +101,4 @@ def _plans(model: Any, ways: list, calibration: Calibration, operation: Any, wan
                     known[window] = ranks.gains(model, windows.layers(window), calibration, operation)
             room = target - (total - windows.saved(layout) * matrices)
             every = {matrix: values for window in layout for matrix, values in known[window].items()}
-            yield layout, ranks.water_fill(every, shapes, room)
+            yield layout, budgets.water_fill(every, shapes, room)

@@ -2,8 +2,9 @@
 
 A shared model is the stock model with two changes that no forward pass of another module notices: members of
 a group hold the very same `weight` parameter, and where a delta is wanted a linear map is wrapped as
-W_l x = W_c x + A_l (B_l x). On disk every parameter is stored once, beside a config of our own model type that
-says how they belong together, so that no stock class opens it by halves.
+W_l x = W_c x + A_l (B_l x). Two kinds of baseline are saved the same way: FFN matrices that are a product A B
+alone, and sparse ones, whose zeros no training may fill. On disk every parameter is stored once, beside a config
+of our own model type that says how they belong together, so that no stock class opens it by halves.
 """
 
 import copy
@@ -29,12 +30,15 @@ class Sharing:
     """Which layers share an FFN, the rank of each member's delta (0: none), and whether biases are shared too.
 
     `ranks` (layer, as JSON's string -> role -> rank) has its say over `rank` where it names a matrix.
+    factored: each matrix that `ranks` names is A B alone, with no base. pruned: zeros of FFN matrices stay zero.
     """
 
     groups: list[list[int]] = field(default_factory=list)
     rank: int = 0
     biases: str = "shared"
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    factored: bool = False
+    pruned: bool = False
 
     def rank_of(self, layer: int, role: str) -> int:
         """The rank of one matrix's delta."""
@@ -65,6 +69,23 @@ class SharedLinear(nn.Module):
         return ((self.A.T @ self.A) * (self.B @ self.B.T)).sum()
 
 
+class FactoredLinear(nn.Module):
+    """A linear map of low rank: A (B x) + bias, with A (d_out, rank) and B (rank, d_in); bias may be None."""
+
+    def __init__(self, rank: int, d_in: int, d_out: int, bias: nn.Parameter | None):
+        super().__init__()
+        self.A = nn.Parameter(torch.zeros(d_out, rank))
+        self.B = nn.Parameter(torch.zeros(rank, d_in))
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.B), self.A, self.bias)
+
+    def delta(self) -> Tensor:
+        """A B, shape (d_out, d_in)."""
+        return self.A @ self.B
+
+
 def install(model: Any, family: Family, sharing: Sharing) -> None:
     """Give a dense model the structure of `sharing`, in place; each group keeps its first layer's values."""
     for group in sharing.groups:
@@ -76,12 +97,30 @@ def install(model: Any, family: Family, sharing: Sharing) -> None:
                 if sharing.biases == "shared":
                     linear.bias = owners[role].bias
                 if rank := sharing.rank_of(layer, role):
-                    d_out, d_in = linear.weight.shape[:: -1 if family.transposed else 1]
-                    if rank > min(d_in, d_out):
-                        raise UserError(
-                            f"params.yaml: surgery.rank = {rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}"
-                        )
+                    d_out, d_in = _shape(family, linear, rank)
                     setattr(block_ffn, family.matrices[role], SharedLinear(linear, rank, d_in, d_out))
+    if sharing.factored:
+        for layer, ranks in sharing.ranks.items():
+            linears = family.linears(model, int(layer))
+            for role, rank in ranks.items():
+                d_out, d_in = _shape(family, linears[role], rank)
+                thin = FactoredLinear(rank, d_in, d_out, linears[role].bias).to(linears[role].weight.device)
+                setattr(getattr(family.blocks(model)[int(layer)], family.ffn), family.matrices[role], thin)
+
+
+def _shape(family: Family, linear: nn.Module, rank: int) -> tuple[int, int]:
+    """(d_out, d_in) of a stock linear map that can take this rank."""
+    d_out, d_in = linear.weight.shape[:: -1 if family.transposed else 1]
+    if rank > min(d_in, d_out):
+        raise UserError(f"params.yaml: surgery.rank = {rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}")
+    return d_out, d_in
+
+
+def keep_zeros(model: Any, family: Family) -> None:
+    """No gradient reaches an entry of an FFN matrix that is zero (AdamW's decay leaves zero at zero, too)."""
+    for layer in range(len(family.blocks(model))):
+        for linear in family.linears(model, layer).values():
+            linear.weight.register_hook(lambda gradient, weight=linear.weight: gradient * (weight != 0))
 
 
 def deltas(model: Any) -> Iterator[SharedLinear]:
@@ -116,23 +155,29 @@ def load(folder: Path) -> tuple[Any, Sharing]:
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(stored[name])
+    if sharing.pruned:
+        keep_zeros(model, family_of(model.config.model_type))
     return model.eval(), sharing
 
 
 def dense(model: Any) -> Any:
-    """A stock model that computes the same: ties broken, deltas folded into the weights in float64."""
+    """A stock model that computes the same: ties broken, products A B folded into the weights in float64."""
     family, plain = family_of(model.config.model_type), blank(model.config.to_dict())
     folded = copy.deepcopy(model)
     for block in family.blocks(folded):
         block_ffn = getattr(block, family.ffn)
         for name in family.matrices.values():
             linear = getattr(block_ffn, name)
-            if isinstance(linear, SharedLinear):
-                delta = linear.A.double() @ linear.B.double()
-                base = linear.base
-                weight = base.weight.double() + (delta.T if family.transposed else delta)
-                base.weight = nn.Parameter(weight.to(base.weight.dtype))
-                setattr(block_ffn, name, base)
+            if isinstance(linear, (SharedLinear, FactoredLinear)):
+                weight = linear.A.double() @ linear.B.double()
+                weight = weight.T if family.transposed else weight
+                stock = nn.Module()  # only its parameters are asked for
+                if isinstance(linear, SharedLinear):
+                    stock, weight = linear.base, weight + linear.base.weight.double()
+                else:
+                    stock.bias = linear.bias
+                stock.weight = nn.Parameter(weight.to(linear.A.dtype))
+                setattr(block_ffn, name, stock)
     values = dict(folded.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -140,21 +185,30 @@ def dense(model: Any) -> Any:
     return plain.eval()
 
 
-def count(model: Any) -> dict[str, int]:
-    """Parameters by unique storage: all of them, those of FFNs, and those of the dense model of this depth."""
+def count(model: Any, sharing: Sharing = Sharing()) -> dict[str, int]:
+    """Parameters by unique storage: all of them, those of FFNs, and those of the dense model of this depth.
+
+    Of pruned matrices only the entries that are not zero count as stored (where they stand is not counted).
+    """
     family = family_of(model.config.model_type)
     blocks = family.blocks(model)
-    ffns = {id(p): p.numel() for block in blocks for p in getattr(block, family.ffn).parameters()}
-    dense_ffn = sum(
-        parameter.numel()
-        for block in blocks
-        for module in getattr(block, family.ffn).modules()
-        if not isinstance(module, SharedLinear)
-        for parameter in module.parameters(recurse=False)
-    )
-    total = sum(parameter.numel() for parameter in model.parameters())
+    ffns = {id(p): p for block in blocks for p in getattr(block, family.ffn).parameters()}
+    matrices = [linear for layer in range(len(blocks)) for linear in family.linears(model, layer).values()]
+    dense_ffn = sum(_dense_size(linear) for linear in matrices)
+    around = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in ffns)
+    zeros = sum((linear.weight == 0).sum().item() for linear in matrices) if sharing.pruned else 0
+    stored = sum(parameter.numel() for parameter in ffns.values()) - zeros
     return {
-        "parameters": total,
-        "dense_parameters": total - sum(ffns.values()) + dense_ffn,
-        "ffn_parameters": sum(ffns.values()),
+        "parameters": around + stored,
+        "dense_parameters": around + dense_ffn,
+        "ffn_parameters": stored,
     }
+
+
+def _dense_size(linear: nn.Module) -> int:
+    """What the stock linear map stores that computes the same."""
+    if isinstance(linear, SharedLinear):
+        return _dense_size(linear.base)
+    if isinstance(linear, FactoredLinear):
+        return len(linear.A) * linear.B.shape[1] + (0 if linear.bias is None else linear.bias.numel())
+    return sum(parameter.numel() for parameter in linear.parameters())

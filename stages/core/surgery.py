@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import ffn
+from stages.core import baselines, ffn
 from stages.core.calibration import Calibration
+from stages.core.depth import keep_layers
 from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
-from stages.core.models import blank
 from stages.core.moments import SITE, Moments
+from stages.core.repair import REPAIRS, repair
 from stages.core.sharing import Sharing, install
-from stages.core.variants import Collapse, Share
+from stages.core.variants import Collapse, Drop, LowRank, Prune, Share
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
 
@@ -37,6 +38,12 @@ def operate(model: Any, groups: list[list[int]], calibration: Calibration, spec:
         return share(model, groups, calibration, spec, ranks)
     if isinstance(spec, Collapse):
         return collapse(model, groups, calibration, spec)
+    if isinstance(spec, Drop):
+        return baselines.drop(model, calibration, spec)
+    if isinstance(spec, LowRank):
+        return baselines.low_rank(model, calibration, spec, ranks)
+    if isinstance(spec, Prune):
+        return baselines.prune(model, spec)
     return copy.deepcopy(model), Sharing()
 
 
@@ -81,30 +88,35 @@ def _bias(members: list[Member], member: Member, role: str, biases: str, correct
 
 @torch.no_grad()
 def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec: Collapse) -> tuple[Any, Sharing]:
-    """Every group becomes its first layer with the group's merged FFN; the model loses the other layers."""
+    """Every group becomes its first layer with the group's merged FFN; the model loses the other layers.
+
+    Groups are merged, and repaired where `spec` asks for it, from the first to the last.
+    """
     family = family_of(model.config.model_type)
     gone = {layer for group in groups for layer in group[1:]}
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
-    config = model.config.to_dict()
-    for key, value in config.items():
-        # Settings with one entry a layer, such as qwen2's `layer_types`, lose the same layers.
-        if isinstance(value, list) and len(value) == len(family.blocks(model)):
-            config[key] = [value[layer] for layer in kept]
-    config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
-    shallow = blank(config)
-    values = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in shallow.named_parameters():
-        if name.startswith(family.layers + "."):
-            layer, rest = name.removeprefix(family.layers + ".").split(".", 1)
-            name = f"{family.layers}.{kept[int(layer)]}.{rest}"
-        parameter.copy_(values[name])
+    shallow = keep_layers(model, family, kept)
     for group in groups:
-        members = aligned(model, group, calibration, spec)
-        merged = {name: torch.stack([m.ffn[name] for m in members]).mean(0) for name in members[0].ffn}
-        for role in family.matrices:
-            merged[f"w_{role}"] = fit_role(members, role, spec.base, "none", [0] * len(members)).base
-        ffn.write(shallow, family, kept.index(group[0]), merged)
-    return shallow.eval(), Sharing()
+        place = kept.index(group[0])
+        ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
+        if spec.repair in REPAIRS and len(group) > 1:
+            repair(model, shallow, family, group[-1], place, calibration.text(), spec.repair)
+    return shallow, Sharing()
+
+
+def _merged(members: list[Member], spec: Collapse) -> dict[str, Tensor]:
+    """One canonical FFN for aligned members: the first one's, or the mean, its matrices by the named base.
+
+    `differences` adds up how all others differ from the first (Yang et al. 2024, arXiv:2402.11187, there for whole
+    layers): an average of them, times their number, around the first.
+    """
+    first = members[0].ffn
+    mean = {name: torch.stack([member.ffn[name] for member in members]).mean(0) for name in first}
+    if spec.repair == "differences":
+        return {name: first[name] + len(members) * (mean[name] - first[name]) for name in first}
+    biases = first if spec.base == "first" else mean
+    roles = [name.removeprefix("w_") for name in first if name.startswith("w_")]
+    return biases | {f"w_{role}": fit_role(members, role, spec.base, "none", [0] * len(members)).base for role in roles}
 
 
 def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: list[int], centred: bool = False) -> Fit:

@@ -52,14 +52,25 @@ class Best(_Searched):
     count: Count = 1
 
 
+class Like(Section):
+    """What a model stores that shares `count` windows of `size` layers, each with deltas of `rank` and own biases."""
+
+    size: Size
+    rank: Natural
+    count: Count = 1
+
+
+Target = Annotated[int, Field(ge=1)] | Rate | Like
+
+
 class Budget(_Searched):
     """As many windows, and for each matrix as much rank, as `target_parameters` ask for.
 
-    `target_parameters` is a number of stored parameters, or a share of the original's.
+    `target_parameters` is a number of stored parameters, a share of the original's, or those of windows like some.
     """
 
     choose: Literal["budget"]
-    target_parameters: Annotated[int, Field(ge=1)] | Rate
+    target_parameters: Target
 
 
 class Keep(Section):
@@ -90,12 +101,69 @@ class Share(Section):
 
 
 class Collapse(Section):
-    """A group becomes one layer: the first one's attention and norms, the merged FFN."""
+    """A group becomes one layer: the first one's attention and norms, the merged FFN.
+
+    repair: `differences` adds up what the others differ from the first; `scale` and `least_squares` fit one factor, or
+    the output matrix, to what the group did to calibration text.
+    """
 
     method: Literal["collapse"]
     alignment: Alignment
     reference: Reference = "first"
     base: Literal["first", "mean", "regression"]
+    repair: Literal["none", "differences", "scale", "least_squares"] = "none"
+
+    @model_validator(mode="after")
+    def _repair_fits_base(self):
+        if self.repair == "differences" and self.base != "first":
+            raise ValueError(f"repair = differences starts from the first layer; base = {self.base} contradicts it")
+        return self
+
+
+class Drop(Section):
+    """The model without its least influential layers: so many, or the fewest that reach `target_parameters`."""
+
+    method: Literal["drop"]
+    layers: Count | None = None
+    target_parameters: Target | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self):
+        if (self.layers is None) == (self.target_parameters is None):
+            raise ValueError("method = drop takes either layers or target_parameters")
+        return self
+
+
+class LowRank(Section):
+    """Each FFN matrix alone as a product of two thin ones, stored so.
+
+    ranks: `equal` gives each matrix the same share of its parameters, `filled` the next rank to where it helps most.
+    """
+
+    method: Literal["low_rank"]
+    fit: Literal["svd", "weighted"]
+    ranks: Literal["equal", "filled"]
+    bias_correction: bool = False
+    target_parameters: Target
+
+
+class Prune(Section):
+    """The smallest entries of the FFN matrices are zero and stay so; the target counts those that are not.
+
+    scope: the smallest of each `matrix`, or of `all` together.
+    """
+
+    method: Literal["prune"]
+    scope: Literal["matrix", "all"]
+    target_parameters: Target
+
+
+class External(Section):
+    """Another checkpoint with the same vocabulary: a hub id, or a folder (best below data/local/model)."""
+
+    method: Literal["external"]
+    model: str
+    revision: str | None = None
 
 
 class Distill(Section):
@@ -122,13 +190,17 @@ class Recovery(Section):
 
 
 Chosen = Annotated[NoWindows | Blocks | Best | Budget, Field(discriminator="choose")]
-Surgery = Annotated[Keep | Share | Collapse, Field(discriminator="method")]
+Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | External, Field(discriminator="method")]
 
 # Which ways to choose layers go with which surgery.
 FITTING = {
     "none": {"none"},
     "share": {"blocks", "best", "budget"},
     "collapse": {"blocks", "best"},
+    "drop": {"none"},
+    "low_rank": {"none"},
+    "prune": {"none"},
+    "external": {"none"},
 }
 
 

@@ -1,0 +1,80 @@
+"""A model with some of its layers only, and what a layer does to the residual stream."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.core.families import Family
+from stages.core.models import blank
+
+
+@torch.no_grad()
+def keep_layers(model: Any, family: Family, kept: list[int]) -> Any:
+    """A new stock model of the layers `kept`, in that order, with the values they have in `model`."""
+    config, depth = model.config.to_dict(), len(family.blocks(model))
+    for key, value in config.items():
+        # Settings with one entry a layer, such as qwen2's `layer_types`, lose the same layers.
+        if isinstance(value, list) and len(value) == depth:
+            config[key] = [value[layer] for layer in kept]
+    config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    shallow = blank(config).to(next(model.parameters()).device)
+    values = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in shallow.named_parameters():
+        if name.startswith(family.layers + "."):
+            layer, rest = name.removeprefix(family.layers + ".").split(".", 1)
+            name = f"{family.layers}.{kept[int(layer)]}.{rest}"
+        parameter.copy_(values[name])
+    return shallow.eval()
+
+
+@contextmanager
+def watching(
+    model: Any, family: Family, layers: Iterable[int]
+) -> Iterator[dict[int, dict[str, tuple[Tensor, Tensor]]]]:
+    """Within the context every forward pass leaves there, for each layer, what three modules read and answered.
+
+    `block`, its `ffn`, and `out`, the FFN's output matrix: two tensors of shape (tokens, d) each. Hooks are removed
+    on leaving, always.
+    """
+    seen: dict[int, dict[str, tuple[Tensor, Tensor]]] = {layer: {} for layer in layers}
+
+    def flat(value: Any) -> Tensor:
+        return (value[0] if isinstance(value, tuple) else value).detach().flatten(0, -2)
+
+    handles = []
+    for layer, here in seen.items():
+        block = family.blocks(model)[layer]
+        watched = {"block": block, "ffn": getattr(block, family.ffn), "out": family.linears(model, layer)["out"]}
+        for name, module in watched.items():
+            handles.append(
+                module.register_forward_hook(
+                    lambda _, args, answer, here=here, name=name: here.__setitem__(name, (flat(args[0]), flat(answer)))
+                )
+            )
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def influence(model: Any, family: Family, batches: Iterable[Tensor]) -> Tensor:
+    """1 - the mean cosine between what a block reads and what it answers, shape (layers,), float64.
+
+    The block influence of ShortGPT (Men et al. 2024, arXiv:2403.03853); `batches` hold token ids, (rows, length).
+    """
+    depth = len(family.blocks(model))
+    total, count = torch.zeros(depth, dtype=torch.float64), 0
+    with watching(model, family, range(depth)) as seen:
+        for batch in batches:
+            model.base_model(batch, use_cache=False)
+            for layer, here in seen.items():
+                before, after = (values.double() for values in here["block"])
+                total[layer] += functional.cosine_similarity(before, after, dim=-1).sum().cpu()
+            count += batch.numel()
+    return 1 - total / count

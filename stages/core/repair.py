@@ -1,0 +1,69 @@
+"""What an FFN must answer once its layer stands for a whole group: closed forms on calibration text.
+
+An average of n residual blocks moves the residual stream about 1/n as far as the n blocks did. Here the layer's FFN
+is fitted to the difference between the stream that the original model has after the group, and the one that the
+shallow model has before this FFN, so that what earlier groups have changed is made up for too.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.core import ffn
+from stages.core.depth import watching
+from stages.core.families import Family
+from stages.core.moments import Moments, MomentStream
+
+
+@torch.no_grad()
+def repair(
+    model: Any, shallow: Any, family: Family, last: int, layer: int, batches: Iterable[Tensor], how: str
+) -> None:
+    """Fit the FFN of `layer` of `shallow`, in place, so that after it the stream is as after `last` of `model`.
+
+    `how` is a name of REPAIRS. `batches` hold token ids, (rows, length), on the models' device.
+    """
+    fitted, reads_hidden = REPAIRS[how]
+    stream = MomentStream()
+    with watching(model, family, [last]) as wanted, watching(shallow, family, [layer]) as found:
+        for batch in batches:
+            model.base_model(batch, use_cache=False)
+            shallow.base_model(batch, use_cache=False)
+            here = found[layer]
+            answer = here["ffn"][1]
+            missing = wanted[last]["block"][1] - here["block"][1] + answer
+            stream.update(torch.cat([here["out"][0] if reads_hidden else answer, missing], dim=1))
+    old = {name: tensor.double() for name, tensor in ffn.read(shallow, family, layer).items()}
+    ffn.write(shallow, family, layer, {**old, **fitted(old, stream.moments())})
+
+
+def scaled(old: dict[str, Tensor], joint: Moments) -> dict[str, Tensor]:
+    """Output matrix and bias times the one number s that minimises E|t - s y|^2; `joint` are the moments of (y, t)."""
+    width = len(joint.mean) // 2
+    answered, crossed = joint.second[:width, :width], joint.second[width:, :width]
+    factor = crossed.trace() / answered.trace().clamp_min(torch.finfo(torch.float64).tiny)
+    return {name: factor * old[name] for name in ("w_out", "b_out") if name in old}
+
+
+def least_squares(old: dict[str, Tensor], joint: Moments) -> dict[str, Tensor]:
+    """The output matrix, and the bias where there is one, that minimise E|t - W a - b|^2.
+
+    `joint` are the moments of (a, t), the hidden activations (d_ff,) and what is missing (d_model,).
+    """
+    width = old["w_out"].shape[1]
+    moments = joint.centred() if "b_out" in old else joint
+    gram = Moments(joint.mean[:width], moments.second[:width, :width]).ridged()
+    crossed = moments.second[width:, :width]
+    weight = torch.cholesky_solve(crossed.T, torch.linalg.cholesky(gram)).T
+    if "b_out" not in old:
+        return {"w_out": weight}
+    return {"w_out": weight, "b_out": joint.mean[width:] - weight @ joint.mean[:width]}
+
+
+# Name -> its fit, and whether that reads the hidden activations (or the FFN's answer).
+REPAIRS: dict[str, tuple[Callable[[dict[str, Tensor], Moments], dict[str, Tensor]], bool]] = {
+    "scale": (scaled, False),
+    "least_squares": (least_squares, True),
+}

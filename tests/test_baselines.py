@@ -1,0 +1,168 @@
+"""Baselines: what they store, that they survive the disk and training, and what their closed forms promise."""
+
+import pytest
+import tiny
+import torch
+from test_sharing import formula
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from stages.core import baselines, budgets, ffn, models, recovery, sharing, surgery, training
+from stages.core.artifacts import read_tensors
+from stages.core.depth import influence
+from stages.core.errors import UserError
+from stages.core.moments import SITE
+from stages.core.profiles import Schedule
+from stages.core.variants import Drop, Like, LowRank, Prune
+
+TARGET = Like(size=3, rank=2)
+
+
+def low_rank(fit="weighted", ranks="filled", correction=True, target=TARGET):
+    return LowRank(method="low_rank", fit=fit, ranks=ranks, bias_correction=correction, target_parameters=target)
+
+
+SPECS = {
+    "drop": Drop(method="drop", target_parameters=TARGET),
+    "svd": low_rank("svd", "equal", False),
+    "weighted": low_rank(),
+    "pruned each": Prune(method="prune", scope="matrix", target_parameters=TARGET),
+    "pruned all": Prune(method="prune", scope="all", target_parameters=TARGET),
+}
+every_baseline = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+
+
+def built(name, spec):
+    model = tiny.model(name)
+    return surgery.operate(model, [], tiny.calibration(model), spec)
+
+
+@tiny.every_family
+def test_a_target_like_a_window_is_what_the_window_stores(name):
+    model = tiny.model(name)
+    known = tiny.calibration(model)
+    shared, _ = surgery.operate(model, [[0, 1, 2]], known, tiny.share(2))
+    assert budgets.target(model, TARGET) == sharing.count(shared)["parameters"]
+
+
+@every_baseline
+@tiny.every_family
+def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path):
+    model, structure = built(name, spec)
+    counts, target = sharing.count(model, structure), budgets.target(tiny.model(name), TARGET)
+    # Whole layers are coarse: one layer fewer dropped would miss the target.
+    step = 13000 if isinstance(spec, Drop) else 0.03 * target
+    assert target - step < counts["parameters"] <= target
+    sharing.save(model, structure, tmp_path / "model")
+    stored = read_tensors(tmp_path / "model/model.safetensors")
+    zeros = sum((t == 0).sum().item() for t in stored.values()) if structure.pruned else 0
+    assert sum(t.numel() for t in stored.values()) - zeros == counts["parameters"]
+    loaded, found = sharing.load(tmp_path / "model")
+    assert found == structure and sharing.count(loaded, found) == counts
+    assert tiny.same(tiny.state(loaded), tiny.state(model)) and tiny.gap(loaded, model) == 0
+    dense = sharing.dense(loaded)
+    assert sum(p.numel() for p in dense.parameters()) == counts["dense_parameters"]
+    dense.save_pretrained(tmp_path / "dense")
+    assert tiny.gap(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), model) <= 1e-4
+
+
+@tiny.every_family
+def test_factors_count_by_the_formula(name):
+    model, structure = built(name, low_rank())
+    shapes, (total, _) = budgets.matrices(model_of := tiny.model(name)), formula(name)
+    whole = tiny.LAYERS * sum(d_out * d_in for d_out, d_in in shapes.values())
+    thin = sum(rank * sum(shapes[role]) for ranks in structure.ranks.values() for role, rank in ranks.items())
+    assert sum(p.numel() for p in model_of.parameters()) == total
+    assert sharing.count(model, structure)["parameters"] == total - whole + thin
+
+
+@tiny.every_family
+def test_full_rank_gives_the_original(name):
+    model = tiny.model(name)
+    ranks = {str(layer): dict.fromkeys(budgets.matrices(model), tiny.WIDTH) for layer in range(tiny.LAYERS)}
+    for fit in ("svd", "weighted"):
+        thin, _ = baselines.low_rank(model, tiny.calibration(model), low_rank(fit), ranks)
+        assert tiny.gap(model, thin) <= 1e-4
+
+
+@tiny.every_family
+def test_the_weighted_fit_wins_on_its_own_objective_and_rank_never_hurts(name):
+    model = tiny.model(name)
+    known, family = tiny.calibration(model), tiny.family(model)
+    errors = {}
+    for fit in ("svd", "weighted"):
+        for rank in (2, 6, 12):
+            ranks = {str(layer): dict.fromkeys(budgets.matrices(model), rank) for layer in range(tiny.LAYERS)}
+            thin, _ = baselines.low_rank(model, known, low_rank(fit, correction=False), ranks)
+            errors[fit, rank] = [
+                ((ffn.read(model, family, layer)[f"w_{role}"] - linear.delta()).double() @ moments[SITE[role]].root)
+                .square()
+                .sum()
+                for layer in range(tiny.LAYERS)
+                for moments in [known.moments(layer)]
+                for role, linear in family.linears(thin, layer).items()
+            ]
+    for rank in (2, 6, 12):
+        assert all(w <= s * (1 + 1e-6) for w, s in zip(errors["weighted", rank], errors["svd", rank]))
+    for few, many in ((2, 6), (6, 12)):
+        assert all(b <= a for a, b in zip(errors["weighted", few], errors["weighted", many]))
+
+
+@tiny.every_family
+def test_zeros_stay_zero_in_training(name, tmp_path):
+    sharing.save(*built(name, SPECS["pruned all"]), tmp_path / "model")
+    model, structure = sharing.load(tmp_path / "model")
+    before, count = tiny.state(model), sharing.count(model, structure)
+    rows = tiny.ids(8)
+    recipe = Schedule(epochs=2, batch_size=4, warmup=0.0, weight_decay=0.1, clip=1.0)
+    objective = recovery.end_to_end(model, rows, None, None, None)
+    training.train(model, 8, objective, [(list(model.parameters()), 1e-2)], recipe, 0)
+    for linear in (m for layer in range(tiny.LAYERS) for m in tiny.family(model).linears(model, layer).values()):
+        key = next(key for key, p in model.named_parameters() if p is linear.weight)
+        assert torch.equal(linear.weight == 0, before[key] == 0) and not torch.equal(linear.weight, before[key])
+    assert sharing.count(model, structure) == count
+
+
+@tiny.every_family
+def test_a_block_that_does_nothing_is_dropped_first_and_not_missed(name):
+    model = tiny.model(name)
+    with torch.no_grad():
+        for key, parameter in tiny.family(model).blocks(model)[2].named_parameters():
+            if key.split(".")[1] in ("c_proj", "o_proj", "down_proj"):
+                parameter.zero_()
+    known = tiny.calibration(model)
+    found = influence(model, tiny.family(model), known.text())
+    assert found.argmin() == 2 and found[2].abs() < 1e-6 < found[[0, 1, 3, 4]].min()
+    shallow, _ = surgery.operate(model, [], known, Drop(method="drop", layers=1))
+    assert shallow.config.num_hidden_layers == 4 and tiny.gap(model, shallow) <= 1e-5
+
+
+def test_targets_out_of_reach_are_refused():
+    for target in (10, 10**9):
+        for spec in (low_rank(target=target), Prune(method="prune", scope="all", target_parameters=target)):
+            with pytest.raises(UserError, match="surgery.target_parameters asks for"):
+                built("gpt2", spec)
+    with pytest.raises(UserError, match="1 to 4 are allowed"):
+        built("gpt2", Drop(method="drop", layers=5))
+
+
+class Words:
+    """The tokens of the model under study."""
+
+    def get_vocab(self):
+        return {"a": 0}
+
+
+def test_another_checkpoint_must_have_the_same_vocabulary(tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path / "rival")
+    rival = models.open_rival(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
+    assert tiny.gap(rival, tiny.model("llama")) == 0
+    with pytest.raises(UserError, match="another vocabulary"):
+        models.open_rival(str(tmp_path / "rival"), None, Words(), 98)
+    pieces = Tokenizer(WordLevel({"b": 0}, unk_token="b"))
+    PreTrainedTokenizerFast(tokenizer_object=pieces).save_pretrained(tmp_path / "rival")
+    with pytest.raises(UserError, match="another vocabulary"):
+        models.open_rival(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
+    with pytest.raises(UserError, match="cannot open surgery.model"):
+        models.open_rival(str(tmp_path / "nowhere"), None, Words(), 97)
