@@ -144,7 +144,7 @@ def correlations(study: Study) -> Any:
         for (row, column), value in np.ndenumerate(values) if depth <= 16 else ():
             if np.isfinite(value):
                 tone = "#ffffff" if value < (low + high) / 2 else "#000000"
-                shown = f"{value:.2f}".replace("0.", ".")
+                shown = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".")  # no -.00
                 axes.text(column + 0.5, row + 0.5, shown, ha="center", va="center", fontsize=6, color=tone)
     figure.colorbar(drawn, ax=list(np.ravel(grid)), shrink=0.75, label="mean correlation").outline.set_visible(False)
     return figure
@@ -155,7 +155,7 @@ def training(study: Study) -> Any:
     figure, (losses, validation) = _figure(2)
     for name, look in looks(study.variants).items():
         rows = study.training[name]
-        thin = {"color": look["color"], "linewidth": 1.1}
+        thin = {"color": look["color"], "linewidth": 1.1, "marker": "." if len(rows) == 1 else ""}
         losses.plot([row["tokens"] / 1e3 for row in rows], [row["loss"] for row in rows], **thin)
         seen = study.recovery[name]["looks"]
         points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
