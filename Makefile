@@ -1,11 +1,13 @@
 # `make repro` runs the study, `make test` the tests; both make the environment first.
 .PHONY: repro test export harness
 PYTHON ?= python3
+JOBS ?= 1
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
+# make repro JOBS=2 runs the chains of two variants at a time.
 repro: .venv/ready
-	dvc repro
+	python -m stages.commands.side_by_side --jobs $(JOBS)
 
 test: .venv/ready
 	pytest

@@ -68,12 +68,13 @@ def recover(model, structure, teacher, rows, held_out, recipe, wanted, seed, *, 
     early = round(wanted.warm_start * len(rows))
     if early:
         layers = [layer for group in structure.groups for layer in group]
-        alone = recovery.parts(model, family, structure.groups, "window")
+        # FFN by FFN, norms see no gradient; where only deltas are to move, bases keep still here too.
+        alone = recovery.parts(model, family, structure.groups, "deltas" if wanted.train == "deltas" else "window")
         train(
             model,
             early,
             recovery.layer_by_layer(model, rows[:early], teacher, family, layers),
-            [(alone[name], getattr(recipe.learning_rate, name)) for name in ("deltas", "base") if alone[name]],
+            [(alone[name], getattr(recipe.learning_rate, name)) for name in ("deltas", "base") if alone.get(name)],
             recipe,
             seed,
             autocast=autocast,

@@ -11,10 +11,11 @@ SPLITS = ("train", "test")
 def main(profile: str, lexicon: Path, reviews: Path, tokenizer: Path, out: Path) -> None:
     spec = params.section(profile, "reviews")
     words = open_tokenizer(tokenizer)
-    chosen = {}
-    for split in SPLITS:
-        found = sources.labelled(spec.source, split, lexicon, reviews)
-        chosen[split] = labelled.balanced(found, getattr(spec, f"max_{split}"), spec.seed, split)
+    found = {split: sources.labelled(spec.source, split, lexicon, reviews) for split in SPLITS}
+    found["train"] = labelled.apart(found["train"], found["test"])
+    chosen = {
+        split: labelled.balanced(rows, getattr(spec, f"max_{split}"), spec.seed, split) for split, rows in found.items()
+    }
     labelled.check(chosen["train"], chosen["test"])
     for split in runtime.progress(SPLITS, "tokenise reviews"):
         rows = labelled.tokenise(words, chosen[split], spec.template, spec.max_tokens, spec.keep)

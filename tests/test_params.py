@@ -164,6 +164,11 @@ DISAGREEING = [
         "variants.merged_4: windows.choose = budget needs a surgery with a delta",
     ),
     ("variants.compressed_4.finetune.train", "window", "variants.compressed_4: finetune.train = window needs"),
+    (
+        "variants.compressed_4.finetune.distill",
+        {"logits": 0.5, "hidden": 1.0},
+        "variants.compressed_4: finetune.distill.hidden needs",
+    ),
     ("variants.compressed_4.finetune.warm_start", 0.5, "variants.compressed_4: finetune.warm_start needs"),
     ("variants.merged_4.finetune.train", "deltas", "variants.merged_4: finetune.train = deltas needs"),
     ("variants.compressed_4.finetune.frobenius", 0.5, "variants.compressed_4: finetune.frobenius = 0.5 needs"),

@@ -72,7 +72,7 @@ def clone(tmp_path_factory) -> Path:
     run(folder, "git", "add", "-A")
     run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "a clone")
     edit(folder, shrink)
-    first = run(folder, "dvc", "repro")
+    first = run(folder, sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "2")
     assert "report" in stages_run(first)
     return folder
 

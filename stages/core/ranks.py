@@ -23,8 +23,10 @@ def gains(model: Any, group: list[int], calibration: Calibration, spec: Share) -
     found = {}
     members = aligned(model, group, calibration, spec)
     for role in family_of(model.config.model_type).matrices:
-        centre = fit_role(members, role, spec.base, "none", [0] * len(members)).base
+        corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
+        centre = fit_role(members, role, spec.base, "none", [0] * len(members), centred=corrected).base
         for layer, member in zip(group, members):
-            weight, root = member.ffn[f"w_{role}"], member.moments[SITE[role]].root
+            moments = member.moments[SITE[role]]
+            weight, root = member.ffn[f"w_{role}"], (moments.centred() if corrected else moments).root
             found[layer, role] = budgets.gains(weight @ root, (weight - centre) @ root)
     return found

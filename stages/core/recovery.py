@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core import sharing
+from stages.core.depth import watching
 from stages.core.families import Family
 from stages.core.training import next_token_loss
 from stages.core.variants import Distill
@@ -82,23 +83,12 @@ def layer_by_layer(
     """The mean relative error of the FFNs of `layers` on the very inputs that the teacher's have on `rows`."""
 
     def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
-        hooks = [
-            getattr(family.blocks(teacher)[layer], family.ffn).register_forward_hook(
-                lambda _, args, out, layer=layer: seen.__setitem__(layer, (args[0], out))
-            )
-            for layer in layers
-        ]
-        try:
-            with torch.no_grad():
-                teacher.base_model(rows[batch].to(next(model.parameters()).device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        errors = [
-            relative_error(getattr(family.blocks(model)[layer], family.ffn)(read), answered)
-            for layer, (read, answered) in seen.items()
-        ]
+        with torch.no_grad(), watching(teacher, family, layers) as seen:
+            teacher.base_model(rows[batch].to(next(model.parameters()).device), use_cache=False)
+        errors = []
+        for layer, here in seen.items():
+            read, answered = here["ffn"]
+            errors.append(relative_error(getattr(family.blocks(model)[layer], family.ffn)(read), answered))
         error = torch.stack(errors).mean()
         return error, error
 

@@ -203,6 +203,9 @@ FITTING = {
     "external": {"none"},
 }
 
+# What may leave a model with other layers than the original's, so that hidden states cannot be compared in pairs.
+SHALLOWER = {"collapse", "drop", "external"}
+
 
 class Variant(Section):
     windows: Chosen
@@ -226,6 +229,8 @@ class Variant(Section):
             raise ValueError(f"finetune.train = window needs surgery.method = share, not {method}")
         if self.finetune.frobenius > 0 and not deltas:
             raise ValueError(f"finetune.frobenius = {self.finetune.frobenius} needs a surgery with a delta")
+        if self.finetune.distill and self.finetune.distill.hidden > 0 and method in SHALLOWER:
+            raise ValueError(f"finetune.distill.hidden needs the original's layers, which {method} does not keep")
         if self.finetune.warm_start > 0 and method != "share":
             raise ValueError(f"finetune.warm_start needs surgery.method = share, not {method}")
         return self
