@@ -11,6 +11,8 @@ import pytest
 from closure import ROOT
 from ruamel.yaml import YAML
 
+from stages.core.study import layout
+
 KEPT = ("original", "softshare", "merged_4", "compressed_6")
 
 
@@ -102,7 +104,9 @@ def test_metrics_hold_every_variant(clone):
 def test_report_shows_every_variant_and_window(clone):
     report = (clone / "metrics/report.md").read_text()
     assert all(f"| {name} |" in report for name in KEPT)
-    assert all(f"| {first}-{first + 3}" in report for first in range(9))
+    tried = json.loads((clone / "artifacts/windows/softshare.json").read_text())["candidates"]
+    assert len(tried) > 21  # every window of two or three layers, and layouts of several
+    assert all(f"| {layout(candidate['windows'])}" in report for candidate in tried)
     page = (clone / "metrics/report.html").read_text()
     for name in ("perplexity_by_size", "perplexity_by_speed", "window_search", "correlations", "training"):
         assert (clone / f"metrics/plots/{name}.png").read_bytes().startswith(b"\x89PNG")

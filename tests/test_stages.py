@@ -82,6 +82,8 @@ def settings() -> dict:
     }
     values["profiles"]["tiny"]["summarize"]["training"] |= {"seeds": [0, 1]}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
+    values["variants"]["softshare"]["windows"] = {"choose": "best", "sizes": [4]}
+    values["variants"]["softshare"]["finetune"] = {"train": "deltas", "frobenius": 1e-4}
     values["variants"]["rival"] = {
         "windows": {"choose": "none"},
         "surgery": {"method": "external", "model": "rival"},
