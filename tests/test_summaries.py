@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from stages.core import rouge, summaries
 from stages.core.errors import UserError
-from stages.core.profiles import ArticleDataset
+from stages.core.texts import ArticleDataset
 from stages.core.sources import pairs
 
 PROMPTS = [tiny.ids(1, length, seed=length)[0].tolist() for length in (5, 17, 9, 30)]
