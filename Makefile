@@ -1,7 +1,9 @@
 # `make repro` runs the study, `make test` the tests; both make the environment first.
-.PHONY: repro test export harness
+.PHONY: repro test export harness ablation
 PYTHON ?= python3
 JOBS ?= 1
+RANK ?= 8
+RECOVER ?= yes
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
@@ -19,6 +21,10 @@ export: .venv/ready
 # make harness VARIANT=softshare TASK=reviews   (once: .venv/bin/pip install lm_eval==0.4.13)
 harness: .venv/ready
 	python -m stages.commands.harness --variant $(VARIANT) --task $(TASK) --to exported/harness/$(VARIANT).json
+
+# make ablation WINDOW=2-5 RANK=8   (RECOVER=no: untrained arms only)
+ablation: .venv/ready
+	python -m stages.commands.ablate --window $(WINDOW) --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

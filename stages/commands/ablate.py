@@ -1,0 +1,96 @@
+"""Measure every arm of sharing on one window: alignment x base x delta untrained, and recoveries of two starts.
+
+Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out. Every figure is a perplexity on the
+head of the validation split, so the test split stays untouched by what is chosen from them.
+"""
+
+from pathlib import Path
+
+from stages import finetune
+from stages.core import ablation, calibration, corpus, models, params, runtime, tables
+from stages.core.artifacts import replacing, write_json, write_text
+from stages.core.errors import UserError
+from stages.core.families import family_of
+from stages.core.perplexity import perplexity
+
+COLUMNS = ("alignment", "reference", "base", "delta", "recovery", "perplexity")
+
+
+def main(window: str, rank: str, recover: str, to: Path) -> None:
+    profile = params.load().profile
+    place, search = params.section(profile, "runtime"), params.section(profile, "search")
+    recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
+    device = runtime.start(place)
+    original = models.open_snapshot(Path("artifacts/model")).to(device)
+    group = layers(window, len(family_of(original.config.model_type).blocks(original)))
+    if not rank.isdigit() or int(rank) < 1:
+        raise UserError(f"RANK = {rank}: a whole number from 1 is needed")
+    known = calibration.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
+    held_out = corpus.read_tokens(Path("artifacts/text/validation.parquet"), search.max_tokens)
+    rows = corpus.pack(
+        corpus.read_tokens(Path("artifacts/text/train.parquet"), recipe.max_tokens), recipe.sequence_length
+    )
+
+    def score(model):
+        return perplexity(model, held_out, search.context, search.context, search.batch_size)
+
+    def train(model, structure, wanted):
+        finetune.recover(
+            model, structure, original, rows, held_out, recipe, wanted, recipe.seeds[0],
+            autocast=runtime.autocast(device, place.precision), watch=iter,
+        )  # fmt: skip
+        return score(model)
+
+    watch = lambda arms: runtime.progress(arms, f"ablate layers {window}")  # noqa: E731
+    found = list(ablation.untrained(original, group, known, sites, int(rank), score, watch))
+    if recover != "no":
+        found += ablation.recovered(original, group, known, int(rank), train, watch)
+    name = f"{window}_rank{rank}"
+    write_text(to / f"{name}.csv", tables.csv(COLUMNS, [[row[key] for key in COLUMNS] for row in found]))
+    write_json(
+        to / f"{name}.json",
+        {"original": score(original)}
+        | {"/".join(row[key] for key in COLUMNS[:-1]): row["perplexity"] for row in found},
+    )
+    with replacing(to / f"{name}.png") as draft:
+        draw(found, score(original), window, draft)
+    print(
+        tables.markdown(list(COLUMNS), [[*(row[k] for k in COLUMNS[:-1]), f"{row['perplexity']:.4f}"] for row in found])
+    )
+
+
+def layers(window: str, depth: int) -> list[int]:
+    """The layers of a window written as 2-5. Raises UserError unless it holds two layers or more of the model."""
+    first, _, last = window.partition("-")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last) < depth):
+        raise UserError(f"WINDOW = {window}: this model has layers 0 to {depth - 1}; write first-last, as 2-5")
+    return list(range(int(first), int(last) + 1))
+
+
+def draw(found: list[dict], original: float, window: str, path: Path) -> None:
+    """Every arm as a point: one row a form or recovery, one colour a way to align."""
+    from stages.core.pictures import COLOURS, plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    form = lambda row: (  # noqa: E731
+        f"{row['base']} + {row['delta']}" + ("" if row["recovery"] == "none" else f", then {row['recovery']}")
+    )
+    forms = list(dict.fromkeys(map(form, found)))
+    ways = list(dict.fromkeys((row["alignment"], row["reference"]) for row in found))
+    for way, colour in zip(ways, COLOURS):
+        points = [
+            (row["perplexity"], forms.index(form(row))) for row in found if way == (row["alignment"], row["reference"])
+        ]
+        axes.plot(*zip(*points), "o", color=colour, alpha=0.8, label=f"{way[0]}, {way[1]}")
+    axes.axvline(original, linestyle=":", color="black", label="original")
+    axes.set(title=f"Layers {window} share one FFN", xlabel="validation perplexity (log scale)", xscale="log")
+    axes.set_yticks(range(len(forms)), forms)
+    axes.invert_yaxis()
+    axes.grid(axis="x", which="both")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="alignment, reference")
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

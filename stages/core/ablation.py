@@ -1,0 +1,70 @@
+"""Which part of sharing helps: every alignment with every base and delta, and every recovery of two starts."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from stages.core import surgery
+from stages.core.alignment import REFERENCES
+from stages.core.calibration import Calibration
+from stages.core.variants import Distill, Recovery, Share
+
+# (base, delta) of each closed form; the first two are what the rest is to be compared with.
+FORMS = (
+    ("first", "none"),
+    ("mean", "none"),
+    ("regression", "none"),
+    ("mean", "svd"),
+    ("mean", "weighted"),
+    ("regression", "svd"),
+    ("regression", "weighted"),
+    ("regression", "joint"),
+)
+# The seeds' start and the joint fit, each recovered in every way.
+STARTS = {
+    "seeds": {"alignment": "pre_activation", "base": "mean", "delta": "zero"},
+    "joint": {"alignment": "cost", "reference": "centre", "base": "regression", "delta": "joint"},
+}
+RECOVERIES: Mapping[str, Mapping[str, Any]] = {
+    "deltas": {"train": "deltas"},
+    "deltas, penalty": {"train": "deltas", "frobenius": 1e-4},
+    "window": {"train": "window"},
+    "window, distilled": {"train": "window", "distill": Distill(logits=0.5, temperature=2.0)},
+    "window, warm start": {"train": "window", "warm_start": 0.25},
+    "all": {"train": "all"},
+}
+
+
+def alignments(sites: Iterable[str]) -> list[tuple[str, str]]:
+    """(alignment, reference) of every way to align, `sites` being those whose correlations are known."""
+    ways = [*sites, "cost"]
+    return [("identity", "first"), *((way, reference) for way in ways for reference in REFERENCES)]
+
+
+def specification(rank: int, **choices: Any) -> Share:
+    """A way to share with its own biases, corrected; `rank` counts where there is a delta."""
+    rank = 0 if choices["delta"] == "none" else rank
+    return Share(method="share", rank=rank, biases="own", bias_correction=True, **choices)
+
+
+def untrained(
+    model: Any, group: list[int], calibration: Calibration, sites: Iterable[str], rank: int,
+    score: Callable[[Any], float], watch: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row for each alignment and form: what sharing the layers of `group` scores before any training."""
+    arms = [(way, reference, base, delta) for way, reference in alignments(sites) for base, delta in FORMS]
+    for way, reference, base, delta in watch(arms):
+        choices = {"alignment": way, "reference": reference, "base": base, "delta": delta}
+        shared, _ = surgery.operate(model, [group], calibration, specification(rank, **choices))
+        yield {**choices, "recovery": "none", "perplexity": score(shared)}
+
+
+def recovered(
+    model: Any, group: list[int], calibration: Calibration, rank: int,
+    train: Callable[[Any, Any, Recovery], float], watch: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
+    for start, name in watch([(start, name) for start in STARTS for name in RECOVERIES]):
+        choices = {"reference": "first", **STARTS[start]}
+        shared, structure = surgery.operate(model, [group], calibration, specification(rank, **choices))
+        wanted = Recovery(**{"frobenius": 0.0, **RECOVERIES[name]})
+        yield {**choices, "recovery": name, "perplexity": train(shared, structure, wanted)}

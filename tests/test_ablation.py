@@ -1,0 +1,46 @@
+"""The ablation names every arm once, and each is what its name says."""
+
+import pytest
+import tiny
+
+from stages.commands.ablate import layers
+from stages.core import ablation
+from stages.core.errors import UserError
+
+
+@tiny.every_family
+def test_every_arm_is_scored_once_and_only_deltas_have_rank(name):
+    model, seen = tiny.model(name), []
+
+    def score(shared):
+        seen.append(sum(p.numel() for p in shared.parameters()))
+        return float(len(seen))
+
+    rows = list(ablation.untrained(model, [1, 2], tiny.calibration(model), ["pre_activation"], 2, score))
+    arms = [tuple(row[key] for key in ("alignment", "reference", "base", "delta")) for row in rows]
+    assert len(arms) == len(set(arms)) == 5 * len(ablation.FORMS)
+    assert [row["perplexity"] for row in rows] == list(range(1, len(rows) + 1))
+    sizes = {arm[3] == "none": set() for arm in arms}
+    for arm, size in zip(arms, seen):
+        sizes[arm[3] == "none"].add(size)
+    assert all(len(found) == 1 for found in sizes.values()) and max(sizes[True]) < min(sizes[False])
+
+
+def test_every_start_meets_every_recovery():
+    model, asked = tiny.model("gpt2"), []
+
+    def train(shared, structure, wanted):
+        asked.append((structure.rank, wanted.train))
+        return 1.0
+
+    rows = list(ablation.recovered(model, [1, 2], tiny.calibration(model), 2, train))
+    assert len(rows) == len(asked) == len(ablation.STARTS) * len(ablation.RECOVERIES)
+    assert {row["delta"] for row in rows} == {"zero", "joint"}
+    assert {train for _, train in asked} == {"deltas", "window", "all"} and {rank for rank, _ in asked} == {2}
+
+
+@pytest.mark.parametrize("window", ["4", "3-3", "3-12", "b-4", "5-2"])
+def test_a_window_that_is_none_names_the_layers_there_are(window):
+    with pytest.raises(UserError, match="layers 0 to 11"):
+        layers(window, 12)
+    assert layers("2-5", 12) == [2, 3, 4, 5]
