@@ -1,7 +1,7 @@
 """Measure every arm of sharing on one window: alignment x base x delta untrained, and recoveries of two starts.
 
-Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out. Every figure is a perplexity on the
-head of the validation split, so the test split stays untouched by what is chosen from them.
+Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out.
+Every figure is a perplexity on the head of the validation split: what is chosen from them never saw the test split.
 """
 
 from pathlib import Path
