@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from stages.core import depth, ffn, merging, sharing, surgery, windows
 from stages.core.errors import UserError
+from stages.core.moments import Moments
+from stages.core.repair import least_squares
 from stages.core.variants import Keep
 
 # Windows
@@ -232,7 +234,7 @@ def test_a_group_whose_others_do_nothing_is_its_first_layer(name, how):
     # More rows than neurons, so that the least squares are determined.
     known = replace(known, text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
     shallow, _ = surgery.operate(model, [[0, 1, 2]], known, spec)
-    assert tiny.gap(model, shallow) <= 1e-2 < tiny.gap(tiny.model(name), shallow)
+    assert tiny.gap(model, shallow) <= 1e-3 < tiny.gap(tiny.model(name), shallow)
 
 
 @pytest.mark.parametrize("base", merging.BASES)
@@ -247,23 +249,21 @@ def test_a_repair_never_hurts_on_its_own_objective_and_more_freedom_helps(name, 
     assert errors[2] < errors[1] * (1 + 1e-6) and errors[1] < errors[0] * (1 + 1e-6)
 
 
-@tiny.every_family
-def test_least_squares_leave_no_gradient(name):
-    model = tiny.model(name)
-    known, family = tiny.calibration(model), tiny.family(model)
-    gradients = []
-    for how in ("none", "least_squares"):
-        shallow, _ = surgery.operate(model, [[0, 1, 2]], known, tiny.collapse(repair=how))
-        linear, gradient = family.linears(shallow, 0)["out"], 0.0
-        with depth.watching(model, family, [2]) as wanted, depth.watching(shallow, family, [0]) as found:
-            for batch in known.text():
-                with torch.no_grad():
-                    model.base_model(batch), shallow.base_model(batch)
-                left = wanted[2]["block"][1] - found[0]["block"][1]
-                gradient = gradient + left.double().T @ found[0]["out"][0].double()
-        gradients.append(gradient.norm().item())
-        assert linear.weight.isfinite().all()
-    assert gradients[1] < 1e-2 * gradients[0]
+@pytest.mark.parametrize("ridge", [1e-9, 1e-2])
+@pytest.mark.parametrize("biased", [True, False])
+def test_least_squares_leave_no_gradient(biased, ridge):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 12, dtype=torch.float64, generator=generator) + 0.5
+    old = {"w_out": torch.randn(4, 8, dtype=torch.float64, generator=generator), "b_out": torch.ones(4).double()}
+    if not biased:
+        del old["b_out"]
+    joint = Moments(rows.mean(0), rows.T @ rows / len(rows))
+    found = least_squares(old, joint, ridge)
+    left = rows[:, 8:] - rows[:, :8] @ found["w_out"].T - found.get("b_out", 0.0)
+    scale = (joint.centred() if biased else joint).second.diagonal()[:8].mean()
+    gradient = left.T @ rows[:, :8] / len(rows) - ridge * scale * (found["w_out"] - old["w_out"])
+    assert gradient.abs().max() < 1e-10
+    assert not biased or left.mean(0).abs().max() < 1e-10
 
 
 @tiny.every_family

@@ -16,6 +16,10 @@ from stages.core.depth import watching
 from stages.core.families import Family
 from stages.core.moments import Moments, MomentStream
 
+# How strongly least squares hold to the matrix as it was. Along directions that calibration text hardly uses they
+# would else make entries a hundred times larger, from which no training of a usual rate recovers.
+RIDGE = 1e-2
+
 
 @torch.no_grad()
 def repair(
@@ -47,16 +51,17 @@ def scaled(old: dict[str, Tensor], joint: Moments) -> dict[str, Tensor]:
     return {name: factor * old[name] for name in ("w_out", "b_out") if name in old}
 
 
-def least_squares(old: dict[str, Tensor], joint: Moments) -> dict[str, Tensor]:
-    """The output matrix, and the bias where there is one, that minimise E|t - W a - b|^2.
+def least_squares(old: dict[str, Tensor], joint: Moments, ridge: float = RIDGE) -> dict[str, Tensor]:
+    """The output matrix, and the bias where there is one, that minimise E|t - W a - b|^2 + ridge c |W - W_old|^2.
 
-    `joint` are the moments of (a, t), the hidden activations (d_ff,) and what is missing (d_model,).
+    `joint` are the moments of (a, t), the hidden activations (d_ff,) and what is missing (d_model,); c is the mean
+    of E[a^2] over the neurons.
     """
     width = old["w_out"].shape[1]
     moments = joint.centred() if "b_out" in old else joint
-    gram = Moments(joint.mean[:width], moments.second[:width, :width]).ridged()
-    crossed = moments.second[width:, :width]
-    weight = torch.cholesky_solve(crossed.T, torch.linalg.cholesky(gram)).T
+    seen, crossed = Moments(joint.mean[:width], moments.second[:width, :width]), moments.second[width:, :width]
+    left = crossed - old["w_out"] @ seen.second
+    weight = old["w_out"] + torch.cholesky_solve(left.T, seen.factor(ridge)).T
     if "b_out" not in old:
         return {"w_out": weight}
     return {"w_out": weight, "b_out": joint.mean[width:] - weight @ joint.mean[:width]}
