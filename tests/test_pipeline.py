@@ -204,3 +204,17 @@ def test_a_mistake_in_params_is_one_line_before_any_model_loads(clone):
         assert "variants.merged_4.surgery.base" in done.stderr and "median" in done.stderr
     finally:
         (clone / "params.yaml").write_text(before)
+
+
+def test_the_ablation_of_a_window_is_a_table_metrics_and_a_plot(clone):
+    import pandas as pd
+
+    table = run(
+        clone, sys.executable, "-m", "stages.commands.ablate",
+        "--window", "2-3", "--rank", "2", "--recover", "yes", "--to", "metrics/ablation",
+    )  # fmt: skip
+    rows = pd.read_csv(clone / "metrics/ablation/2-3_rank2.csv")
+    figures = json.loads((clone / "metrics/ablation/2-3_rank2.json").read_text())
+    assert len(rows) == len(figures) - 1 == 7 * 8 + 2 * 6 and (rows["perplexity"] > 1).all()
+    assert all(word in table for word in ("joint", "centre", "window, distilled"))
+    assert (clone / "metrics/ablation/2-3_rank2.png").read_bytes().startswith(b"\x89PNG")

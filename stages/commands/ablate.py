@@ -7,16 +7,18 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 from pathlib import Path
 
 from stages import finetune
-from stages.core import ablation, calibration, corpus, models, params, runtime, tables
-from stages.core.artifacts import replacing, write_json, write_text
+from stages.core import ablation, calibration, corpus, models, params, runtime
+from stages.core.artifacts import replacing, write_csv, write_json
 from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.perplexity import perplexity
 
-COLUMNS = ("alignment", "reference", "base", "delta", "recovery", "perplexity")
+ARM = ("alignment", "reference", "base", "delta", "recovery")
 
 
 def main(window: str, rank: str, recover: str, to: Path) -> None:
+    import pandas as pd
+
     profile = params.load().profile
     place, search = params.section(profile, "runtime"), params.section(profile, "search")
     recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
@@ -45,18 +47,13 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     found = list(ablation.untrained(original, group, known, sites, int(rank), score, watch))
     if recover != "no":
         found += ablation.recovered(original, group, known, int(rank), train, watch)
-    name = f"{window}_rank{rank}"
-    write_text(to / f"{name}.csv", tables.csv(COLUMNS, [[row[key] for key in COLUMNS] for row in found]))
-    write_json(
-        to / f"{name}.json",
-        {"original": score(original)}
-        | {"/".join(row[key] for key in COLUMNS[:-1]): row["perplexity"] for row in found},
-    )
+    name, reference = f"{window}_rank{rank}", score(original)
+    write_csv(to / f"{name}.csv", found)
+    arms = {"/".join(row[part] for part in ARM): row["perplexity"] for row in found}
+    write_json(to / f"{name}.json", {"original": reference, **arms})
     with replacing(to / f"{name}.png") as draft:
-        draw(found, score(original), window, draft)
-    print(
-        tables.markdown(list(COLUMNS), [[*(row[k] for k in COLUMNS[:-1]), f"{row['perplexity']:.4f}"] for row in found])
-    )
+        draw(found, reference, window, draft)
+    print(pd.DataFrame(found).to_string(index=False))
 
 
 def layers(window: str, depth: int) -> list[int]:
