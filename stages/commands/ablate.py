@@ -13,6 +13,8 @@ from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.perplexity import perplexity
 
+LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
+
 ARM = ("alignment", "reference", "base", "delta", "recovery")
 
 
@@ -65,7 +67,7 @@ def layers(window: str, depth: int) -> list[int]:
 
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
-    """Every arm as a point: one row a form or recovery, one colour a way to align."""
+    """Every arm as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
     from stages.core.pictures import COLOURS, plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
@@ -76,11 +78,16 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     ways = list(dict.fromkeys((row["alignment"], row["reference"]) for row in found))
     for way, colour in zip(ways, COLOURS):
         points = [
-            (row["perplexity"], forms.index(form(row))) for row in found if way == (row["alignment"], row["reference"])
+            (max(row["perplexity"] / original - 1, LEAST), forms.index(form(row)))
+            for row in found
+            if way == (row["alignment"], row["reference"])
         ]
         axes.plot(*zip(*points), "o", color=colour, alpha=0.8, label=f"{way[0]}, {way[1]}")
-    axes.axvline(original, linestyle=":", color="black", label="original")
-    axes.set(title=f"Layers {window} share one FFN", xlabel="validation perplexity (log scale)", xscale="log")
+    axes.set(
+        title=f"Layers {window} share one FFN",
+        xlabel="validation perplexity above the original's (share of it, log scale)",
+        xscale="log",
+    )
     axes.set_yticks(range(len(forms)), forms)
     axes.invert_yaxis()
     axes.grid(axis="x", which="both")
