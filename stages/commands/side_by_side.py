@@ -22,9 +22,9 @@ def main(jobs: str) -> None:
     shared, chain = stages(Path("dvc.yaml"))
     if int(jobs) > 1:
         run("repro", *shared)
-        places: SimpleQueue[str | None] = SimpleQueue()
+        known, places = devices(), SimpleQueue()
         for job in range(int(jobs)):
-            places.put(devices()[job % len(devices())])
+            places.put(known[job % len(known)])
 
         def follow(variant: str) -> None:
             place = places.get()
