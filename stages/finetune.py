@@ -1,20 +1,19 @@
 """Recover a variant by training on the train split, once for each seed; every variant gets the same tokens.
 
-What is kept of a training is its best state on the validation split, the start included.
+What is kept of a training is its best state on the validation split, the start included. A killed training goes on
+where it was.
 """
 
+import shutil
 from pathlib import Path
 
-from stages.core import corpus, models, params, recovery, runtime, sharing
+from stages.core import corpus, models, params, recovery, resume, runtime, sharing
 from stages.core.artifacts import replacing, write_json, write_text
-from stages.core.families import family_of
-from stages.core.perplexity import perplexity
-from stages.core.training import train
 
 
 def main(
-    profile: str, variant: str, original: Path, model: Path, tokens: Path, validation: Path, out: Path, curve: Path,
-    course: Path,
+    profile: str, variant: str, original: Path, model: Path, tokens: Path, validation: Path, unfinished: Path,
+    out: Path, curve: Path, course: Path,
 ) -> None:  # fmt: skip
     place = params.section(profile, "runtime")
     device = runtime.start(place)
@@ -22,16 +21,19 @@ def main(
     rows = corpus.pack(corpus.read_tokens(tokens, recipe.max_tokens), recipe.sequence_length)
     held_out = corpus.read_tokens(validation, recipe.validation.max_tokens)
     teacher = models.open_snapshot(original).to(device) if wanted.distill or wanted.warm_start else None
+    facts = [recipe.model_dump(), wanted.model_dump(), runtime.environment(device, place.precision)]
+    progress = resume.place(unfinished, facts, [original, model, tokens, validation])
     courses = {}
     with replacing(out) as draft:
         for seed in recipe.seeds:
             changed, structure = sharing.load(model)
             models.check_fits(changed, "finetune.sequence_length", recipe.sequence_length)
             changed.to(device)
-            courses[seed] = recover(
+            courses[seed] = recovery.recover(
                 changed, structure, teacher, rows, held_out, recipe, wanted, seed,
                 autocast=runtime.autocast(device, place.precision),
                 watch=lambda batches: runtime.progress(batches, f"finetune {variant}, seed {seed}"),
+                unfinished=progress / str(seed),
             )  # fmt: skip
             # The first seed's model is the variant's; those of the others only say how far seeds differ.
             sharing.save(changed, structure, draft if seed == recipe.seeds[0] else draft / "seeds" / str(seed))
@@ -52,48 +54,8 @@ def main(
             "looks": [{"tokens": look["tokens"], "perplexity": look["value"]} for look in looks],
         },
     )
-
-
-def recover(model, structure, teacher, rows, held_out, recipe, wanted, seed, *, autocast, watch):
-    """Train one variant with one seed, in place: FFN by FFN for a share of the rows, then end to end."""
-    family = family_of(model.config.model_type)
-    groups = recovery.parts(model, family, structure.groups, wanted.train)
-    rates = [(chosen, getattr(recipe.learning_rate, name)) for name, chosen in groups.items() if chosen]
-    penalty = recovery.frobenius(model, wanted.around) if wanted.frobenius else None
-
-    def validate():
-        with autocast:
-            return perplexity(model, held_out, recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
-
-    early = round(wanted.warm_start * len(rows))
-    if early:
-        layers = [layer for group in structure.groups for layer in group]
-        # FFN by FFN, norms see no gradient; where only deltas are to move, bases keep still here too.
-        alone = recovery.parts(model, family, structure.groups, "deltas" if wanted.train == "deltas" else "window")
-        train(
-            model,
-            early,
-            recovery.layer_by_layer(model, rows[:early], teacher, family, layers),
-            [(alone[name], getattr(recipe.learning_rate, name)) for name in ("deltas", "base") if alone.get(name)],
-            recipe,
-            seed,
-            autocast=autocast,
-            watch=watch,
-        )
-    return train(
-        model,
-        len(rows) - early,
-        recovery.end_to_end(
-            model, rows[early:], teacher, wanted.distill, (lambda: wanted.frobenius * penalty()) if penalty else None
-        ),
-        rates,
-        recipe,
-        seed,
-        validate=validate,
-        times=recipe.validation.times,
-        autocast=autocast,
-        watch=watch,
-    )
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
 
 
 if __name__ == "__main__":

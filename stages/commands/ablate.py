@@ -6,8 +6,7 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 
 from pathlib import Path
 
-from stages import finetune
-from stages.core import ablation, calibration, corpus, models, params, runtime
+from stages.core import ablation, calibration, corpus, models, params, recovery, runtime
 from stages.core.artifacts import replacing, write_csv, write_json
 from stages.core.errors import UserError
 from stages.core.families import family_of
@@ -39,7 +38,7 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
         return perplexity(model, held_out, search.context, search.context, search.batch_size)
 
     def train(model, structure, wanted):
-        finetune.recover(
+        recovery.recover(
             model, structure, original, rows, held_out, recipe, wanted, recipe.seeds[0],
             autocast=runtime.autocast(device, place.precision), watch=iter,
         )  # fmt: skip

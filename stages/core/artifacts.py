@@ -5,6 +5,7 @@ reader that meets a damaged file names the file and the command that makes it an
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -23,20 +24,29 @@ from stages.core.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` on success and vanishes on failure.
 
-    Works for a file and for a folder; the parent folder is made.
+    Works for a file and for a folder; the parent folder is made. Raises UserError where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{os.getpid()}.part"
+    draft = path.parent / f".{path.name}.part"
+    _remove(draft)  # of a process that was killed
     try:
         yield draft
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(draft, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}. Make room and run `dvc repro` again.") from error
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        else:
-            draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,12 +98,21 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write named torch tensors as safetensors (no metadata: more than one key would vary the bytes)."""
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write named torch tensors as safetensors; of `metadata`, more than one key would vary the bytes.
+
+    Raises UserError, before anything is written, where the disk has no room for them.
+    """
     from safetensors.torch import save_file
 
     with replacing(path) as draft:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft)
+        need, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(path.parent).free
+        if need > free:
+            raise UserError(
+                f"cannot write {path}: it takes {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make room and "
+                "run `dvc repro` again."
+            )
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Any]:
@@ -103,6 +122,15 @@ def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Any]:
     with _explaining(path, (OSError, SafetensorError)):
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    with _explaining(path, (OSError, SafetensorError)):
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
 
 
 @contextmanager

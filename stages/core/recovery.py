@@ -1,6 +1,8 @@
 """What a variant learns from after surgery: which of its parameters move, and towards what."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +10,77 @@ from torch import Tensor, nn
 
 from stages.core import sharing
 from stages.core.depth import watching
-from stages.core.families import Family
-from stages.core.training import next_token_loss
-from stages.core.variants import Distill
+from stages.core.families import Family, family_of
+from stages.core.perplexity import perplexity
+from stages.core.profiles import Finetune
+from stages.core.resume import Unfinished
+from stages.core.sharing import Sharing
+from stages.core.training import Course, next_token_loss, train
+from stages.core.variants import Distill, Recovery
+
+
+def recover(
+    model: Any,
+    structure: Sharing,
+    teacher: Any,
+    rows: Tensor,
+    held_out: Tensor,
+    recipe: Finetune,
+    wanted: Recovery,
+    seed: int,
+    *,
+    autocast: AbstractContextManager,
+    watch: Callable[[Any], Any],
+    unfinished: Path | None = None,
+) -> Course:
+    """Train one variant with one seed, in place: FFN by FFN for a share of the rows, then end to end.
+
+    rows: int64 (n, length); held_out: int64 (tokens,), on which the best state is chosen; `teacher` is the original,
+    asked only by what `wanted` distils. What is unfinished is kept below the folder `unfinished`.
+    """
+    family = family_of(model.config.model_type)
+    groups = parts(model, family, structure.groups, wanted.train)
+    rates = [(chosen, getattr(recipe.learning_rate, name)) for name, chosen in groups.items() if chosen]
+    penalty = frobenius(model, wanted.around) if wanted.frobenius else None
+
+    def validate():
+        with autocast:
+            return perplexity(model, held_out, recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
+
+    def kept(phase):
+        return Unfinished(unfinished / phase) if unfinished else None
+
+    early = round(wanted.warm_start * len(rows))
+    if early:
+        layers = [layer for group in structure.groups for layer in group]
+        # FFN by FFN, norms see no gradient; where only deltas are to move, bases keep still here too.
+        alone = parts(model, family, structure.groups, "deltas" if wanted.train == "deltas" else "window")
+        train(
+            model,
+            early,
+            layer_by_layer(model, rows[:early], teacher, family, layers),
+            [(alone[name], getattr(recipe.learning_rate, name)) for name in ("deltas", "base") if alone.get(name)],
+            recipe,
+            seed,
+            autocast=autocast,
+            watch=watch,
+            unfinished=kept("warm_start"),
+        )
+    return train(
+        model,
+        len(rows) - early,
+        end_to_end(
+            model, rows[early:], teacher, wanted.distill, (lambda: wanted.frobenius * penalty()) if penalty else None
+        ),
+        rates,
+        recipe,
+        seed,
+        validate=validate,
+        times=recipe.validation.times,
+        autocast=autocast,
+        watch=watch,
+        unfinished=kept("end_to_end"),
+    )
 
 
 def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:

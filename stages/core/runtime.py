@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.guard import guarded
 
 # Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -28,7 +29,8 @@ def entry(main: Callable[..., None]) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
     arguments = vars(parser.parse_args())
     try:
-        main(**arguments)
+        with guarded():
+            main(**arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stages.core.errors import UserError
 from stages.core.profiles import Schedule
+from stages.core.resume import Unfinished
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def train(
     times: int = 1,
     autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
+    unfinished: Unfinished | None = None,
 ) -> Course:
     """Minimise an objective over numbered examples, in place.
 
@@ -47,6 +49,9 @@ def train(
 
     With `validate`, the state with the lowest value among the start and `times` evenly spaced looks is what the
     model keeps. Raises UserError with the step where a loss is not finite. The model is left in evaluation mode.
+
+    With `unfinished`, the state is kept on disk from time to time, and a training that finds one goes on from there:
+    on the CPU to bitwise the same end, dropout included.
     """
     torch.manual_seed(seed)
     parameters = [parameter for chosen, _ in rates for parameter in chosen]
@@ -55,14 +60,17 @@ def train(
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95))
     batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(recipe, step, len(batches)))
     best = _Best(model, parameters, validate)
-    best.look(0, 0)
-    curve, seen, context = [], 0, autocast or nullcontext()
+    curve = _take_up(unfinished, optimizer, best)
+    if not curve:
+        best.look(0, 0)
+    context = autocast or nullcontext()
     model.train()
-    shown = watch(batches)
+    shown = watch(batches[len(curve) :])
     show = getattr(shown, "set_postfix_str", lambda text, refresh: None)  # a progress bar can carry the loss
-    for step, batch in enumerate(shown, start=1):
+    for step, batch in enumerate(shown, start=len(curve) + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * rate(recipe, step - 1, len(batches))
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in batch.split(recipe.batch_size):
@@ -78,12 +86,13 @@ def train(
                 f"(it is {highest})"
             )
         optimizer.step()
-        schedule.step()
-        seen += len(batch)
+        seen = len(batch) + (curve[-1]["examples"] if curve else 0)
         curve.append({"step": step, "examples": seen, "loss": total})
         show(f"loss {total:.3f}", refresh=False)
         if step * times // len(batches) > (step - 1) * times // len(batches):
             best.look(step, seen)
+        if unfinished and unfinished.due():
+            _put_by(unfinished, optimizer, best, curve)
     best.restore()
     model.eval()
     return Course(curve, best.looks)
@@ -113,6 +122,44 @@ class _Best:
             parameter.copy_(kept)
 
 
+def _put_by(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: _Best, curve: list) -> None:
+    """Keep all that the rest of a training depends on."""
+    tensors = {f"parameter.{i}": parameter for i, parameter in enumerate(best.parameters)}
+    tensors |= {f"kept.{i}": kept for i, kept in enumerate(best.kept)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+    tensors["chance.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"chance.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    unfinished.keep(len(curve), tensors, {"curve": curve, "looks": best.looks})
+
+
+@torch.no_grad()
+def _take_up(unfinished: Unfinished | None, optimizer: torch.optim.Optimizer, best: _Best) -> list[dict[str, float]]:
+    """Restore what `_put_by` kept, in place, and return the curve so far (empty where there is nothing)."""
+    found = unfinished.newest() if unfinished else None
+    if found is None:
+        return []
+    tensors, progress = found
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, place, *name = key.split(".")
+        if kind == "parameter":
+            best.parameters[int(place)].copy_(value)
+        elif kind == "optimizer":
+            state.setdefault(int(place), {})[name[0]] = value
+        elif kind == "chance" and place == "cpu":
+            torch.set_rng_state(value)
+        elif kind == "chance":
+            torch.cuda.set_rng_state(value, int(place))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    best.looks = progress["looks"]
+    best.kept = (
+        [tensors[f"kept.{i}"].to(parameter.device) for i, parameter in enumerate(best.parameters)] if best.looks else []
+    )
+    return progress["curve"]
+
+
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """The mean cross-entropy of each next token: logits (n, length, vocabulary) for ids (n, length)."""
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
@@ -130,7 +177,11 @@ def rate(recipe: Schedule, step: int, steps: int) -> float:
 def _groups(rates: Sequence[tuple[list[nn.Parameter], float]], decay: float) -> list[dict[str, Any]]:
     """Optimiser groups: matrices with weight decay, vectors without."""
     return [
-        {"params": [p for p in chosen if (p.ndim >= 2) == matrices], "lr": highest, "weight_decay": decay * matrices}
+        {
+            "params": [p for p in chosen if (p.ndim >= 2) == matrices],
+            "highest": highest,
+            "weight_decay": decay * matrices,
+        }
         for chosen, highest in rates
         for matrices in (True, False)
     ]

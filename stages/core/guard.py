@@ -1,0 +1,79 @@
+"""One writer at a time: a stage that DVC runs has no twin, and does not outlive DVC.
+
+A killed DVC leaves its stage running, and would start a second one on the same files at the next call.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.core.errors import UserError
+
+PATIENCE = 10.0  # seconds; an orphan needs less than one to see that its parent is gone
+
+
+@contextmanager
+def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock of the stage that DVC is running, and end this process as soon as that DVC ends.
+
+    DVC names stage and repository in `environment`; without them (a command of one's own) nothing happens. Raises
+    UserError where another process has held the lock for `patience` seconds.
+    """
+    if "DVC_STAGE" not in environment:
+        yield
+        return
+    import fcntl
+
+    threading.Thread(target=_end_with, args=(_dvc(),), daemon=True).start()
+    stage = environment["DVC_STAGE"]
+    path = Path(environment["DVC_ROOT"], ".dvc", "tmp", "running", f"{stage.replace('/', '_')}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The lock is the process's: however it ends, the system lets go of it.
+    with path.open("a+") as file:
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    file.seek(0)
+                    raise UserError(
+                        f"stage {stage} is already being run by process {file.read()}: wait for it, or end it"
+                    ) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _dvc():
+    """The DVC above this process (a shell may stand between), or else the parent."""
+    import psutil
+
+    above = psutil.Process().parents()
+    return next((each for each in above if any("dvc" in Path(word).name for word in _command(each)[:3])), above[0])
+
+
+def _command(process) -> list[str]:
+    import psutil
+
+    try:
+        return process.cmdline()
+    except psutil.Error:  # someone else's, or gone
+        return []
+
+
+def _end_with(process) -> None:
+    import psutil
+
+    try:
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
+    except psutil.Error:
+        pass
+    os._exit(1)

@@ -1,0 +1,70 @@
+"""Unfinished trainings on disk, so that a killed one goes on as if nothing had happened."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stages.core.artifacts import read_metadata, read_tensors, write_tensors
+from stages.core.errors import UserError
+
+
+class Unfinished:
+    """The last two states of one training in a folder of its own; the older one stands in for a damaged newer one."""
+
+    def __init__(self, folder: Path, seconds: float = 30.0, share: float = 0.02):
+        """A state is kept at most once in `seconds`, and so rarely that it costs at most `share` of the time."""
+        self.folder, self.seconds, self.share = folder, seconds, share
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        """Whether the time has come to keep a state."""
+        return time.monotonic() - self.last >= max(self.seconds, self.cost / self.share)
+
+    def keep(self, step: int, tensors: dict[str, Tensor], progress: Any) -> None:
+        """Write the state after `step` (a JSON value beside named tensors), and drop all but the newest two."""
+        begin = time.monotonic()
+        write_tensors(self._path(step), tensors, {"progress": json.dumps(progress)})
+        for old in self._kept()[2:]:
+            old.unlink()
+        self.last = time.monotonic()
+        self.cost = self.last - begin
+
+    def newest(self) -> tuple[dict[str, Tensor], Any] | None:
+        """The tensors and the JSON value of the newest state that is whole, if there is one."""
+        for path in self._kept():
+            try:
+                return read_tensors(path), json.loads(read_metadata(path)["progress"])
+            except UserError:
+                path.unlink()
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}.safetensors"
+
+    def _kept(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
+
+
+def place(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
+    """Where in `folder` a training keeps its state: a name made of `facts` (a JSON value), inputs and this code.
+
+    States of other facts, inputs or code are of no use any more, and deleted.
+    """
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    code = Path(__file__).parent.parent.rglob("*.py")
+    for path in (*inputs, *code):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with file.open("rb") as bytes_:
+                    found.update(hashlib.file_digest(bytes_, "sha256").digest())
+    mine = folder / found.hexdigest()[:16]
+    for other in folder.glob("*"):
+        if other != mine:
+            shutil.rmtree(other)
+    return mine
