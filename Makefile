@@ -1,13 +1,13 @@
 # `make repro` runs the study, `make test` the tests, `make verify` hashes all results anew; all make the environment first.
 .PHONY: repro test verify export harness ablation
 PYTHON ?= python3
-JOBS ?= 1
+JOBS ?= auto
 RANK ?= 8
 RECOVER ?= yes
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-# make repro JOBS=2 runs the chains of two variants at a time.
+# make repro JOBS=2 runs the chains of two variants at a time; without JOBS, as many as the machine has room for.
 repro: .venv/ready
 	python -m stages.commands.side_by_side --jobs $(JOBS)
 

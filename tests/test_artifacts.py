@@ -1,5 +1,7 @@
 """Artifacts: never half written, the same bytes every time, and damage is found and named."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,38 @@ def test_json_has_no_nan(value, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         artifacts.write_json(path, {"loss": [value]})
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("left", ["nothing", "file", "folder"])
+def test_what_a_killed_process_left_is_in_no_ones_way(left, tmp_path):
+    fill(tmp_path / ".out.part", left, "half")
+    with artifacts.replacing(tmp_path / "out") as draft:
+        draft.write_text("whole")
+    assert content(tmp_path) == {"out": "whole"}
+
+
+@every_kind
+def test_a_full_disk_is_a_message_and_leaves_things_as_they_were(kind, tmp_path):
+    """The system refuses this process files above 100 bytes, as a full disk would."""
+    import resource
+
+    path, value, read = make(tmp_path, kind)
+    _, write, _ = KINDS[kind]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(UserError, match=f"cannot write {path}: .*Make room"):
+            write(path, {str(i): i for i in range(99)} if kind == "json" else KINDS[kind][0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert plain(read(path)) == value and list(path.parent.iterdir()) == [path]
+
+
+def test_too_little_room_for_tensors_is_known_before_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3_000_000))
+    with pytest.raises(UserError, match="model.safetensors: it takes 4 MB, and 3 MB are free"):
+        artifacts.write_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(1_000_000)})
+    assert not list(tmp_path.iterdir())
 
 
 # Damage

@@ -274,3 +274,19 @@ def test_differences_add_up(name):
     ffns = [ffn.read(model, tiny.family(model), layer) for layer in range(3)]
     for key, found in ffn.read(shallow, tiny.family(model), 0).items():
         torch.testing.assert_close(found, ffns[1][key] + ffns[2][key] - ffns[0][key], atol=1e-5, rtol=0)
+
+
+@tiny.every_family
+def test_a_walk_sees_what_one_pass_sees_and_leaves_no_trace(name):
+    model, text = tiny.model(name), [tiny.ids(3), tiny.ids(2, seed=1)]
+    before, family = tiny.logits(model), tiny.family(model)
+    walk = depth.Walk(model, family, text)
+    for layer in (0, 2, 2, 4):
+        for number, ids in enumerate(text):
+            with depth.watching(model, family, [layer]) as seen:
+                model.base_model(ids, use_cache=False)
+            found = walk.on(number, layer)
+            assert found.keys() == seen[layer].keys()
+            assert all(torch.equal(a, b) for part in found for a, b in zip(found[part], seen[layer][part]))
+    assert torch.equal(tiny.logits(model), before)
+    assert not any("forward" in vars(block) for block in family.blocks(model))

@@ -1,7 +1,8 @@
 """Run the chains of several variants at once, by DVC's own means, and then whatever is left by a plain `dvc repro`.
 
 make repro JOBS=4. Chains start when what they share is made. Each has a CUDA device of its own as long as there are
-enough. Latencies come last, one at a time: nothing else may use the machine while they are taken.
+enough. Latencies come last, one at a time: nothing else may use the machine while they are taken. Without JOBS there
+are as many chains as CUDA devices, or as the machine has cores for the profile's threads.
 """
 
 import os
@@ -12,31 +13,41 @@ from queue import SimpleQueue
 
 from stages.core import params, runtime
 from stages.core.errors import UserError
+from stages.core.profiles import Runtime
 
 ALONE = {"latency"}
 
 
 def main(jobs: str) -> None:
-    if not jobs.isdigit() or int(jobs) < 1:
-        raise UserError(f"JOBS = {jobs}: a whole number from 1 is needed")
+    if jobs != "auto" and (not jobs.isdigit() or int(jobs) < 1):
+        raise UserError(f"JOBS = {jobs}: a whole number from 1, or auto, is needed")
     shared, chain = stages(Path("dvc.yaml"))
-    if int(jobs) > 1:
+    cuda, asked = devices(), params.load()
+    number = fitting(cuda, asked.profiles[asked.profile].runtime) if jobs == "auto" else int(jobs)
+    if number > 1:
         run("repro", *shared)
-        known, places = devices(), SimpleQueue()
-        for job in range(int(jobs)):
-            places.put(known[job % len(known)])
+        places = SimpleQueue()
+        for job in range(number):
+            places.put(cuda[job % len(cuda)] if len(cuda) > 1 else None)
 
         def follow(variant: str) -> None:
             place = places.get()
             try:
-                for stage in chain:
-                    run("--wait-for-lock", "repro", "--single-item", f"{stage}@{variant}", device=place)
+                items = [f"{stage}@{variant}" for stage in chain]
+                run("--wait-for-lock", "repro", "--single-item", *items, device=place)
             finally:
                 places.put(place)
 
-        with ThreadPoolExecutor(int(jobs)) as pool:
-            list(pool.map(follow, params.variants()))
+        with ThreadPoolExecutor(number) as pool:
+            list(pool.map(follow, asked.variants))
     run("repro")
+
+
+def fitting(cuda: list[str], place: Runtime) -> int:
+    """How many chains the machine has room for: one a CUDA device, else one for each `runtime.threads` cores."""
+    if cuda and place.device != "cpu":
+        return len(cuda)
+    return max(1, len(os.sched_getaffinity(0)) // place.threads) if place.threads else 1
 
 
 def stages(graph: Path) -> tuple[list[str], list[str]]:
@@ -49,8 +60,8 @@ def stages(graph: Path) -> tuple[list[str], list[str]]:
     return [name for name in shared if name != "report"], chain
 
 
-def devices() -> list[str | None]:
-    """The CUDA devices that a chain may be given, [None] where a single one, or none, is all there is."""
+def devices() -> list[str]:
+    """The names of the CUDA devices that this process may use."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         try:
@@ -58,8 +69,7 @@ def devices() -> list[str | None]:
         except FileNotFoundError:
             found = []
         listed = ",".join(map(str, range(len(found))))
-    names = [name for name in listed.split(",") if name]
-    return names if len(names) > 1 else [None]
+    return [name for name in listed.split(",") if name]
 
 
 def run(*arguments: str, device: str | None = None) -> None:

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,10 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(draft, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        # safetensors gives the system's number in its text alone.
+        told = re.search(r"os error (\d+)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}. Make room and run `dvc repro` again.") from error
+        raise UserError(f"cannot write {path}: {os.strerror(number)}. Make room and run `dvc repro` again.") from error
     finally:
         _remove(draft)
 
@@ -78,7 +82,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_csv(path: Path) -> list[dict[str, float]]:
     """Rows of a comma-separated file of numbers with a header."""
-    with _explaining(path, (OSError, ValueError)):
+    with _explaining(path, (OSError, ValueError, TypeError)):
         with path.open(newline="", encoding="utf-8") as file:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
@@ -161,4 +165,5 @@ def _explaining(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[Non
     except UserError:
         raise
     except errors as error:
-        raise UserError(f"cannot read {path}: {error}. Delete it and run `dvc repro` to make it anew.") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read {path}: {reason}. Delete it and run `dvc repro` to make it anew.") from error

@@ -1,7 +1,7 @@
 """A model with some of its layers only, and what a layer does to the residual stream."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -60,6 +60,56 @@ def watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+class Walk:
+    """Batches of text on their way through a model, so that no block works on them again and again.
+
+    A model may be changed from where they stand onwards. Kept is one state for each batch.
+    """
+
+    def __init__(self, model: Any, family: Family, batches: Sequence[Tensor]):
+        """`batches` hold token ids, (rows, length), on the model's device."""
+        self.model, self.family, self.batches = model, family, batches
+        self.stands: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
+
+    @torch.no_grad()
+    def on(self, number: int, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Take a batch on to before `layer`, and say what the modules of `layer` read and answered (see `watching`).
+
+        No batch can go back.
+        """
+        ids, (start, states) = self.batches[number], self.stands[number]
+        with watching(self.model, self.family, [layer]) as seen, self._between(start, layer, states):
+            with suppress(_Enough):
+                self.model.base_model(ids, use_cache=False)
+        self.stands[number] = layer, seen[layer]["block"][0].view(*ids.shape, -1)
+        return seen[layer]
+
+    @contextmanager
+    def _between(self, start: int, last: int, states: Tensor | None) -> Iterator[None]:
+        """Within the context a forward pass runs the blocks from `start` on `states`, and ends after `last`."""
+        blocks = self.family.blocks(self.model)
+
+        def enough(*_: Any) -> None:
+            raise _Enough
+
+        handles = [blocks[last].register_forward_hook(enough)]
+        if states is not None:
+            handles.append(blocks[start].register_forward_pre_hook(lambda _, args: (states, *args[1:])))
+        for block in blocks[:start]:
+            block.forward = lambda given, *_, **__: given
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for block in blocks[:start]:
+                del block.forward
+
+
+class _Enough(Exception):
+    """All that was to be seen has been."""
 
 
 @torch.no_grad()

@@ -79,5 +79,5 @@ def read(path: Path) -> tuple[list[Tensor], Tensor]:
     """Token rows (int64, (length,)) and labels (int64, (n,)) of a table that `write` wrote."""
     with parquet_reader(path) as file:
         table = file.read()
-    rows = [torch.tensor(row, dtype=torch.int64) for row in table["token"].to_pylist()]
-    return rows, torch.tensor(table["label"].to_pylist())
+        rows = [torch.tensor(row, dtype=torch.int64) for row in table["token"].to_pylist()]
+        return rows, torch.tensor(table["label"].to_pylist())

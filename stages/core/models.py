@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from stages.core import hub
 from stages.core.errors import UserError
 from stages.core.families import family_of
 
@@ -13,17 +14,19 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     Weights are read from safetensors or GGUF only, and no code that comes with a model is run. Raises
     UserError where the source cannot be opened.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     options = {key: value for key, value in [("revision", revision), ("gguf_file", gguf_file)] if value}
     if Path(model).is_dir():
         options["local_files_only"] = True
+    else:
+        hub.settle()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
         safe = {} if gguf_file else {"use_safetensors": True}
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32", **safe, **options)
         tokenizer = AutoTokenizer.from_pretrained(model, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:400]
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(
             f"cannot open base.model = {model!r}"
             + "".join(f", {key} = {value!r}" for key, value in options.items() if key != "local_files_only")
@@ -34,6 +37,9 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
         raise UserError(
             f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its model only {loaded.config.vocab_size}"
         )
+    for name, parameter in loaded.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"base.model = {model!r}: {name} holds a value that is not finite: the file is damaged")
     return (dequantised(loaded) if gguf_file else loaded).eval(), tokenizer
 
 
@@ -43,15 +49,17 @@ def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) ->
     Opened as `open_source` opens it, but it need not bring a tokenizer. Raises UserError where its vocabulary has
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.hub import has_file
-
     options = {"revision": revision} if revision else {}
     if Path(model).is_dir():
         options["local_files_only"] = True
+    else:
+        hub.settle()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.hub import has_file
+
     try:
         rival = AutoModelForCausalLM.from_pretrained(model, dtype="float32", use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as above
         raise UserError(f"cannot open surgery.model = {model!r}: {' '.join(str(error).split())[:400]}") from error
     family_of(rival.config.model_type)
     own = words

@@ -5,15 +5,13 @@ is fitted to the difference between the stream that the original model has after
 shallow model has before this FFN, so that what earlier groups have changed is made up for too.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from stages.core import ffn
-from stages.core.depth import watching
-from stages.core.families import Family
+from stages.core.depth import Walk
 from stages.core.moments import Moments, MomentStream
 
 # How strongly least squares hold to the matrix as it was. Along directions that calibration text hardly uses they
@@ -22,25 +20,22 @@ RIDGE = 1e-2
 
 
 @torch.no_grad()
-def repair(
-    model: Any, shallow: Any, family: Family, last: int, layer: int, batches: Iterable[Tensor], how: str
-) -> None:
-    """Fit the FFN of `layer` of `shallow`, in place, so that after it the stream is as after `last` of `model`.
+def repair(original: Walk, shallow: Walk, last: int, layer: int, how: str) -> None:
+    """Fit the FFN of `layer` of the shallow model, in place, so that after it the stream is as after the original's
+    `last`.
 
-    `how` is a name of REPAIRS. `batches` hold token ids, (rows, length), on the models' device.
+    `how` is a name of REPAIRS. Both walk with the same text, and stand before these layers afterwards.
     """
     fitted, reads_hidden = REPAIRS[how]
     stream = MomentStream()
-    with watching(model, family, [last]) as wanted, watching(shallow, family, [layer]) as found:
-        for batch in batches:
-            model.base_model(batch, use_cache=False)
-            shallow.base_model(batch, use_cache=False)
-            here = found[layer]
-            answer = here["ffn"][1]
-            missing = wanted[last]["block"][1] - here["block"][1] + answer
-            stream.update(torch.cat([here["out"][0] if reads_hidden else answer, missing], dim=1))
-    old = {name: tensor.double() for name, tensor in ffn.read(shallow, family, layer).items()}
-    ffn.write(shallow, family, layer, {**old, **fitted(old, stream.moments())})
+    for number in range(len(original.batches)):
+        wanted, here = original.on(number, last), shallow.on(number, layer)
+        answer = here["ffn"][1]
+        missing = wanted["block"][1] - here["block"][1] + answer
+        stream.update(torch.cat([here["out"][0] if reads_hidden else answer, missing], dim=1))
+    model, family = shallow.model, shallow.family
+    old = {name: tensor.double() for name, tensor in ffn.read(model, family, layer).items()}
+    ffn.write(model, family, layer, {**old, **fitted(old, stream.moments())})
 
 
 def scaled(old: dict[str, Tensor], joint: Moments) -> dict[str, Tensor]:

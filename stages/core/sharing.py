@@ -146,18 +146,32 @@ def load(folder: Path) -> tuple[Any, Sharing]:
     if not isinstance(config, dict) or config.keys() != {"model_type", "sharing", "dense"}:
         found = config.get("model_type") if isinstance(config, dict) else None
         raise UserError(f"{folder}/config.json: model_type is {found!r}, not {MODEL_TYPE!r} as stage `surgery` writes")
-    model, sharing = blank(config["dense"]), Sharing(**config["sharing"])
-    install(model, family_of(model.config.model_type), sharing)
-    stored, wanted = read_tensors(folder / "model.safetensors"), dict(model.named_parameters())
+    stored = read_tensors(folder / "model.safetensors")
+    try:
+        # First without memory: a damaged config may ask for any amount of it.
+        with torch.device("meta"):
+            wanted = dict(_built(config)[0].named_parameters())
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises nearly anything at a config that makes no sense
+        raise UserError(f"{folder}/config.json describes no model: {' '.join(str(error).split())[:200]}") from error
     if {name: t.shape for name, t in stored.items()} != {name: p.shape for name, p in wanted.items()}:
         odd = sorted(stored.keys() ^ wanted.keys()) or ["(shapes differ)"]
         raise UserError(f"{folder}/model.safetensors does not fit its config.json: {', '.join(odd[:4])}")
+    model, sharing = _built(config)
     with torch.no_grad():
-        for name, parameter in wanted.items():
+        for name, parameter in model.named_parameters():
             parameter.copy_(stored[name])
     if sharing.pruned:
         keep_zeros(model, family_of(model.config.model_type))
     return model.eval(), sharing
+
+
+def _built(config: dict[str, Any]) -> tuple[Any, Sharing]:
+    """A model with the structure that a config says, and arbitrary weights."""
+    model, sharing = blank(config["dense"]), Sharing(**config["sharing"])
+    install(model, family_of(model.config.model_type), sharing)
+    return model, sharing
 
 
 def dense(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.core import hub
 from stages.core.errors import UserError
 from stages.core.stories import stories, summarised
 from stages.core.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Reviews, Stories
@@ -85,6 +86,8 @@ def _yaml(path: Path) -> dict:
 
 def _columns(source: Dataset | ArticleDataset | LabelledDataset, split: str, section: str, *columns: str) -> list[list]:
     """Columns of one split of a data set, as lists."""
+    if not source.data_files:
+        hub.settle()
     from datasets import load_dataset
 
     try:
@@ -100,5 +103,5 @@ def _columns(source: Dataset | ArticleDataset | LabelledDataset, split: str, sec
         raise UserError(
             f"cannot load split {getattr(source, split)!r}, column {' and '.join(map(repr, columns))} of "
             f"{section}.source (path = {source.path!r}, name = {source.name!r}, data_files = {source.data_files!r}): "
-            f"{' '.join(str(error).split())[:400]}"
+            f"{' '.join(str(error).split())[:400]}. Profile small needs no network."
         ) from error

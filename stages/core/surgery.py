@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.core import baselines, ffn
 from stages.core.calibration import Calibration
-from stages.core.depth import keep_layers
+from stages.core.depth import Walk, keep_layers
 from stages.core.families import family_of
 from stages.core.fitting import Fit, fit
 from stages.core.moments import SITE, Moments
@@ -96,11 +96,13 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     gone = {layer for group in groups for layer in group[1:]}
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
     shallow = keep_layers(model, family, kept)
-    for group in groups:
+    text = list(calibration.text()) if spec.repair in REPAIRS else []
+    walks = Walk(model, family, text), Walk(shallow, family, text)
+    for group in sorted(groups):
         place = kept.index(group[0])
         ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
         if spec.repair in REPAIRS and len(group) > 1:
-            repair(model, shallow, family, group[-1], place, calibration.text(), spec.repair)
+            repair(*walks, group[-1], place, spec.repair)
     return shallow, Sharing()
 
 

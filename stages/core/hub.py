@@ -1,0 +1,23 @@
+"""The hub that models and data sets may come from, and what happens where it cannot be reached."""
+
+import os
+import socket
+import sys
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+
+def settle(timeout: float = 5.0) -> None:
+    """Where no connection to the hub can be made, tell its libraries to use their cache alone.
+
+    They would try again for half a minute, and then fail all the same. To be called before `datasets` is imported.
+    """
+    if "HF_HUB_OFFLINE" in os.environ or "https" in getproxies():
+        return
+    hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        if known := sys.modules.get("huggingface_hub.constants"):  # it read the environment when it was imported
+            known.HF_HUB_OFFLINE = True
