@@ -1,5 +1,5 @@
-# `make repro` runs the study, `make test` the tests; both make the environment first.
-.PHONY: repro test export harness ablation
+# `make repro` runs the study, `make test` the tests, `make verify` hashes all results anew; all make the environment first.
+.PHONY: repro test verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -13,6 +13,9 @@ repro: .venv/ready
 
 test: .venv/ready
 	pytest
+
+verify: .venv/ready
+	python -m stages.commands.verify
 
 # make export VARIANT=softshare TO=exported/softshare
 export: .venv/ready

@@ -1,7 +1,11 @@
-"""No test needs a network, and every run draws the same examples."""
+"""No test needs a network, and every run draws the same examples; runs of the whole DAG, made once for all tests."""
 
 import os
+import shutil
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,3 +13,23 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory) -> Path:
+    """A shrunk clone after one run of everything. A test that changes it puts back what it found."""
+    from shrunk import new_clone, run, stages_run
+
+    folder = new_clone(tmp_path_factory.mktemp("clone") / "study")
+    assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "2"))
+    return folder
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """Copies of a clone with all that it has made, cache included, to do to them what one likes."""
+
+    def copy(folder: Path) -> Path:
+        return shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+
+    return copy

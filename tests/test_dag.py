@@ -2,13 +2,119 @@
 
 import ast
 import re
+import shutil
+from contextlib import chdir
+from functools import cache
+from pathlib import Path
 
+import networkx
 import pytest
 from closure import ROOT, closure
+from dvc.repo import Repo
 from ruamel.yaml import YAML
+from shrunk import KEPT, run
 
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: entry.get("do", entry) for name, entry in DVC["stages"].items()}
+
+# What a change touches, and what runs again because of it: the stages touched and all that follow.
+MEASURES = "perplexity sentiment generate latency summarize"
+FINETUNE = f"finetune {MEASURES} report"
+SURGERY = f"surgery {FINETUNE}"
+SEARCH = f"search {SURGERY}"
+ALIGN = f"align {SEARCH}"
+CORRELATE = f"correlate {ALIGN}"
+EXTRACT = f"extract {CORRELATE}"
+PREPARE = f"prepare {EXTRACT}"
+BASE = f"base reviews {PREPARE}"
+ALL = f"articles {BASE}"
+OPENERS = f"base prepare reviews extract align search surgery finetune {MEASURES}"  # of a model or its tokenizer
+
+# Every section of params.yaml; of a variant's section, only its own chain.
+PARAMS = {
+    "profile": (ALL, ALL),
+    "profiles.small.runtime": (f"extract correlate align search surgery finetune {MEASURES}", EXTRACT),
+    "profiles.small.base": ("base", BASE),
+    "profiles.small.prepare": ("prepare", PREPARE),
+    "profiles.small.reviews": ("reviews", "reviews sentiment report"),
+    "profiles.small.articles": ("articles", "articles summarize report"),
+    "profiles.small.extract": ("extract", EXTRACT),
+    "profiles.small.correlate": ("correlate align", CORRELATE),
+    "profiles.small.search": ("search", SEARCH),
+    "profiles.small.finetune": ("finetune", FINETUNE),
+    "profiles.small.perplexity": ("perplexity", "perplexity report"),
+    "profiles.small.sentiment": ("sentiment", "sentiment report"),
+    "profiles.small.generate": ("generate", "generate report"),
+    "profiles.small.latency": ("latency", "latency report"),
+    "profiles.small.summarize": ("summarize", "summarize report"),
+    "profiles.gpt2": ("", ""),
+    "profiles.smollm2": ("", ""),
+    "profiles.smollm2_local": ("", ""),
+    "variants.*.windows": ("search report", SEARCH),
+    "variants.*.surgery": ("search surgery report", SEARCH),
+    "variants.*.finetune": ("finetune report", FINETUNE),
+    "pretrain": ("pretrain", ""),  # frozen: touched, but not run
+}
+
+# Every file under stages/ but the commands, without its ending.
+CODE = {
+    "__init__ core/__init__": ("", ""),
+    "core/artifacts core/errors core/guard core/params core/profiles": (f"pretrain {ALL}", ALL),
+    "core/runtime core/section core/texts core/variants": (f"pretrain {ALL}", ALL),
+    "core/hub": (f"pretrain articles {OPENERS}", ALL),
+    "core/families": (f"correlate {OPENERS}", BASE),
+    "core/models": (OPENERS, BASE),
+    "core/sources core/stories": ("pretrain prepare articles reviews", f"articles reviews {PREPARE}"),
+    "core/corpus": ("pretrain prepare extract search finetune perplexity latency", PREPARE),
+    "core/labelled": ("reviews sentiment", "reviews sentiment report"),
+    "core/activations": ("extract", EXTRACT),
+    "core/ffn core/moments": ("extract correlate align search surgery", EXTRACT),
+    "core/alignment": ("correlate align", CORRELATE),
+    "core/calibration": ("align search surgery", ALIGN),
+    "core/ranks core/search core/windows": ("search", SEARCH),
+    "core/baselines core/budgets core/fitting core/lowrank": ("search surgery", SEARCH),
+    "core/merging core/repair core/surgery": ("search surgery", SEARCH),
+    "core/sharing": (f"search surgery finetune {MEASURES}", SEARCH),
+    "core/depth": ("search surgery finetune sentiment", SEARCH),
+    "core/perplexity": ("search finetune perplexity sentiment", SEARCH),
+    "core/resume core/training": ("pretrain finetune sentiment summarize", FINETUNE),
+    "core/recovery": ("finetune sentiment", FINETUNE),
+    "core/seeds": ("perplexity latency summarize", "perplexity latency summarize report"),
+    "core/classification core/scoring": ("sentiment", "sentiment report"),
+    "core/latency": ("latency", "latency report"),
+    "core/rouge core/summaries": ("summarize", "summarize report"),
+    "core/chapters core/page core/pictures core/published core/study core/tables": ("report", "report"),
+    "core/ablation core/verification": ("", ""),  # of commands
+    "pretrain": ("pretrain", ""),
+    "base": ("base", BASE),
+    "prepare": ("prepare", PREPARE),
+    "articles": ("articles", "articles summarize report"),
+    "reviews": ("reviews", "reviews sentiment report"),
+    "extract": ("extract", EXTRACT),
+    "correlate": ("correlate", CORRELATE),
+    "align": ("align", ALIGN),
+    "search": ("search", SEARCH),
+    "surgery": ("surgery", SURGERY),
+    "finetune": ("finetune", FINETUNE),
+    "perplexity": ("perplexity", "perplexity report"),
+    "sentiment": ("sentiment", "sentiment report"),
+    "generate": ("generate", "generate report"),
+    "latency": ("latency", "latency report"),
+    "summarize": ("summarize", "summarize report"),
+    "report": ("report", "report"),
+}
+
+# Files that are no code: one of each folder that a stage depends on.
+DATA = {
+    "data/lexicon.yaml": ("pretrain prepare articles reviews", f"articles reviews {PREPARE}"),
+    "data/reviews.yaml": ("reviews", "reviews sentiment report"),
+    "data/published.yaml": ("report", "report"),
+    "data/model/config.json": ("base", BASE),
+    "data/local/model/mine.safetensors": ("base surgery", BASE),
+    "data/local/text/mine.parquet": ("prepare articles reviews", f"articles reviews {PREPARE}"),
+    "templates/report.md.j2": ("report", "report"),
+    "data/harness/reviews.yaml": ("", ""),
+}
 
 
 def names(items) -> list[str]:
@@ -71,3 +177,152 @@ def test_core_reads_no_fixed_path():
     for path in (ROOT / "stages" / "core").glob("*.py"):
         strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
         assert not [s for s in strings if isinstance(s, str) and re.match(r"(artifacts|metrics|data)/", s)], path
+
+
+# The table against DVC
+
+
+def leaves(values, path=()) -> list[tuple]:
+    """The keys of every value in params.yaml that is no mapping."""
+    if not isinstance(values, dict):
+        return [path]
+    return [leaf for key, value in values.items() for leaf in leaves(value, (*path, key))]
+
+
+def rows_of(leaf: tuple) -> list[str]:
+    """The rows of PARAMS that a leaf falls under."""
+    return [row for row in PARAMS if all(step in ("*", key) for step, key in zip(row.split("."), leaf + ("",) * 9))]
+
+
+def instances(stages: str, variant: str | None = None) -> set[str]:
+    """A row's stages by DVC's own names: one for each variant, or for one only."""
+    return {
+        f"{name}@{key}" if "foreach" in DVC["stages"][name] else name
+        for name in stages.split()
+        for key in ([variant] if variant else KEPT)
+    }
+
+
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, list):
+        return value + value[-1:]
+    return f"{value}x" if isinstance(value, str) else (value or 0) + 1
+
+
+def test_every_leaf_of_params_falls_under_one_row():
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    assert {leaf: rows_of(leaf) for leaf in leaves(values) if len(rows_of(leaf)) != 1} == {}
+
+
+def test_every_code_file_stands_in_one_row():
+    listed = [f"stages/{name}.py" for row in CODE for name in row.split()]
+    there = [path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py")]
+    assert sorted(listed) == sorted(str(path) for path in there if path.parent.name != "commands")
+    # What is imported and no dependency must be empty.
+    assert not any((ROOT / folder / "__init__.py").read_text() for folder in ("stages", "stages/core"))
+
+
+def test_every_dependency_that_no_stage_makes_has_a_row():
+    deps = {dep for stage in STAGES.values() for dep in stage["deps"] if re.match("data|templates", dep)}
+    assert all(any(path == dep or path.startswith(dep + "/") for path in DATA) for dep in deps)
+
+
+@pytest.fixture(scope="module")
+def study(clone, tmp_path_factory) -> Path:
+    """A copy of the clone, as the current folder, in which DVC also says what touches the frozen stage."""
+    folder = tmp_path_factory.mktemp("table") / "study"
+    shutil.copytree(clone, folder, symlinks=True, ignore=lambda path, _: ["cache"] if path.endswith(".dvc") else [])
+    graph = folder / "dvc.yaml"
+    graph.write_text(graph.read_text().replace("    frozen: true\n", ""))
+    run(folder, "dvc", "commit", "-q", "-f", "pretrain")
+    with chdir(folder):  # DVC's names for stages and files are relative to it
+        assert changes(folder) == {}
+        yield folder
+
+
+def changes(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """For every dependency and param that changed, and `command`: the stages that DVC says it touches."""
+    touched = {}
+    for stage, found in Repo(folder).status().items():
+        for change in found:
+            if change == "changed command":
+                touched.setdefault("command", set()).add(stage)
+            for path, what in change.get("changed deps", {}).items() if isinstance(change, dict) else ():
+                for cause in what if isinstance(what, dict) else [path]:
+                    touched.setdefault(cause, set()).add(stage)
+    return touched
+
+
+@cache
+def follow(folder: Path) -> dict[str, set[str]]:
+    """Each stage of DVC's graph with all that follows from it; nothing runs because of a frozen one."""
+    graph = Repo(folder).index.graph
+    after = {stage.addressing: {s.addressing for s in networkx.ancestors(graph, stage) | {stage}} for stage in graph}
+    return after | {"pretrain": set()}
+
+
+def check(folder: Path, touched: set[str], row: tuple[str, str], variant: str | None = None) -> None:
+    assert touched == instances(row[0], variant)
+    assert set().union(*(follow(folder)[stage] for stage in touched)) == instances(row[1], variant)
+
+
+def test_every_value_touches_and_reruns_what_its_row_says(study):
+    """One value of every section at a time: DVC names the section, and so whose doing it is."""
+    path, yaml = study / "params.yaml", YAML(typ="safe")
+    before = path.read_text()
+    waiting = {}
+    for leaf in leaves(yaml.load(before)):
+        if leaf != ("profile",):
+            waiting.setdefault(".".join(leaf[:1] if leaf[0] == "pretrain" else leaf[:3]), []).append(leaf)
+    try:
+        while waiting:
+            values = yaml.load(before)
+            changed = {section: found.pop() for section, found in waiting.items()}
+            waiting = {section: found for section, found in waiting.items() if found}
+            for *above, key in changed.values():
+                place = values
+                for step in above:
+                    place = place[step]
+                place[key] = other(place[key])
+            with path.open("w") as file:
+                yaml.dump(values, file)
+            touched = changes(study)
+            for section, leaf in changed.items():
+                stages = [found for cause, found in touched.items() if f"{section}.".startswith(f"{cause}.")]
+                check(study, set().union(*stages), PARAMS[rows_of(leaf)[0]], leaf[1] if leaf[0] == "variants" else None)
+            assert all(any(f"{section}.".startswith(f"{cause}.") for section in changed) for cause in touched)
+    finally:
+        path.write_text(before)
+
+
+def test_the_switch_of_the_profile_touches_and_reruns_all(study):
+    path = study / "params.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("profile: small", "profile: gpt2"))
+        check(study, changes(study)["command"], PARAMS["profile"])
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("table", [CODE, DATA], ids=["code", "data"])
+def test_every_file_touches_and_reruns_what_its_row_says(table, study):
+    """All at once: DVC names the file, or the folder that it lies in."""
+    rows = {
+        (f"stages/{name}.py" if table is CODE else name): row for group, row in table.items() for name in group.split()
+    }
+    before = {name: (study / name).read_bytes() for name in rows if (study / name).exists()}
+    try:
+        for name in rows:
+            (study / name).write_bytes(before.get(name, b"") + b"\n# another line\n")
+        touched = changes(study)
+        for name, row in rows.items():
+            stages = [found for cause, found in touched.items() if f"{name}/".startswith(f"{cause}/")]
+            check(study, set().union(*stages), row)
+        assert all(any(f"{name}/".startswith(f"{cause}/") for name in rows) for cause in touched)
+    finally:
+        for name in rows:
+            (study / name).write_bytes(before[name]) if name in before else (study / name).unlink()

@@ -1,82 +1,13 @@
 """The whole DAG in an empty clone, with budgets of seconds: what a new user's `make repro` does, and what it keeps."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from closure import ROOT
-from ruamel.yaml import YAML
+from shrunk import KEPT, edit, run, stages_run
 
 from stages.core.study import layout
-
-KEPT = ("original", "softshare", "merged_4", "compressed_6")
-
-
-def run(folder: Path, *command: str) -> str:
-    """Standard output of a command that must succeed in `folder`, with this interpreter first on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def edit(folder: Path, change) -> None:
-    """Apply `change` to the parsed params.yaml of a clone."""
-    yaml, path = YAML(), folder / "params.yaml"
-    values = yaml.load(path)
-    change(values)
-    yaml.dump(values, path)
-
-
-def shrink(values) -> None:
-    """Budgets that make the run a matter of seconds; the code paths stay the same."""
-    small = values["profiles"]["small"]
-    small["prepare"]["source"].update(train=40, validation=4, test=4)
-    small["reviews"]["source"].update(train=16, test=8)
-    small["extract"].update(max_tokens=512, moment_tokens=512)
-    small["search"]["max_tokens"] = 256
-    small["finetune"]["max_tokens"] = 2048
-    small["perplexity"]["max_tokens"] = 512
-    small["generate"].update(prompts=["Once"], new_tokens=4)
-    small["latency"].update(prompt_tokens=8, new_tokens=2, warmup=0, repeats=2)
-    small["articles"]["source"].update(train=4, test=2)
-    small["summarize"].update(articles=2, new_tokens=8)
-    small["perplexity"]["seed_protocol"]["rows"] = 2
-    small["latency"]["seed_protocol"]["repeats"] = 1
-    for name in [name for name in values["variants"] if name not in KEPT]:
-        del values["variants"][name]
-
-
-def stages_run(output: str) -> set[str]:
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """The files of this working tree that git knows, as a repository of their own, after one `dvc repro`."""
-    folder = tmp_path_factory.mktemp("clone") / "study"
-    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "a clone")
-    edit(folder, shrink)
-    first = run(folder, sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "2")
-    assert "report" in stages_run(first)
-    return folder
 
 
 def test_metrics_hold_every_variant(clone):

@@ -1,0 +1,46 @@
+"""Hash the cache and the working tree anew and compare them with dvc.lock: make verify.
+
+Run from the repository's root while no stage runs. Exit status 1 where a file is not what its hash says.
+"""
+
+from collections import Counter
+
+from stages.core import runtime
+from stages.core.errors import UserError
+from stages.core.verification import verify
+
+
+def main() -> None:
+    from dvc.repo import Repo
+
+    files = []
+
+    def watch(paths):
+        files.extend(paths)
+        return runtime.progress(paths, "verify", unit="file")
+
+    found = verify(Repo(), watch)
+    missing = [finding for finding in found if finding.what == "missing object"]
+    for mend, count in Counter(finding.mend for finding in missing).items():
+        print(f"missing objects: {count} (`{mend}`)")
+    damaged = [finding for finding in found if finding not in missing]
+    for finding in damaged:
+        print(f"{finding.what}: {finding.path} ({finding.stage or 'of an earlier run'})")
+    print(f"{len(files):,} files read: {len(damaged)} damaged or changed, {len(missing)} missing")
+    if not damaged:
+        return
+    inputs = [str(finding.path) for finding in damaged if finding.what == "changed input"]
+    if inputs:
+        print("Of inputs, `git restore` puts back what git has, and `dvc repro` takes them as they are now.")
+    print("\n".join(["To mend:", *commands(damaged)]))
+    raise UserError("files are not what dvc.lock says (see above)")
+
+
+def commands(damaged) -> list[str]:
+    """What mends all of it, one command a line, in this order."""
+    removed = [f"rm -r {finding.remove}" for finding in damaged if finding.remove]
+    return list(dict.fromkeys(removed)) + list(dict.fromkeys(finding.mend for finding in damaged if finding.mend))
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,82 @@
+"""The study in a clone of its own, with budgets of seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from closure import ROOT
+from ruamel.yaml import YAML
+
+KEPT = ("original", "softshare", "merged_4", "compressed_6")
+
+
+def run(folder: Path, *command: str) -> str:
+    """Standard output of a command that must succeed in `folder`, with this interpreter first on PATH."""
+    done = attempt(folder, *command)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """A command in `folder`, whether it succeeds or not."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True)
+
+
+def edit(folder: Path, change) -> None:
+    """Apply `change` to the parsed params.yaml of a clone."""
+    yaml, path = YAML(), folder / "params.yaml"
+    values = yaml.load(path)
+    change(values)
+    yaml.dump(values, path)
+
+
+def shrink(values, kept=KEPT) -> None:
+    """Budgets that make the run a matter of seconds; the code paths stay the same."""
+    small = values["profiles"]["small"]
+    small["prepare"]["source"].update(train=40, validation=4, test=4)
+    small["reviews"]["source"].update(train=16, test=8)
+    small["extract"].update(max_tokens=512, moment_tokens=512)
+    small["search"]["max_tokens"] = 256
+    small["finetune"]["max_tokens"] = 2048
+    small["perplexity"]["max_tokens"] = 512
+    small["generate"].update(prompts=["Once"], new_tokens=4)
+    small["latency"].update(prompt_tokens=8, new_tokens=2, warmup=0, repeats=2)
+    small["articles"]["source"].update(train=4, test=2)
+    small["summarize"].update(articles=2, new_tokens=8)
+    small["perplexity"]["seed_protocol"]["rows"] = 2
+    small["latency"]["seed_protocol"]["repeats"] = 1
+    keep(values, kept)
+
+
+def keep(values, kept) -> None:
+    """Leave only these variants in."""
+    for name in [name for name in values["variants"] if name not in kept]:
+        del values["variants"][name]
+
+
+def commit(folder: Path, message: str) -> None:
+    """Everything that git does not ignore, committed."""
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+
+
+def new_clone(folder: Path, kept=KEPT) -> Path:
+    """The files of this working tree that git knows, shrunk, as a repository of their own; nothing has run there."""
+    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    run(folder, "git", "init", "-q")
+    commit(folder, "a clone")
+    edit(folder, lambda values: shrink(values, kept))
+    return folder
+
+
+def stages_run(output: str) -> set[str]:
+    """The stages that an output of `dvc repro` says it ran."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
