@@ -5,7 +5,7 @@ What is kept of a training is its best state on the validation split, the start 
 
 from pathlib import Path
 
-from stages.core import corpus, models, params, recovery, runtime, sharing
+from stages.core import corpus, models, params, recovery, rules, runtime, sharing
 from stages.core.artifacts import replacing, write_json, write_text
 from stages.core.families import family_of
 from stages.core.perplexity import perplexity
@@ -16,6 +16,7 @@ def main(
     profile: str, variant: str, original: Path, model: Path, tokens: Path, validation: Path, out: Path, curve: Path,
     course: Path,
 ) -> None:  # fmt: skip
+    rules.door(profile, model)
     place = params.section(profile, "runtime")
     device = runtime.start(place)
     recipe, wanted = params.section(profile, "finetune"), params.variant(variant, "finetune")
@@ -26,7 +27,6 @@ def main(
     with replacing(out) as draft:
         for seed in recipe.seeds:
             changed, structure = sharing.load(model)
-            models.check_fits(changed, "finetune.sequence_length", recipe.sequence_length)
             changed.to(device)
             courses[seed] = recover(
                 changed, structure, teacher, rows, held_out, recipe, wanted, seed,

@@ -10,7 +10,7 @@ from stages.core import params, targets, windows
 from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.profiles import Profile
-from stages.core.shape import Shape, of_config, of_folder, read_config
+from stages.core.shape import Shape, of_folder, read_config
 from stages.core.variants import Best, Blocks, Budget, Chosen, Drop, Like, LowRank, NoWindows, Prune, Share, Variant
 
 
@@ -19,13 +19,15 @@ def door(profile: str, model: Path) -> None:
 
     Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
     """
-    found = params.load()
-    config = read_config(model / "config.json")
-    if "dense" in config:
-        broken = list(lengths(profile, found.profiles[profile], of_config(config["dense"], str(model / "config.json"))))
+    if "dense" in read_config(model / "config.json"):
+        refuse(list(lengths(profile, params.load().profiles[profile], of_folder(model))))
     else:
-        broken = mistakes(found, profile, of_folder(model))
-    refuse(broken)
+        hold(profile, of_folder(model))
+
+
+def hold(profile: str, shape: Shape) -> None:
+    """Raise UserError where params.yaml asks for what a model of this shape, the one under study, has not."""
+    refuse(mistakes(params.load(), profile, shape))
 
 
 def refuse(broken: list[str]) -> None:
@@ -82,8 +84,8 @@ def warnings(found: Params, shape: Shape) -> list[str]:
         rank = getattr(variant.surgery, "rank", 0)
         if rank * (d_out + d_in) > d_out * d_in:
             lines.append(
-                f"variants.{name}.surgery.rank = {rank}: A and B store {rank * (d_out + d_in):,} parameters, the matrix "
-                f"of {d_out} x {d_in} itself {d_out * d_in:,}"
+                f"variants.{name}.surgery.rank = {rank}: A and B store {rank * (d_out + d_in):,} parameters, the "
+                f"{d_out} x {d_in} matrix itself {d_out * d_in:,}"
             )
     return lines
 

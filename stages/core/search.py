@@ -13,6 +13,7 @@ from stages.core.surgery import Ranks, operate
 from stages.core.variants import Best, Budget
 from stages.core.windows import SPARE, Window
 
+
 @dataclass(frozen=True)
 class Layout:
     """Disjoint windows, the perplexity with them, and the ranks of single matrices where a budget chose them."""
