@@ -7,13 +7,14 @@ against the running centre of its layers so far.
 from functools import lru_cache
 from pathlib import Path
 
-from stages.core import alignment, ffn, models, params, runtime
+from stages.core import alignment, ffn, models, params, rules, runtime
 from stages.core.artifacts import read_tensors, write_arrays, write_json
 from stages.core.calibration import key, read_moments
 from stages.core.families import family_of
 
 
 def main(profile: str, model: Path, moments: Path, correlations: Path, permutations: Path, quality: Path) -> None:
+    rules.door(profile, model)
     device = runtime.start(params.section(profile, "runtime"))
     dense = models.open_snapshot(model).to(device)
     family = family_of(dense.config.model_type)

@@ -3,13 +3,15 @@
 import hashlib
 from pathlib import Path
 
-from stages.core import models, params, runtime
+from stages.core import models, params, rules, runtime, shape
 from stages.core.artifacts import replacing, write_json
 from stages.core.families import family_of
 
 
 def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     source = params.section(profile, "base")
+    if known := shape.of_source(source.model, source.revision, source.gguf_file):
+        rules.hold(profile, known)
     dense, words = models.open_source(source.model, source.revision, source.gguf_file)
     family = family_of(dense.config.model_type)
     revision = getattr(dense.config, "_commit_hash", None)

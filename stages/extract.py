@@ -8,7 +8,7 @@ that was goes to JSON.
 from contextlib import ExitStack
 from pathlib import Path
 
-from stages.core import activations, corpus, ffn, models, params, runtime
+from stages.core import activations, corpus, ffn, models, params, rules, runtime
 from stages.core.artifacts import parquet_writer, replacing, write_json, write_tensors
 from stages.core.errors import UserError
 from stages.core.families import family_of
@@ -22,10 +22,10 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
     import pyarrow as pa
     import torch
 
+    rules.door(profile, model)
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "extract")
     dense = models.open_snapshot(model).to(device)
-    models.check_fits(dense, "extract.sequence_length", spec.sequence_length)
     family = family_of(dense.config.model_type)
     batches = calibration(corpus.read_tokens(tokens), spec)
 

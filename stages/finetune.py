@@ -7,7 +7,7 @@ where it was.
 import shutil
 from pathlib import Path
 
-from stages.core import corpus, models, params, recovery, resume, runtime, sharing
+from stages.core import corpus, models, params, recovery, resume, rules, runtime, sharing
 from stages.core.artifacts import replacing, write_json, write_text
 
 
@@ -15,6 +15,7 @@ def main(
     profile: str, variant: str, original: Path, model: Path, tokens: Path, validation: Path, unfinished: Path,
     out: Path, curve: Path, course: Path,
 ) -> None:  # fmt: skip
+    rules.door(profile, model)
     place = params.section(profile, "runtime")
     device = runtime.start(place)
     recipe, wanted = params.section(profile, "finetune"), params.variant(variant, "finetune")
@@ -27,7 +28,6 @@ def main(
     with replacing(out) as draft:
         for seed in recipe.seeds:
             changed, structure = sharing.load(model)
-            models.check_fits(changed, "finetune.sequence_length", recipe.sequence_length)
             changed.to(device)
             courses[seed] = recovery.recover(
                 changed, structure, teacher, rows, held_out, recipe, wanted, seed,

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from stages.core import params, runtime, sharing
+from stages.core import models, params, rules, runtime, sharing
 from stages.core.artifacts import write_json
-from stages.core.models import open_tokenizer
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path, out: Path) -> None:
     import torch
 
+    rules.door(profile, after)
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "generate")
-    words = open_tokenizer(tokenizer)
+    words = models.open_tokenizer(tokenizer)
     ways = {
         "greedy": {"do_sample": False},
         "sampled": {"do_sample": True, "temperature": spec.temperature, "top_k": spec.top_k},
@@ -22,6 +22,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path,
         model = sharing.load(folder)[0].to(device)
         for prompt in runtime.progress(spec.prompts, f"generate {variant} {stage}"):
             ids = torch.tensor([words(prompt, add_special_tokens=False)["input_ids"]], device=device)
+            models.check_fits(model, f"prompt {prompt!r} + generate.new_tokens", ids.shape[1] + spec.new_tokens)
             for way, options in ways.items():
                 torch.manual_seed(spec.seed)
                 written = model.generate(

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
-from stages.core import corpus, models, params, runtime, seeds, sharing
+from stages.core import corpus, models, params, rules, runtime, seeds, sharing
 from stages.core.artifacts import write_json
 from stages.core.latency import compare
 
 
 def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, out: Path) -> None:
+    rules.door(profile, model)
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "latency")
     pair = {"original": models.open_snapshot(original).to(device), "variant": sharing.load(model)[0].to(device)}
-    models.check_fits(pair["original"], "latency.prompt_tokens + new_tokens", spec.prompt_tokens + spec.new_tokens)
     prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
     turns = lambda turns: runtime.progress(turns, f"latency {variant}")  # noqa: E731
     measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)
     extra = {}
     if protocol := spec.seed_protocol:
-        models.check_fits(pair["variant"], "latency.seed_protocol.length", protocol.length)
         start = corpus.read_tokens(tokens, protocol.prompt_tokens)[None].to(device)
         extra["seed_ms"] = seeds.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
     whole = {

@@ -3,25 +3,24 @@
 import statistics
 from pathlib import Path
 
-from stages.core import corpus, models, params, runtime, seeds, sharing
+from stages.core import corpus, params, rules, runtime, seeds, sharing
 from stages.core.artifacts import write_json
 from stages.core.perplexity import perplexity
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:
+    rules.door(profile, after)
     device = runtime.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
 
     def measure(folder):
         model, _ = sharing.load(folder)
-        models.check_fits(model, "perplexity.context", spec.context)
         watch = lambda batches: runtime.progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
         return perplexity(model.to(device), text, spec.context, spec.stride, spec.batch_size, watch)
 
     def as_the_seeds(folder):
         model = sharing.load(folder)[0]
-        models.check_fits(model, "perplexity.seed_protocol.length", protocol.length)
         chosen = corpus.read_rows(rows, protocol.rows)
         return seeds.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
 

@@ -5,7 +5,7 @@ Every window is scored with the very start that the variant's surgery will give 
 
 from pathlib import Path
 
-from stages.core import params, runtime, windows
+from stages.core import params, rules, runtime, windows
 from stages.core.artifacts import read_json, write_json
 
 
@@ -13,6 +13,7 @@ def main(
     profile: str, variant: str, model: Path, provenance: Path, tokens: Path, permutations: Path, moments: Path,
     out: Path,
 ) -> None:  # fmt: skip
+    rules.door(profile, model)
     wanted = params.variant(variant, "windows")
     if wanted.choose == "none":
         write_json(out, {"groups": [], "candidates": []})
@@ -31,7 +32,6 @@ def searched(profile, variant, wanted, model, tokens, permutations, moments) -> 
     device = runtime.start(params.section(profile, "runtime"))
     spec, operation = params.section(profile, "search"), params.variant(variant, "surgery")
     dense = models.open_snapshot(model).to(device)
-    models.check_fits(dense, "search.context", spec.context)
     text = corpus.read_tokens(tokens, spec.max_tokens)
     found = search(
         dense,

@@ -3,12 +3,13 @@
 import statistics
 from pathlib import Path
 
-from stages.core import classification, labelled, models, params, recovery, runtime, scoring, sharing
+from stages.core import classification, labelled, params, recovery, rules, runtime, scoring, sharing
 from stages.core.artifacts import parquet_writer, write_json
 from stages.core.families import family_of
 
 
 def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: Path, predictions: Path) -> None:
+    rules.door(profile, model)
     place = params.section(profile, "runtime")
     device = runtime.start(place)
     recipe = params.section(profile, "sentiment")
@@ -16,7 +17,6 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
     found = []
     for seed in recipe.seeds:
         changed, structure = sharing.load(model)
-        models.check_fits(changed, "reviews.max_tokens", max(map(len, rows + held_out)))
         changed.to(device)
         # Without deltas `deltas` leaves nothing of the model to train: the head alone.
         parts = {} if recipe.train == "head" else recovery.parts(

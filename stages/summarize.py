@@ -6,7 +6,7 @@ Only what the model writes is scored; beside it stand lead-3 and, where asked fo
 import statistics
 from pathlib import Path
 
-from stages.core import models, params, runtime, sharing, summaries
+from stages.core import models, params, rules, runtime, sharing, summaries
 from stages.core.artifacts import parquet_reader, parquet_writer, write_json
 from stages.core.errors import UserError
 from stages.core.training import train
@@ -18,6 +18,7 @@ def main(
 ) -> None:  # fmt: skip
     from stages.core import rouge
 
+    rules.door(profile, model)
     place = params.section(profile, "runtime")
     device = runtime.start(place)
     spec = params.section(profile, "summarize")
@@ -29,9 +30,7 @@ def main(
     watch = lambda batches: runtime.progress(batches, f"summarize {variant}")  # noqa: E731
 
     def opened():
-        changed = sharing.load(model)[0]
-        models.check_fits(changed, "summarize.context", spec.context)
-        return changed.to(device)
+        return sharing.load(model)[0].to(device)
 
     def summarise(seed):
         changed = opened()
@@ -57,8 +56,6 @@ def main(
 
 def learn(model, words, pairs, spec, seed, autocast, watch):
     """Train all weights on article/summary pairs, in place."""
-    if not pairs[0]:
-        raise UserError("params.yaml: summarize.training needs pairs to learn from: articles.source.train is null")
     asked = summaries.prompts(words, pairs[0], spec.format, spec.context - spec.new_tokens)
     wanted = summaries.targets(words, pairs[1], summaries.end_token(model), spec.new_tokens)
     rates = [(list(model.parameters()), spec.training.learning_rate)]

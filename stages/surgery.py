@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stages.core import calibration, models, params, runtime, sharing, surgery
+from stages.core import calibration, models, params, rules, runtime, sharing, surgery
 from stages.core.artifacts import read_json, write_json
 
 
@@ -11,6 +11,7 @@ def main(
     profile: str, variant: str, model: Path, tokenizer: Path, windows: Path, permutations: Path, moments: Path,
     out: Path, size: Path,
 ) -> None:  # fmt: skip
+    rules.door(profile, model)
     device = runtime.start(params.section(profile, "runtime"))
     dense, spec = models.open_snapshot(model).to(device), params.variant(variant, "surgery")
     if spec.method == "external":

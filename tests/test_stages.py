@@ -115,6 +115,7 @@ def for_variant(variant: str) -> None:
         model=shared,
         tokens=Path("text/train.parquet"),
         validation=Path("text/validation.parquet"),
+        unfinished=Path("unfinished"),
         out=tuned,
         curve=Path(f"training/{variant}.csv"),
         course=Path(f"recovery/{variant}.json"),

@@ -6,7 +6,7 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 
 from pathlib import Path
 
-from stages.core import ablation, calibration, corpus, models, params, recovery, runtime
+from stages.core import ablation, calibration, corpus, models, params, recovery, rules, runtime, shape
 from stages.core.artifacts import replacing, write_csv, write_json
 from stages.core.errors import UserError
 from stages.core.families import family_of
@@ -21,13 +21,15 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     import pandas as pd
 
     profile = params.load().profile
+    rules.door(profile, Path("artifacts/model"))
     place, search = params.section(profile, "runtime"), params.section(profile, "search")
     recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
     device = runtime.start(place)
     original = models.open_snapshot(Path("artifacts/model")).to(device)
     group = layers(window, len(family_of(original.config.model_type).blocks(original)))
-    if not rank.isdigit() or int(rank) < 1:
-        raise UserError(f"RANK = {rank}: a whole number from 1 is needed")
+    most = min(shape.of_model(original).matrices["in"])
+    if not rank.isdigit() or not 1 <= int(rank) <= most:
+        raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
     known = calibration.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
     held_out = corpus.read_tokens(Path("artifacts/text/validation.parquet"), search.max_tokens)
     rows = corpus.pack(

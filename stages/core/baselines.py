@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import budgets, ffn
+from stages.core import budgets, ffn, shape, targets
 from stages.core.calibration import Calibration
 from stages.core.depth import influence, keep_layers
-from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.lowrank import DELTAS
 from stages.core.moments import SITE
@@ -21,21 +20,13 @@ from stages.core.variants import Drop, LowRank, Prune
 def drop(model: Any, calibration: Calibration, spec: Drop) -> tuple[Any, Sharing]:
     """The model without the layers of least influence: `spec.layers` of them, or the fewest that reach the target.
 
-    Men et al. 2024 (arXiv:2403.03853). Raises UserError where no layer would be left.
+    Men et al. 2024 (arXiv:2403.03853).
     """
     family = family_of(model.config.model_type)
     order = influence(model, family, calibration.text()).argsort(stable=True).tolist()
     fewest = spec.layers
     if fewest is None:
-        left, fewest = sum(p.numel() for p in model.parameters()), 0
-        while left > budgets.target(model, spec.target_parameters) and fewest < len(order):
-            left -= sum(p.numel() for p in family.blocks(model)[order[fewest]].parameters())
-            fewest += 1
-    if fewest >= len(order):
-        raise UserError(
-            f"params.yaml: surgery.method = drop would take {fewest} layers; this model has {len(order)}, "
-            f"so 1 to {len(order) - 1} are allowed"
-        )
+        fewest = targets.layers(shape.of_model(model), spec.target_parameters)
     return keep_layers(model, family, sorted(order[fewest:])), Sharing()
 
 
@@ -68,11 +59,10 @@ def low_rank(
 
 def _ranks(model: Any, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
     """The ranks that fill the budget: each matrix the same share of its parameters, or what its gains earn it."""
-    family, shapes = family_of(model.config.model_type), budgets.matrices(model)
-    room = budgets.room(model, spec.target_parameters)
-    layers = range(len(family.blocks(model)))
+    measures = shape.of_model(model)
+    shapes, layers, room = measures.matrices, range(measures.layers), targets.room(measures, spec.target_parameters)
     if spec.ranks == "equal":
-        share = room / (len(layers) * sum(d_out * d_in for d_out, d_in in shapes.values()))
+        share = room / (len(layers) * measures.ffn_matrices)
         alike = {role: int(share * d_out * d_in / (d_out + d_in)) for role, (d_out, d_in) in shapes.items()}
         return {str(layer): dict(alike) for layer in layers}
     gains = {}
@@ -104,7 +94,8 @@ def prune(model: Any, spec: Prune) -> tuple[Any, Sharing]:
     weights = [
         linear.weight for i in range(len(family.blocks(sparse))) for linear in family.linears(sparse, i).values()
     ]
-    share = budgets.room(model, spec.target_parameters) / sum(weight.numel() for weight in weights)
+    room = targets.room(shape.of_model(model), spec.target_parameters)
+    share = room / sum(weight.numel() for weight in weights)
     for together in [weights] if spec.scope == "all" else [[weight] for weight in weights]:
         sizes = torch.cat([weight.abs().flatten() for weight in together])
         stay = torch.zeros_like(sizes)

@@ -5,7 +5,7 @@ FFN, whose output goes through the activation function) and `out` (residual from
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.core.errors import UserError
@@ -21,6 +21,12 @@ class Family:
     matrices: role -> attribute of the FFN that holds that linear map.
     activated: the role whose output is the pre-activation (goes through the activation function).
     transposed: True where a weight is stored (d_in, d_out), as in GPT-2's Conv1D.
+    config: what `stages.core.shape` asks for -> attribute of config.json.
+    biases: of the attention's `qkv` and `o` and of the `ffn`: whether they are there, or the attribute that says so.
+    norm_vectors: how many vectors a norm stores.
+    learned_positions: whether positions have an embedding.
+    tied: whether the embeddings are tied where config.json does not say.
+    hidden_per_width: FFN neurons for each entry of the residual where config.json does not say; None: it has to.
     """
 
     model_types: tuple[str, ...]
@@ -28,7 +34,13 @@ class Family:
     ffn: str
     matrices: Mapping[str, str]
     activated: str
+    config: Mapping[str, str]
+    biases: Mapping[str, bool | str]
+    norm_vectors: int
+    learned_positions: bool
+    tied: bool
     transposed: bool = False
+    hidden_per_width: int | None = None
 
     def blocks(self, model: Any) -> Any:
         """The model's list of blocks."""
@@ -40,6 +52,28 @@ class Family:
         return {role: getattr(ffn, name) for role, name in self.matrices.items()}
 
 
+_LLAMA = Family(
+    model_types=("llama",),
+    layers="model.layers",
+    ffn="mlp",
+    matrices={"gate": "gate_proj", "in": "up_proj", "out": "down_proj"},
+    activated="gate",
+    config={
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "hidden": "intermediate_size",
+        "positions": "max_position_embeddings",
+        "vocabulary": "vocab_size",
+        "heads": "num_attention_heads",
+        "key_heads": "num_key_value_heads",
+        "head_width": "head_dim",
+    },
+    biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": "mlp_bias"},
+    norm_vectors=1,
+    learned_positions=False,
+    tied=False,
+)
+
 FAMILIES = (
     Family(
         model_types=("gpt2",),
@@ -47,15 +81,24 @@ FAMILIES = (
         ffn="mlp",
         matrices={"in": "c_fc", "out": "c_proj"},
         activated="in",
+        config={
+            "layers": "n_layer",
+            "width": "n_embd",
+            "hidden": "n_inner",
+            "positions": "n_positions",
+            "vocabulary": "vocab_size",
+            "heads": "n_head",
+        },
+        biases={"qkv": True, "o": True, "ffn": True},
+        norm_vectors=2,
+        learned_positions=True,
+        tied=True,
         transposed=True,
+        hidden_per_width=4,
     ),
-    Family(
-        model_types=("llama", "mistral", "qwen2"),
-        layers="model.layers",
-        ffn="mlp",
-        matrices={"gate": "gate_proj", "in": "up_proj", "out": "down_proj"},
-        activated="gate",
-    ),
+    _LLAMA,
+    replace(_LLAMA, model_types=("mistral",), biases={"qkv": False, "o": False, "ffn": False}),
+    replace(_LLAMA, model_types=("qwen2",), biases={"qkv": True, "o": False, "ffn": False}),
 )
 
 

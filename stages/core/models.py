@@ -106,12 +106,8 @@ def open_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def context_length(model: Any) -> int:
-    """The most positions the model can take."""
-    return model.config.max_position_embeddings
-
-
 def check_fits(model: Any, key: str, length: int) -> None:
     """Raise UserError where sequences of `length` tokens exceed the model's positions."""
-    if length > context_length(model):
-        raise UserError(f"params.yaml: {key} = {length}: this model takes at most {context_length(model)} positions")
+    most = model.config.max_position_embeddings
+    if length > most:
+        raise UserError(f"params.yaml: {key} = {length}: this model takes at most {most} positions")

@@ -16,6 +16,14 @@ class Runtime(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
+def _enough(section: Section, length: str) -> Section:
+    """The section, unless its `max_tokens` make no whole sequence."""
+    least = getattr(section, length)
+    if section.max_tokens is not None and section.max_tokens < least:
+        raise ValueError(f"max_tokens = {section.max_tokens} is less than {length} = {least}")
+    return section
+
+
 class Base(Section):
     """The model under study, as `AutoModelForCausalLM.from_pretrained` takes it."""
 
@@ -44,6 +52,10 @@ class Search(Section):
     max_tokens: Annotated[int, Field(ge=2)]
     context: Annotated[int, Field(ge=2)]
     batch_size: Count
+
+    @model_validator(mode="after")
+    def _one_chunk_at_least(self):
+        return _enough(self, "context")
 
 
 class Schedule(Section):
@@ -88,6 +100,10 @@ class Finetune(Schedule):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("the seeds must differ")
         return self
+
+    @model_validator(mode="after")
+    def _one_sequence_at_least(self):
+        return _enough(self, "sequence_length")
 
 
 class HeadRates(Section):
@@ -134,7 +150,7 @@ class Perplexity(Section):
     def _stride_fits(self):
         if self.stride > self.context:
             raise ValueError(f"stride = {self.stride} exceeds context = {self.context}: tokens would be skipped")
-        return self
+        return _enough(self, "context")
 
 
 class Generate(Section):
@@ -207,6 +223,15 @@ class Summarize(Section):
             raise ValueError(f"format = {self.format!r} must hold {{article}} once")
         return self
 
+    @model_validator(mode="after")
+    def _an_article_has_room(self):
+        if self.new_tokens >= self.context:
+            raise ValueError(
+                f"new_tokens = {self.new_tokens}: context = {self.context} holds the article too, so 1 to "
+                f"{self.context - 1} are allowed"
+            )
+        return self
+
 
 class Profile(Section):
     runtime: Runtime
@@ -223,6 +248,18 @@ class Profile(Section):
     latency: Latency
     articles: ArticlePairs
     summarize: Summarize
+
+    @model_validator(mode="after")
+    def _there_are_enough_articles(self):
+        source, most = self.articles.source, self.articles.source.most
+        if most is not None and self.summarize.articles > most:
+            raise ValueError(
+                f"summarize.articles = {self.summarize.articles}: articles.source.test has {most}, so 1 to {most} are "
+                "allowed"
+            )
+        if self.summarize.training and source.train is None:
+            raise ValueError("summarize.training needs pairs to learn from: articles.source.train is null")
+        return self
 
 
 class Pretrain(Section):

@@ -5,16 +5,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core import budgets, ffn, ranks, windows
+from stages.core import budgets, ranks, shape, targets, windows
 from stages.core.budgets import Matrix
 from stages.core.calibration import Calibration
-from stages.core.errors import UserError
 from stages.core.families import family_of
 from stages.core.surgery import Ranks, operate
 from stages.core.variants import Best, Budget
-from stages.core.windows import Window
-
-SPARE = 3  # numbers of saved layers that a budget tries: the fewest it allows, and more, whose room goes to rank
+from stages.core.windows import SPARE, Window
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ def search(
         return Found(min(tried, key=lambda layout: layout.perplexity), scored + tried, original)
     price = lambda cost, layout: cost / windows.saved(layout)  # noqa: E731
     ways = sorted((way for way in ways if len(way[1]) == wanted.count), key=lambda way: price(*way))
-    if not ways:
-        raise UserError(f"params.yaml: windows.count = {wanted.count}: so many windows do not fit into {depth} layers")
     if wanted.count == 1:
         tried = [layout for layout in scored if layout.windows == ways[0][1]]
     else:
@@ -78,20 +73,12 @@ def search(
 
 def _plans(model: Any, ways: list, calibration: Calibration, operation: Any, wanted: Budget):
     """Layouts that leave room in the budget, each with the ranks that fill it."""
-    family = family_of(model.config.model_type)
-    first = ffn.read(model, family, 0)
-    shapes = budgets.matrices(model)
+    measures = shape.of_model(model)
     # What one saved layer no longer stores.
-    matrices = sum(value.numel() for name, value in first.items() if name[0] == "w" or operation.biases == "shared")
-    total, target = sum(p.numel() for p in model.parameters()), budgets.target(model, wanted.target_parameters)
-    needed = max(1, math.ceil((total - target) / matrices))
+    matrices = targets.saving(measures, operation.biases)
+    total, target = measures.parameters, targets.target(measures, wanted.target_parameters)
+    needed = math.ceil((total - target) / matrices)
     fitting = [way for way in ways if needed <= windows.saved(way[1]) < needed + SPARE]
-    if target >= total or not fitting:
-        most = max(windows.saved(layout) for _, layout in ways)
-        raise UserError(
-            f"params.yaml: windows.target_parameters = {wanted.target_parameters}: windows of sizes {wanted.sizes} "
-            f"leave {total - most * matrices:,} to {total:,} parameters of this model"
-        )
     known: dict[Window, dict[Matrix, Any]] = {}
     for extra in range(SPARE):
         alike = [layout for _, layout in fitting if windows.saved(layout) == needed + extra]
@@ -101,4 +88,4 @@ def _plans(model: Any, ways: list, calibration: Calibration, operation: Any, wan
                     known[window] = ranks.gains(model, windows.layers(window), calibration, operation)
             room = target - (total - windows.saved(layout) * matrices)
             every = {matrix: values for window in layout for matrix, values in known[window].items()}
-            yield layout, budgets.water_fill(every, shapes, room)
+            yield layout, budgets.water_fill(every, measures.matrices, room)

@@ -97,23 +97,20 @@ def install(model: Any, family: Family, sharing: Sharing) -> None:
                 if sharing.biases == "shared":
                     linear.bias = owners[role].bias
                 if rank := sharing.rank_of(layer, role):
-                    d_out, d_in = _shape(family, linear, rank)
+                    d_out, d_in = _shape(family, linear)
                     setattr(block_ffn, family.matrices[role], SharedLinear(linear, rank, d_in, d_out))
     if sharing.factored:
         for layer, ranks in sharing.ranks.items():
             linears = family.linears(model, int(layer))
             for role, rank in ranks.items():
-                d_out, d_in = _shape(family, linears[role], rank)
+                d_out, d_in = _shape(family, linears[role])
                 thin = FactoredLinear(rank, d_in, d_out, linears[role].bias).to(linears[role].weight.device)
                 setattr(getattr(family.blocks(model)[int(layer)], family.ffn), family.matrices[role], thin)
 
 
-def _shape(family: Family, linear: nn.Module, rank: int) -> tuple[int, int]:
-    """(d_out, d_in) of a stock linear map that can take this rank."""
-    d_out, d_in = linear.weight.shape[:: -1 if family.transposed else 1]
-    if rank > min(d_in, d_out):
-        raise UserError(f"params.yaml: surgery.rank = {rank} exceeds min(d_in, d_out) = {min(d_in, d_out)}")
-    return d_out, d_in
+def _shape(family: Family, linear: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a stock linear map."""
+    return tuple(linear.weight.shape[:: -1 if family.transposed else 1])
 
 
 def keep_zeros(model: Any, family: Family) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.core import splits
 from stages.core.section import Count, Natural, Section
 
 
@@ -31,9 +32,8 @@ class Dataset(Section):
     test: str
 
     @model_validator(mode="after")
-    def _splits_differ(self):
-        if len({self.train, self.validation, self.test}) < 3:
-            raise ValueError("train, validation and test must be three different splits or slices")
+    def _splits_share_no_row(self):
+        splits.check({"train": self.train, "validation": self.validation, "test": self.test}, self.data_files)
         return self
 
 
@@ -64,9 +64,8 @@ class LabelledDataset(Section):
     test: str
 
     @model_validator(mode="after")
-    def _splits_differ(self):
-        if self.train == self.test:
-            raise ValueError("train and test must be different splits or slices")
+    def _splits_share_no_row(self):
+        splits.check({"train": self.train, "test": self.test}, self.data_files)
         return self
 
 
@@ -99,6 +98,11 @@ class Articles(Section):
     train: Count
     test: Count
 
+    @property
+    def most(self) -> int:
+        """How many test pairs there are."""
+        return self.test
+
 
 class ArticleDataset(Section):
     """Articles with summaries as `datasets.load_dataset` takes them; without `train` nothing can be trained."""
@@ -114,10 +118,14 @@ class ArticleDataset(Section):
     test: str
 
     @model_validator(mode="after")
-    def _splits_differ(self):
-        if self.train == self.test:
-            raise ValueError("train and test must be two different splits or slices")
+    def _splits_share_no_row(self):
+        splits.check({"train": self.train, "test": self.test}, self.data_files)
         return self
+
+    @property
+    def most(self) -> int | None:
+        """How many test pairs there are at most, where params.yaml says so."""
+        return splits.most_rows(self.test)
 
 
 class ArticlePairs(Section):

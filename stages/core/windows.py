@@ -1,8 +1,8 @@
 """Groups of consecutive layers: which ones a variant treats as one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from stages.core.errors import UserError
+SPARE = 3  # numbers of saved layers that a budget tries: the fewest it allows, and more, whose room goes to rank
 
 Window = tuple[int, int]  # its first and its last layer
 
@@ -12,27 +12,32 @@ def blocks(depth: int, size: int) -> list[list[int]]:
 
     A last block of a single layer has nothing to share with and is left out.
     """
-    _check(depth, "size", size)
     groups = [list(range(start, min(start + size, depth))) for start in range(0, depth, size)]
     return [group for group in groups if len(group) > 1]
 
 
 def contiguous(depth: int, sizes: Sequence[int], excluded: Sequence[int] = ()) -> list[Window]:
     """Every window of one of `sizes` neighbouring layers that holds none of the `excluded`."""
-    for size in sizes:
-        _check(depth, "sizes", size)
-    for layer in excluded:
-        if layer >= depth:
-            raise UserError(
-                f"params.yaml: windows.exclude_layers = {layer}: this model has layers 0 to {depth - 1} only"
-            )
     windows = [(first, first + size - 1) for size in sorted(sizes) for first in range(depth - size + 1)]
-    found = [window for window in windows if not any(window[0] <= layer <= window[1] for layer in excluded)]
-    if not found:
-        raise UserError(
-            f"params.yaml: windows.exclude_layers = {list(excluded)} leaves no window of windows.sizes = {list(sizes)}"
-        )
-    return found
+    return [window for window in windows if not any(window[0] <= layer <= window[1] for layer in excluded)]
+
+
+def most(windows: Iterable[Window]) -> int:
+    """How many of the windows can lie beside each other, none overlapping another."""
+    count, end = 0, -1
+    for first, last in sorted(windows, key=lambda window: window[1]):
+        if first > end:
+            count, end = count + 1, last
+    return count
+
+
+def savings(windows: Iterable[Window], depth: int) -> set[int]:
+    """How many layers' FFNs one or more disjoint ones of the windows can save."""
+    known, within = list(windows), [{0}]
+    for end in range(depth):
+        longer = {gone + last - first for first, last in known if last == end for gone in within[first]}
+        within.append(within[-1] | longer)
+    return within[-1] - {0}
 
 
 def layers(window: Window) -> list[int]:
@@ -62,10 +67,3 @@ def layouts(costs: Mapping[Window, float], depth: int, keep: int) -> list[tuple[
                 found.setdefault((count + 1, gone + window[1] - window[0]), []).extend(longer)
         best.append({key: sorted(ways)[:keep] for key, ways in found.items()})
     return sorted(way for key, ways in best[depth].items() if key != (0, 0) for way in ways)
-
-
-def _check(depth: int, key: str, size: int) -> None:
-    if not 2 <= size <= depth:
-        raise UserError(
-            f"params.yaml: windows.{key} = {size}: this model has {depth} layers, so 2 to {depth} are allowed"
-        )

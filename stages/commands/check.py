@@ -1,0 +1,160 @@
+"""Check params.yaml, and say what the active profile needs before anything runs. No model is opened.
+
+Run from the repository's root: make check. Ends with status 1 where params.yaml is wrong or something does not fit.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from stages.core import estimates, params, rules, runtime, shape
+from stages.core.artifacts import read_json
+from stages.core.errors import UserError
+from stages.core.params import Params
+from stages.core.shape import Shape
+
+SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
+
+
+def main() -> None:
+    found = params.load()
+    profile = found.profiles[found.profile]
+    known = model_of(profile.base)
+    if known is None:
+        print(f"params.yaml, profile {found.profile}: right in itself.")
+        print(
+            f"The shape of {profile.base.model} is not known here (no folder, not in the hub's cache, no answer from "
+            "the hub), so nothing was held against it."
+        )
+        return
+    rules.refuse(rules.mistakes(found, found.profile, known) + rivals(found, known))
+    print(f"params.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
+    for line in rules.warnings(found, known):
+        print(f"warning: {line}")
+    costs = estimates.estimate(profile, found.variants, known)
+    card = None if profile.runtime.device == "cpu" else gpu()
+    speed = None if card else matmul_speed()
+    print(table(costs, speed))
+    print(f"All {len(found.variants)} variants; every figure is an estimate.")
+    print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card[0]}'}")
+    if missing := misfits(costs, card):
+        raise UserError("\n       ".join(missing))
+
+
+def model_of(base) -> Shape | None:
+    """The shape of the model under study: of its source or, where that cannot be seen, of the snapshot of it."""
+    known = shape.of_source(base.model, base.revision, base.gguf_file)
+    if known is None and PROVENANCE.is_file() and read_json(PROVENANCE).items() >= base.model_dump().items():
+        known = shape.of_folder(SNAPSHOT)
+    return known
+
+
+def rivals(found: Params, known: Shape) -> list[str]:
+    """What is wrong with the other checkpoints that variants name, as far as their shape is known."""
+    lines = []
+    for name, variant in found.variants.items():
+        if variant.surgery.method == "external":
+            other = shape.of_source(variant.surgery.model, variant.surgery.revision)
+            lines += rules.rival(name, known, other) if other else []
+    return lines
+
+
+def table(costs: dict, speed: float | None) -> str:
+    """One line a stage: memory of one process, disk of all variants, time of one core for all variants."""
+    lines = [f"{'stage':<11} {'runs':>5} {'memory':>9} {'disk':>9} {'core time':>14}"]
+    for stage, cost in costs.items():
+        spent = f"{'over ' * bool(cost.unknown)}{clock(cost.seconds(speed))}" if speed else ""
+        lines.append(
+            f"{stage:<11} {cost.runs:>5} {size(cost.memory):>9} {size(cost.disk) if cost.disk else '':>9} {spent:>14}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def duration(costs: dict, speed: float) -> str:
+    """The whole time of one core, what is not in it, and what several cores can make of it."""
+    whole, cores = sum(cost.seconds(speed) for cost in costs.values()), os.cpu_count() or 1
+    unknown = [cost.unknown for cost in costs.values() if cost.unknown]
+    least = f"more than {clock(whole)}" if unknown else f"about {clock(whole)}"
+    text = f"{least} of one core at the {speed / 1e9:.0f} GFLOP/s that a matrix product has here"
+    text += f" (not counted: text of unknown length, {', '.join(unknown)})" if unknown else ""
+    return f"{text}; this machine has {cores} core{'s' * (cores > 1)}, idle or not"
+
+
+def misfits(costs: dict, card: tuple[str, float] | None) -> list[str]:
+    """What does not fit into memory (the GPU's, where there is one) or onto the disk. Prints what there is."""
+    import psutil
+
+    # With a GPU, weights pass through the main memory, and most of the rest lies there.
+    places = {"memory": (psutil.virtual_memory().available, ["base"] if card else list(costs))}
+    if card:
+        places[card[0]] = (card[1], list(costs))
+    lines = []
+    for place, (free, stages) in places.items():
+        stage = max(stages, key=lambda name: costs[name].memory)
+        need = costs[stage].memory
+        print(f"{place}: {stage} needs about {size(need)}, times JOBS; {size(free)} are free")
+        if need > free:
+            lines.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
+    needed = 2 * sum(cost.disk for cost in costs.values())
+    free, there = shutil.disk_usage(".").free, occupied(Path("artifacts"))
+    print(
+        f"disk: artifacts and DVC's cache of them about {size(needed)}; {size(free)} are free, {size(there)} hold artifacts"
+    )
+    if needed > free + there:
+        lines.append(f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + there)} are there")
+    return lines
+
+
+def occupied(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def matmul_speed(seconds: float = 0.2) -> float:
+    """Operations a second of one core in a float32 matrix product."""
+    # Read when the library is loaded: one thread, so that the figure is one core's.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    import numpy as np
+
+    matrix, rounds = np.ones((512, 512), dtype=np.float32), 0
+    matrix @ matrix
+    start = time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        matrix @ matrix
+        rounds += 1
+    return 2 * len(matrix) ** 3 * rounds / spent
+
+
+def gpu() -> tuple[str, float] | None:
+    """The first GPU's name and its memory in bytes, where there is one."""
+    question = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(question, text=True, capture_output=True)
+    except FileNotFoundError:
+        return None
+    if found.returncode or not found.stdout.strip():
+        return None
+    name, megabytes = found.stdout.splitlines()[0].rsplit(",", 1)
+    return name.strip(), float(megabytes) * 2**20
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits, to two places."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.2g} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
+    return "under 1 MB"
+
+
+def clock(seconds: float) -> str:
+    """A time in the unit that fits."""
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * scale:
+            return f"{seconds / scale:.2g} {unit}" if seconds < 100 * scale else f"{seconds / scale:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

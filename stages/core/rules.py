@@ -1,0 +1,188 @@
+"""What params.yaml may ask of a model of a given shape: the part of its meaning that the file alone does not have.
+
+A rule gives lines: the key, its value, what is allowed. Nothing here opens a model.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from stages.core import params, targets, windows
+from stages.core.errors import UserError
+from stages.core.params import Params
+from stages.core.profiles import Profile
+from stages.core.shape import Shape, of_folder, read_config
+from stages.core.variants import Best, Blocks, Budget, Chosen, Drop, Like, LowRank, NoWindows, Prune, Share, Variant
+
+
+def door(profile: str, model: Path) -> None:
+    """Raise UserError where params.yaml asks for what the model in the folder `model` has not, before it is opened.
+
+    Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
+    """
+    if "dense" in read_config(model / "config.json"):
+        refuse(list(lengths(profile, params.load().profiles[profile], of_folder(model))))
+    else:
+        hold(profile, of_folder(model))
+
+
+def hold(profile: str, shape: Shape) -> None:
+    """Raise UserError where params.yaml asks for what a model of this shape, the one under study, has not."""
+    refuse(mistakes(params.load(), profile, shape))
+
+
+def refuse(broken: list[str]) -> None:
+    """Raise UserError with one line for each mistake, if there is any."""
+    if broken:
+        raise UserError("\n       ".join(f"{params.PARAMS}: {line}" for line in broken))
+
+
+def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
+    """Every value of a profile and of all variants that a model of this shape does not allow."""
+    lines = list(lengths(profile, found.profiles[profile], shape))
+    for name, variant in found.variants.items():
+        lines += _variant(f"variants.{name}", variant, shape)
+    return lines
+
+
+def lengths(profile: str, asked: Profile, shape: Shape) -> Iterator[str]:
+    """Sequences longer than the model's positions."""
+    latency, summaries = asked.latency, asked.summarize
+    wanted = {
+        "reviews.max_tokens": asked.reviews.max_tokens,
+        "extract.sequence_length": asked.extract.sequence_length,
+        "search.context": asked.search.context,
+        "finetune.sequence_length": asked.finetune.sequence_length,
+        "perplexity.context": asked.perplexity.context,
+        "generate.new_tokens + 1 for a prompt": asked.generate.new_tokens + 1,
+        "latency.prompt_tokens + new_tokens": latency.prompt_tokens + latency.new_tokens,
+        "summarize.context": summaries.context,
+    }
+    if protocol := asked.perplexity.seed_protocol:
+        wanted["perplexity.seed_protocol.length"] = protocol.length
+    if protocol := latency.seed_protocol:
+        wanted["latency.seed_protocol.length"] = protocol.length
+    if protocol := summaries.seed_protocol:
+        wanted["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
+    for key, length in wanted.items():
+        if length > shape.positions:
+            yield f"profiles.{profile}.{key} = {length}: this model takes at most {shape.positions} positions"
+
+
+def rival(name: str, own: Shape, other: Shape) -> Iterator[str]:
+    """Why another checkpoint cannot be measured on the tokens of the model under study."""
+    if own.vocabulary != other.vocabulary:
+        yield (
+            f"variants.{name}.surgery.model has a vocabulary of {other.vocabulary}: perplexities can be compared with "
+            f"the same {own.vocabulary} tokens only"
+        )
+
+
+def warnings(found: Params, shape: Shape) -> list[str]:
+    """Ranks at which a matrix's two factors store more than the matrix itself."""
+    (d_out, d_in), lines = shape.matrices["in"], []
+    for name, variant in found.variants.items():
+        rank = getattr(variant.surgery, "rank", 0)
+        if rank * (d_out + d_in) > d_out * d_in:
+            lines.append(
+                f"variants.{name}.surgery.rank = {rank}: A and B store {rank * (d_out + d_in):,} parameters, the "
+                f"{d_out} x {d_in} matrix itself {d_out * d_in:,}"
+            )
+    return lines
+
+
+def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
+    """What a variant asks of a model that has not so many layers, neurons or parameters."""
+    chosen, surgery = variant.windows, variant.surgery
+    broken = list(_windows(f"{where}.windows", chosen, shape))
+    yield from broken
+    if isinstance(surgery, Share):
+        yield from rank(f"{where}.surgery.rank", surgery.rank, shape)
+    if isinstance(surgery, Drop) and surgery.layers and surgery.layers >= shape.layers:
+        yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, shape.layers - 1)}"
+    if isinstance(chosen, Budget) and not broken:
+        yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
+    elif wanted := getattr(surgery, "target_parameters", None):
+        yield from _target(f"{where}.surgery", wanted, _baseline(surgery, shape), shape)
+
+
+def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
+    if isinstance(chosen, NoWindows):
+        return
+    key, sizes = ("size", [chosen.size]) if isinstance(chosen, Blocks) else ("sizes", chosen.sizes)
+    if too_long := [size for size in sizes if size > shape.layers]:
+        yield f"{where}.{key} = {too_long[0]}: {_layers(shape, 2, shape.layers)}"
+        return
+    if isinstance(chosen, Blocks):
+        return
+    if beyond := [layer for layer in chosen.exclude_layers if layer >= shape.layers]:
+        yield f"{where}.exclude_layers = {beyond[0]}: this model has layers 0 to {shape.layers - 1} only"
+        return
+    fitting = windows.contiguous(shape.layers, sizes, chosen.exclude_layers)
+    if not fitting:
+        yield (
+            f"{where}.exclude_layers = {chosen.exclude_layers} leaves no window of sizes = {sizes} in the "
+            f"{shape.layers} layers of this model"
+        )
+    elif isinstance(chosen, Best) and chosen.count > windows.most(fitting):
+        yield (
+            f"{where}.count = {chosen.count}: at most {windows.most(fitting)} windows of sizes = {sizes} fit into the "
+            f"{shape.layers} layers of this model"
+        )
+
+
+def _layers(shape: Shape, least: int, most: int) -> str:
+    return f"this model has {shape.layers} layers, so {least} to {most} are allowed"
+
+
+def rank(where: str, wanted: int, shape: Shape) -> Iterator[str]:
+    """A rank above what a matrix of the FFN can have."""
+    d_out, d_in = shape.matrices["in"]
+    if wanted > min(d_out, d_in):
+        yield (
+            f"{where} = {wanted}: the FFN matrices of this model are {d_out} x {d_in}, so at most {min(d_out, d_in)} "
+            "is allowed"
+        )
+
+
+def _target(where: str, wanted: int | float | Like, allowed: list[tuple[int, int]], shape: Shape) -> Iterator[str]:
+    key = f"{where}.target_parameters"
+    if isinstance(wanted, Like):
+        if wanted.size * wanted.count > shape.layers:
+            yield (
+                f"{key} = {wanted.count} x {wanted.size} layers: this model has {shape.layers} layers, so size x count "
+                f"may be 2 to {shape.layers}"
+            )
+            return
+        broken = list(rank(f"{key}.rank", wanted.rank, shape))
+        yield from broken
+        if broken:
+            return
+    number = targets.target(shape, wanted)
+    if not any(least <= number <= most for least, most in allowed):
+        ranges = " or ".join(f"{least:,} to {most:,}" for least, most in allowed)
+        shown = f"{{{', '.join(f'{k}: {v}' for k, v in wanted)}}}" if isinstance(wanted, Like) else wanted
+        yield (
+            f"{key} = {shown} asks for {number:,} parameters of this model's {shape.parameters:,}: {ranges} are allowed"
+        )
+
+
+def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int]]:
+    """The numbers of parameters that windows of the sizes can be given by their ranks."""
+    each, total = targets.saving(shape, surgery.biases), shape.parameters
+    found: list[tuple[int, int]] = []
+    fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers)
+    for saved in sorted(windows.savings(fitting, shape.layers)):
+        fewest = max(1, saved - windows.SPARE + 1)
+        least, most = total - saved * each, total - (fewest - 1) * each - 1
+        if found and most >= found[-1][0] - 1:
+            most = found.pop()[1]
+        found.append((least, most))
+    return found[::-1]
+
+
+def _baseline(surgery: Drop | LowRank | Prune, shape: Shape) -> list[tuple[int, int]]:
+    """The numbers of parameters that a method without windows can reach."""
+    total = shape.parameters
+    if isinstance(surgery, Drop):
+        return [(total - (shape.layers - 1) * shape.block, total - 1)]
+    return [(total - shape.layers * shape.ffn_matrices + 1, total - 1)]

@@ -1,0 +1,198 @@
+"""A model's shape, known before it is opened: from config.json, a GGUF file's head, or the hub. No torch in here."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core import gguf_header
+from stages.core.errors import UserError
+from stages.core.families import Family, family_of
+
+PATIENCE = 1.0  # seconds for the hub to answer
+
+# What GGUF calls what a family's `config` names, after the architecture's name and a dot.
+GGUF = {
+    "layers": "block_count",
+    "width": "embedding_length",
+    "hidden": "feed_forward_length",
+    "positions": "context_length",
+    "vocabulary": "vocab_size",
+    "heads": "attention.head_count",
+    "key_heads": "attention.head_count_kv",
+    "head_width": "rope.dimension_count",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder; `biases` are those of `qkv`, `o` and `ffn` that it has. All layers are alike."""
+
+    model_type: str
+    layers: int
+    width: int
+    hidden: int
+    positions: int
+    vocabulary: int
+    heads: int
+    key_heads: int
+    head_width: int
+    tied: bool
+    biases: frozenset[str]
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Role -> (d_out, d_in) of each matrix of one layer's FFN."""
+        wide, narrow = (self.hidden, self.width), (self.width, self.hidden)
+        return {role: narrow if role == "out" else wide for role in family_of(self.model_type).matrices}
+
+    @property
+    def ffn_matrices(self) -> int:
+        """Entries of the matrices of one layer's FFN."""
+        return sum(d_out * d_in for d_out, d_in in self.matrices.values())
+
+    @property
+    def ffn_biases(self) -> int:
+        """Entries of the biases of one layer's FFN."""
+        return sum(d_out for d_out, _ in self.matrices.values()) if "ffn" in self.biases else 0
+
+    @property
+    def block(self) -> int:
+        """Parameters of one layer: attention, FFN and two norms."""
+        asked, answered = self.heads * self.head_width, self.key_heads * self.head_width
+        attention = 2 * self.width * (asked + answered)
+        attention += (asked + 2 * answered) * ("qkv" in self.biases) + self.width * ("o" in self.biases)
+        return attention + self.ffn_matrices + self.ffn_biases + 2 * self._norm
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied embeddings counted once."""
+        embeddings = self.vocabulary * (1 if self.tied else 2)
+        embeddings += self.positions if family_of(self.model_type).learned_positions else 0
+        return embeddings * self.width + self.layers * self.block + self._norm
+
+    @property
+    def _norm(self) -> int:
+        return family_of(self.model_type).norm_vectors * self.width
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model_type}, {self.layers} layers, width {self.width}, FFN {self.hidden}, {self.heads} heads, "
+            f"{self.positions} positions, vocabulary {self.vocabulary}, {'' if self.tied else 'un'}tied embeddings, "
+            f"{self.parameters:,} parameters"
+        )
+
+
+def of_config(config: Mapping[str, Any], where: str) -> Shape:
+    """The shape that a config.json describes. Raises UserError, beginning with `where`, where it does not."""
+    try:
+        family = family_of(config.get("model_type"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+    def size(what: str, otherwise: int | None = None) -> int:
+        name = family.config.get(what)
+        value = config.get(name)
+        value = otherwise if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where}: {name} = {value!r}: a whole number from 1 is needed")
+        return value
+
+    def says(key: bool | str | None, otherwise: bool) -> bool:
+        return bool(config.get(key, otherwise)) if isinstance(key, str) else bool(key)
+
+    width, heads = size("width"), size("heads")
+    return Shape(
+        model_type=config["model_type"],
+        layers=size("layers"),
+        width=width,
+        hidden=size("hidden", family.hidden_per_width and family.hidden_per_width * width),
+        positions=size("positions"),
+        vocabulary=size("vocabulary"),
+        heads=heads,
+        key_heads=size("key_heads", heads),
+        head_width=size("head_width", width // heads),
+        tied=says("tie_word_embeddings", family.tied),
+        biases=frozenset(part for part, key in family.biases.items() if says(key, False)),
+    )
+
+
+def of_model(model: Any) -> Shape:
+    """The shape of a stock model."""
+    return of_config(model.config.to_dict(), type(model).__name__)
+
+
+def of_folder(folder: Path) -> Shape:
+    """The shape of the model in a folder: a stock one, or the dense model that a variant's checkpoint came from.
+
+    Raises UserError where there is no config.json or it describes no supported model.
+    """
+    config = read_config(folder / "config.json")
+    dense = config.get("dense")
+    return of_config(dense if isinstance(dense, dict) else config, str(folder / "config.json"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json. Raises UserError with the file's name where it holds no mapping."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a mapping is needed, not {type(config).__name__}")
+    return config
+
+
+def of_gguf(path: Path) -> Shape:
+    """The shape of the model in a GGUF file. Raises UserError where its head is damaged or not of a known family."""
+    values, tensors = gguf_header.read(path)
+    kind = values.get("general.architecture")
+    try:
+        family: Family = family_of(kind)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    config = {name: values.get(f"{kind}.{GGUF[what]}") for what, name in family.config.items()}
+    config[family.config["vocabulary"]] = values.get(f"{kind}.vocab_size", values.get("tokenizer.ggml.tokens"))
+    tied = "output.weight" not in tensors
+    return of_config({"model_type": kind, "tie_word_embeddings": tied, **config}, str(path))
+
+
+def of_source(model: str, revision: str | None = None, gguf_file: str | None = None) -> Shape | None:
+    """The shape of what `AutoModelForCausalLM.from_pretrained` would open; None where that cannot be known from here.
+
+    A hub id is looked up in the hub's cache, then its config.json asked for, for about a second and unless
+    HF_HUB_OFFLINE is set. Raises UserError where a folder or file is damaged or cannot be what was meant.
+    """
+    if Path(model).is_dir():
+        return of_gguf(Path(model, gguf_file)) if gguf_file else of_folder(Path(model))
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(model, gguf_file or "config.json", revision=revision)
+    except HFValidationError as error:
+        raise UserError(f"{model!r} is neither a folder nor the name of a model on the hub") from error
+    if isinstance(kept, str):
+        return of_gguf(Path(kept)) if gguf_file else of_config(read_config(Path(kept)), kept)
+    config = None if gguf_file else _asked(model, revision)
+    return None if config is None else of_config(config, f"config.json of {model}")
+
+
+def _asked(model: str, revision: str | None) -> dict[str, Any] | None:
+    """The config.json that the hub answers with at once, if it does.
+
+    `hf_hub_download` would retry for twenty seconds where no name can be resolved.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    address = hf_hub_url(model, "config.json", revision=revision)
+    try:
+        answer = get_session().get(address, headers=build_hf_headers(), timeout=PATIENCE, follow_redirects=True)
+        config = answer.raise_for_status().json()
+    except Exception:  # whatever a client may raise: the shape stays unknown, and `base` says why in its time
+        return None
+    return config if isinstance(config, dict) else None

@@ -1,0 +1,72 @@
+"""Devices and precision: what is asked for is taken or refused, and what was taken is on record."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from closure import ROOT
+
+from stages.core import runtime
+from stages.core.errors import UserError
+from stages.core.profiles import Runtime
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def without_cuda(monkeypatch, available=False):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_cuda_without_a_device_is_refused(device, monkeypatch):
+    without_cuda(monkeypatch)
+    with pytest.raises(UserError, match=f"runtime.device = {device}, but torch sees no CUDA device; use cpu or auto"):
+        runtime.start(Runtime(device=device, threads=1))
+
+
+@pytest.mark.parametrize(("available", "expected"), [(False, "cpu"), (True, "cuda")])
+def test_auto_takes_what_is_there(available, expected, monkeypatch):
+    without_cuda(monkeypatch, available)
+    assert runtime.start(Runtime(device="auto", threads=1)).type == expected
+
+
+def test_what_was_taken_is_on_record():
+    device = runtime.start(Runtime(device="cpu", threads=1))
+    found = runtime.environment(device, "bfloat16")
+    assert found["threads"] == 1 and found["precision"] == "bfloat16" and found["torch"] == torch.__version__
+
+
+def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert runtime.precision(torch.device("cuda"), "bfloat16") == "float32"
+    assert runtime.precision(torch.device("cuda"), "float32") == "float32"
+
+
+SCRIPT = """
+from pathlib import Path
+from stages.core import runtime
+from stages.core.errors import UserError
+def main(model: Path, profile: str):
+    assert isinstance(model, Path) and isinstance(profile, str)
+    {what}
+runtime.entry(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "lines"), [("pass", 0, 0), ("raise UserError('no such profile')", 1, 1), ("1 / 0", 1, None)]
+)
+def test_a_user_s_mistake_is_one_line_and_a_defect_is_not_hidden(what, code, lines):
+    command = [sys.executable, "-c", SCRIPT.format(what=what), "--model", "m", "--profile", "p"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == code
+    if lines is None:
+        assert "ZeroDivisionError" in done.stderr
+    else:
+        assert done.stderr.count("\n") == lines and "Traceback" not in done.stderr
