@@ -511,7 +511,7 @@ def test_the_command_imports_no_torch_and_passes_here():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("set()\n") and "2,674,432 parameters" in done.stdout
-    assert re.search(r"^finetune +15 +\d+ MB +\d+ MB", done.stdout, re.M), done.stdout
+    assert re.search(r"^finetune +15 +[\d.]+ [GM]B +\d+ MB", done.stdout, re.M), done.stdout
 
 
 @pytest.fixture
@@ -559,7 +559,7 @@ def test_what_does_not_fit_is_said_and_ends_the_command(here, monkeypatch, capsy
         available = free = 5e8
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: Little)
-    with pytest.raises(UserError, match="^stage finetune needs about [89]\\d\\d MB of memory, 500 MB are free$"):
+    with pytest.raises(UserError, match="^stage finetune needs about 1 GB of memory, 500 MB are free$"):
         check.main()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Little)
     with pytest.raises(UserError, match="artifacts and DVC's cache need about 1.1 GB of disk, 500 MB are there"):

@@ -125,8 +125,8 @@ def matmul_speed(seconds: float = 0.2) -> float:
 
 
 def gpu() -> tuple[str, float] | None:
-    """The first GPU's name and its memory in bytes, where there is one."""
-    question = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    """The first GPU's name and its free memory in bytes, where there is one."""
+    question = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(question, text=True, capture_output=True)
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from stages.core.variants import Blocks, Budget, Collapse, Drop, LowRank, Share,
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 
-LIBRARIES = 0.4e9  # bytes that a process holds which has imported torch and transformers
+LIBRARIES = 0.5e9  # bytes: 0.4 after torch and transformers are imported, the rest what allocators keep in small stages
 START = 6.0  # seconds of a core: those imports, and DVC's own work for a stage
 FIT = 40  # x f^3 operations to fit one layer of a group: factors of moments, eigenvectors, a few rounds
 ASSIGNMENT = 3  # x f^3 operations of one Hungarian assignment
