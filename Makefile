@@ -1,5 +1,5 @@
-# `make repro` runs the study, `make test` the tests, `make verify` hashes all results anew; all make the environment first.
-.PHONY: repro test verify export harness ablation
+# `make repro` runs the study, `make test` the tests; every command makes the environment first.
+.PHONY: repro check test verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -10,6 +10,10 @@ export PATH := $(BIN):$(PATH)
 # make repro JOBS=2 runs the chains of two variants at a time; without JOBS, as many as the machine has room for.
 repro: .venv/ready
 	python -m stages.commands.side_by_side --jobs $(JOBS)
+
+# make check says in a second what is wrong in params.yaml, and what memory, disk and time the profile needs.
+check: .venv/ready
+	python -m stages.commands.check
 
 test: .venv/ready
 	pytest

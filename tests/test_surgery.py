@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core import depth, ffn, merging, sharing, surgery, windows
-from stages.core.errors import UserError
 from stages.core.moments import Moments
 from stages.core.repair import least_squares
 from stages.core.variants import Keep
@@ -32,14 +31,6 @@ def test_windows_partition_or_slide(allowed):
 def test_blocks_of_five_layers():
     assert windows.blocks(5, 3) == [[0, 1, 2], [3, 4]]
     assert windows.blocks(5, 2) == [[0, 1], [2, 3]]
-
-
-@pytest.mark.parametrize("size", [1, 0, -1, 13])
-def test_a_window_out_of_range_names_the_depth(size):
-    with pytest.raises(UserError, match=rf"windows\.size = {size}\b.*\b12 layers.*\b2 to 12\b"):
-        windows.blocks(12, size)
-    with pytest.raises(UserError, match=rf"windows\.sizes = {size}\b.*\b12 layers.*\b2 to 12\b"):
-        windows.contiguous(12, [4, size])
 
 
 # Sharing
@@ -132,12 +123,6 @@ def test_the_original_stays_as_it_is(name, spec):
             parameter.zero_()
     assert tiny.same(tiny.state(model), before)
     assert len(list(model.parameters())) == len(list(tiny.model(name).parameters()))
-
-
-@tiny.every_family
-def test_a_rank_above_the_width_is_refused(name):
-    with pytest.raises(UserError, match=rf"surgery\.rank = {tiny.WIDTH + 1} exceeds .* = {tiny.WIDTH}$"):
-        tiny.shared(name, tiny.WIDTH + 1)
 
 
 # Collapse

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 from stages.core import estimates, params, rules, runtime, shape
-from stages.core.artifacts import read_json
 from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.shape import Shape
@@ -46,7 +45,7 @@ def main() -> None:
 def model_of(base) -> Shape | None:
     """The shape of the model under study: of its source or, where that cannot be seen, of the snapshot of it."""
     known = shape.of_source(base.model, base.revision, base.gguf_file)
-    if known is None and PROVENANCE.is_file() and read_json(PROVENANCE).items() >= base.model_dump().items():
+    if known is None and PROVENANCE.is_file() and shape.read_mapping(PROVENANCE).items() >= base.model_dump().items():
         known = shape.of_folder(SNAPSHOT)
     return known
 
@@ -76,10 +75,9 @@ def duration(costs: dict, speed: float) -> str:
     """The whole time of one core, what is not in it, and what several cores can make of it."""
     whole, cores = sum(cost.seconds(speed) for cost in costs.values()), os.cpu_count() or 1
     unknown = [cost.unknown for cost in costs.values() if cost.unknown]
-    least = f"more than {clock(whole)}" if unknown else f"about {clock(whole)}"
-    text = f"{least} of one core at the {speed / 1e9:.0f} GFLOP/s that a matrix product has here"
-    text += f" (not counted: text of unknown length, {', '.join(unknown)})" if unknown else ""
-    return f"{text}; this machine has {cores} core{'s' * (cores > 1)}, idle or not"
+    text = f"{'more than' if unknown else 'about'} {clock(whole)} of one core, whose matrix product here does "
+    text += f"{rounded(speed / 1e9)} GFLOP/s; JOBS says how many of the {cores} work at a time"
+    return text + (f"\n      not counted, as long as the text is: {', '.join(unknown)}" if unknown else "")
 
 
 def misfits(costs: dict, card: tuple[str, float] | None) -> list[str]:
@@ -99,9 +97,8 @@ def misfits(costs: dict, card: tuple[str, float] | None) -> list[str]:
             lines.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
     needed = 2 * sum(cost.disk for cost in costs.values())
     free, there = shutil.disk_usage(".").free, occupied(Path("artifacts"))
-    print(
-        f"disk: artifacts and DVC's cache of them about {size(needed)}; {size(free)} are free, {size(there)} hold artifacts"
-    )
+    beside = f"{size(free)} are free beside {size(there)} of artifacts"
+    print(f"disk: artifacts and DVC's cache of them need about {size(needed)}; {beside}")
     if needed > free + there:
         lines.append(f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + there)} are there")
     return lines
@@ -113,23 +110,23 @@ def occupied(folder: Path) -> int:
 
 
 def matmul_speed(seconds: float = 0.2) -> float:
-    """Operations a second of one core in a float32 matrix product."""
-    # Read when the library is loaded: one thread, so that the figure is one core's.
+    """Operations a second of one core in a float32 matrix product, whatever else the machine does."""
+    # numpy asks when it is loaded: one thread, so that the figure is one core's.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     import numpy as np
 
     matrix, rounds = np.ones((512, 512), dtype=np.float32), 0
     matrix @ matrix
-    start = time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
+    start = time.process_time()
+    while (spent := time.process_time() - start) < seconds:
         matrix @ matrix
         rounds += 1
     return 2 * len(matrix) ** 3 * rounds / spent
 
 
 def gpu() -> tuple[str, float] | None:
-    """The first GPU's name and its memory in bytes, where there is one."""
-    question = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    """The first GPU's name and its free memory in bytes, where there is one."""
+    question = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(question, text=True, capture_output=True)
     except FileNotFoundError:
@@ -141,19 +138,23 @@ def gpu() -> tuple[str, float] | None:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that fits, to two places."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.2g} {unit}" if count < 100 * scale else f"{count / scale:.0f} {unit}"
-    return "under 1 MB"
+    """Bytes in the unit that fits."""
+    if count < 1e6:
+        return "under 1 MB"
+    return f"{rounded(count / 1e9)} GB" if count >= 1e9 else f"{rounded(count / 1e6)} MB"
 
 
 def clock(seconds: float) -> str:
     """A time in the unit that fits."""
     for unit, scale in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * scale:
-            return f"{seconds / scale:.2g} {unit}" if seconds < 100 * scale else f"{seconds / scale:.0f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{rounded(seconds / scale)} {unit}"
+    return f"{rounded(seconds)} s"
+
+
+def rounded(value: float) -> str:
+    """To two digits: no estimate here is better than that."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from stages.core import params, targets, windows
 from stages.core.errors import UserError
 from stages.core.params import Params
 from stages.core.profiles import Profile
-from stages.core.shape import Shape, of_folder, read_config
+from stages.core.shape import Shape, of_folder, read_mapping
 from stages.core.variants import Best, Blocks, Budget, Chosen, Drop, Like, LowRank, NoWindows, Prune, Share, Variant
 
 
@@ -19,7 +19,7 @@ def door(profile: str, model: Path) -> None:
 
     Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
     """
-    if "dense" in read_config(model / "config.json"):
+    if "dense" in read_mapping(model / "config.json"):
         refuse(list(lengths(profile, params.load().profiles[profile], of_folder(model))))
     else:
         hold(profile, of_folder(model))

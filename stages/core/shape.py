@@ -128,13 +128,13 @@ def of_folder(folder: Path) -> Shape:
 
     Raises UserError where there is no config.json or it describes no supported model.
     """
-    config = read_config(folder / "config.json")
+    config = read_mapping(folder / "config.json")
     dense = config.get("dense")
     return of_config(dense if isinstance(dense, dict) else config, str(folder / "config.json"))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A config.json. Raises UserError with the file's name where it holds no mapping."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON file such as config.json. Raises UserError with its name where it holds no mapping."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -174,7 +174,7 @@ def of_source(model: str, revision: str | None = None, gguf_file: str | None = N
     except HFValidationError as error:
         raise UserError(f"{model!r} is neither a folder nor the name of a model on the hub") from error
     if isinstance(kept, str):
-        return of_gguf(Path(kept)) if gguf_file else of_config(read_config(Path(kept)), kept)
+        return of_gguf(Path(kept)) if gguf_file else of_config(read_mapping(Path(kept)), kept)
     config = None if gguf_file else _asked(model, revision)
     return None if config is None else of_config(config, f"config.json of {model}")
 
