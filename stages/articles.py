@@ -6,13 +6,13 @@ from stages.core import params, runtime, sources
 from stages.core.artifacts import parquet_writer
 
 
-def main(profile: str, lexicon: Path, out: Path) -> None:
+def main(profile: str, lexicon: Path, summaries: Path, out: Path) -> None:
     import pyarrow as pa
 
     source = params.section(profile, "articles").source
     schema = pa.schema([("article", pa.string()), ("summary", pa.string())])
     for split in runtime.progress(("train", "test"), "articles"):
-        rows = [dict(zip(schema.names, pair)) for pair in sources.pairs(source, split, lexicon)]
+        rows = [dict(zip(schema.names, pair)) for pair in sources.pairs(source, split, lexicon, summaries)]
         with parquet_writer(out / f"{split}.parquet", schema) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema))
 

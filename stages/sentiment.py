@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 from stages.core import classification, labelled, params, recovery, rules, runtime, scoring, sharing
-from stages.core.artifacts import parquet_writer, write_json
+from stages.core.artifacts import write_json
 from stages.core.families import family_of
 
 
@@ -47,23 +47,7 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
             "environment": runtime.environment(device, place.precision),
         },
     )
-    write_predictions(predictions, wanted, found[0])
-
-
-def write_predictions(path, labels, probabilities) -> None:
-    """One row a test text: row, label, predicted, score (the probability of what was predicted)."""
-    import pyarrow as pa
-
-    score, predicted = probabilities.max(1)
-    columns = {
-        "row": pa.array(range(len(labels)), pa.int32()),
-        "label": pa.array(labels.numpy(), pa.int8()),
-        "predicted": pa.array(predicted.numpy(), pa.int8()),
-        "score": pa.array(score.numpy(), pa.float32()),
-    }
-    table = pa.table(columns)
-    with parquet_writer(path, table.schema) as writer:
-        writer.write_table(table)
+    classification.keep(predictions, wanted, found[0])
 
 
 if __name__ == "__main__":

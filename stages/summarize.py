@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from stages.core import models, params, rules, runtime, sharing, summaries
-from stages.core.artifacts import parquet_reader, parquet_writer, write_json
+from stages.core.artifacts import write_json
 from stages.core.errors import UserError
 from stages.core.training import train
 
@@ -23,7 +23,7 @@ def main(
     device = runtime.start(place)
     spec = params.section(profile, "summarize")
     words = models.open_tokenizer(tokenizer)
-    articles, wanted = (column[: spec.articles] for column in read(test_pairs))
+    articles, wanted = (column[: spec.articles] for column in summaries.read(test_pairs))
     if len(articles) < spec.articles:
         raise UserError(f"params.yaml: summarize.articles = {spec.articles}: there are only {len(articles)}")
     asked = summaries.prompts(words, articles, spec.format, spec.context - spec.new_tokens)
@@ -35,7 +35,8 @@ def main(
     def summarise(seed):
         changed = opened()
         if spec.training:
-            learn(changed, words, read(train_pairs), spec, seed, runtime.autocast(device, place.precision), watch)
+            pairs, autocast = summaries.read(train_pairs), runtime.autocast(device, place.precision)
+            learn(changed, words, pairs, spec, seed, autocast, watch)
         written = summaries.write(changed, asked, spec, spec.new_tokens, spec.no_repeat_over, watch)
         return [text.strip() for text in words.batch_decode(written, skip_special_tokens=True)]
 
@@ -51,7 +52,7 @@ def main(
         figures |= as_the_seeds(opened(), words, articles, wanted, spec, rouge.rouge, watch)
     environment = runtime.environment(device, place.precision if spec.training else "float32")
     write_json(out, figures | {"articles": len(articles), "seeds": len(scores), "environment": environment})
-    keep(predictions, wanted, found[0], leads)
+    summaries.keep(predictions, wanted, found[0], leads)
 
 
 def learn(model, words, pairs, spec, seed, autocast, watch):
@@ -73,23 +74,6 @@ def as_the_seeds(model, words, articles, wanted, spec, score, watch) -> dict[str
     texts = words.batch_decode([a + w for a, w in zip(asked, written)], skip_special_tokens=True)
     found = score(texts, wanted, stemmer=False)
     return {f"seed_{kind}": found[kind] for kind in ("rouge1", "rouge2", "rougeL")}
-
-
-def read(path: Path) -> list[list[str]]:
-    """The articles and the summaries of a table."""
-    with parquet_reader(path) as file:
-        table = file.read()
-    return [table[name].to_pylist() for name in ("article", "summary")]
-
-
-def keep(path: Path, references: list[str], found: list[str], leads: list[str]) -> None:
-    """The first seed's predictions, so that anyone can count again."""
-    import pyarrow as pa
-
-    columns = {"article": list(range(len(found))), "reference": references, "prediction": found, "lead3": leads}
-    table = pa.table(columns)
-    with parquet_writer(path, table.schema) as writer:
-        writer.write_table(table)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def study(request, tmp_path_factory):
         prepare.main("tiny", Path("no-lexicon"), Path("tokenizer"), Path("text"))
         data = ROOT / "data"
         reviews.main("tiny", data / "lexicon.yaml", data / "reviews.yaml", Path("tokenizer"), Path("reviews"))
-        articles.main("tiny", Path("no-lexicon"), Path("articles"))
+        articles.main("tiny", Path("no-lexicon"), Path("no-summaries"), Path("articles"))
         text = Path("text/train.parquet")
         extract.main("tiny", Path("model"), text, Path("activations"), Path("moments"), Path("calibration.json"))
         correlate.main("tiny", Path("activations"), Path("correlations"))

@@ -86,5 +86,5 @@ def test_an_empty_text_is_named(column, tmp_path):
         kind="dataset", path="parquet", data_files={"test": str(tmp_path / "pairs.parquet")}, test="test"
     )
     with pytest.raises(UserError, match=f"row 1 .*{column}.* is empty"):
-        pairs(source, "test", tmp_path)
-    assert pairs(source, "train", tmp_path) == []
+        pairs(source, "test", tmp_path, tmp_path)
+    assert pairs(source, "train", tmp_path, tmp_path) == []

@@ -5,11 +5,13 @@ last real position: padding cannot influence it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stages.core.artifacts import parquet_writer
 from stages.core.profiles import HeadRecipe
 from stages.core.training import train
 
@@ -92,3 +94,19 @@ def fit(
 def probabilities(classifier: Classifier, states: Tensor) -> Tensor:
     """Each label's probability, float32 (n, labels), from the rows' features under the classifier's own model."""
     return classifier.answer(states).softmax(-1).cpu()
+
+
+def keep(path: Path, labels: Tensor, probabilities: Tensor) -> None:
+    """A parquet table, one row a test text: row, label, predicted, score (the probability of what was predicted)."""
+    import pyarrow as pa
+
+    score, predicted = probabilities.max(1)
+    columns = {
+        "row": pa.array(range(len(labels)), pa.int32()),
+        "label": pa.array(labels.numpy(), pa.int8()),
+        "predicted": pa.array(predicted.numpy(), pa.int8()),
+        "score": pa.array(score.numpy(), pa.float32()),
+    }
+    table = pa.table(columns)
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)

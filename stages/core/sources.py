@@ -21,7 +21,7 @@ def rows(source: Stories | Dataset, split: str, lexicon: Path) -> list[str]:
     return text
 
 
-def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path) -> list[tuple[str, str]]:
+def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path, summaries: Path) -> list[tuple[str, str]]:
     """(article, summary) pairs of one split (`train` or `test`; none where a data set's `train` is null).
 
     Raises UserError where an article or a summary has no text.
@@ -29,9 +29,9 @@ def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path) -> list[
     if isinstance(source, Articles):
         seed = 10 * source.seed + SPLIT_SEEDS[f"article {split}"]
         try:
-            return summarised(_yaml(lexicon), seed, getattr(source, split))
+            return summarised(_yaml(lexicon), _yaml(summaries), seed, getattr(source, split))
         except ValueError as error:
-            raise UserError(f"{lexicon}: {error}") from error
+            raise UserError(f"{summaries}, {lexicon}: {error}") from error
     if getattr(source, split) is None:
         return []
     names = [source.article, source.summary]

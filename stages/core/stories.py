@@ -23,24 +23,28 @@ def stories(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str
     Raises ValueError where the lexicon lacks a key that the stories or one of its own texts need.
     """
     plots = list(_plots(lexicon).values())
-    return [_Teller(lexicon, random.Random(f"{seed}/{index}")).tell(plots) for index in range(count)]
+    tellers = (_Teller(lexicon, random.Random(f"{seed}/{index}")) for index in range(count))
+    return [teller.tell(teller.chance.choice(plots)) for teller in tellers]
 
 
-def summarised(lexicon: Mapping[str, Any], seed: int, count: int) -> list[tuple[str, str]]:
-    """The same stories, each with a sentence that says what it was about: (story, summary).
+def summarised(
+    lexicon: Mapping[str, Any], summaries: Mapping[str, str], seed: int, count: int
+) -> list[tuple[str, str]]:
+    """`count` stories, each with a sentence that sums it up: (story, summary).
 
-    A summary is worded by chance and says only what its story has settled. Raises ValueError as `stories` does, and
-    where a plot has no summary that its telling supports.
+    The plots are those that `summaries` has a text for. Stories are brief: whatever one may leave out is left out.
+    Raises ValueError as `stories` does, for a summary of no plot, and for one that says more than its story settles.
     """
-    plots = _plots(lexicon)
-    if set(plots) - set(lexicon.get("summaries", {})):
-        raise ValueError("lexicon: the key summaries must have an entry for every plot")
-    of = {id(plot): _options(lexicon["summaries"][name]) for name, plot in plots.items()}
+    plots = _plots({**lexicon, "summaries": summaries})
+    if unknown := sorted(set(summaries) - set(plots)):
+        raise ValueError(f"summaries: the lexicon has no plot {unknown[0]}")
+    phrases = {name: _OMITTED if _OMITTED in _options(text) else text for name, text in lexicon["phrases"].items()}
     pairs = []
     for index in range(count):
-        teller = _Teller(lexicon, random.Random(f"{seed}/{index}"))
-        story = teller.tell(list(plots.values()))
-        pairs.append((story, teller.sum_up(of[id(teller.plot)])))
+        teller = _Teller({**lexicon, "phrases": phrases}, random.Random(f"{seed}/{index}"))
+        name = teller.chance.choice(list(summaries))
+        story = teller.tell([ways for ways in plots[name] if _OMITTED not in ways])
+        pairs.append((story, teller.sum_up(summaries[name])))
     return pairs
 
 
@@ -53,21 +57,15 @@ class _Teller:
         self.used: set[str] = set()
         self.told = False
 
-    def tell(self, plots: Sequence[Sequence[Sequence[str]]]) -> str:
-        """The story of one of the plots."""
-        self.plot = self.chance.choice(plots)
-        sentences = [self.word(self.chance.choice(ways)) for ways in self.plot]
-        self.told = True
+    def tell(self, plot: Sequence[Sequence[str]]) -> str:
+        """The story of a plot."""
+        sentences = [self.word(self.chance.choice(ways)) for ways in plot]
         return _polished(" ".join(sentence for sentence in sentences if sentence != _OMITTED))
 
-    def sum_up(self, ways: Sequence[str]) -> str:
-        """One of the ways to sum up what was told, drawn among those that add nothing to it."""
-        for way in self.chance.sample(ways, len(ways)):
-            try:
-                return _polished(self.word(way))
-            except _Untold:
-                continue
-        raise ValueError(f"lexicon: no line of this summary fits every telling of its plot: {ways[-1]}")
+    def sum_up(self, text: str) -> str:
+        """The text in the words of what was told, to which it must add nothing."""
+        self.told = True
+        return _polished(self.word(text.strip()))
 
     def word(self, text: str) -> str:
         """The text without any markup."""
@@ -89,7 +87,7 @@ class _Teller:
             whole, _, part = path.rpartition(".")
             value = (self.fact(whole) if whole else self.facts)[part]
             if self.told and len(_options(value)) > 1:
-                raise _Untold
+                raise ValueError(f"summaries: <{path}> says more than its story has settled")
             self.settled[path] = self.draw(value)
         return self.settled[path]
 
@@ -101,10 +99,6 @@ class _Teller:
         if isinstance(option, str) and len(options) > 1:
             self.used.add(option)
         return option
-
-
-class _Untold(Exception):
-    """A summary has asked for something that its story left open."""
 
 
 def _polished(text: str) -> str:

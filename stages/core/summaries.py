@@ -1,12 +1,14 @@
-"""Summaries by continuation: the prompt, the loss on what follows it, and beams that write it."""
+"""Summaries by continuation: the prompt, the loss on what follows it, beams that write it, and the tables of both."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.artifacts import parquet_reader, parquet_writer
 from stages.core.errors import UserError
 from stages.core.seeds import end_token
 
@@ -109,3 +111,20 @@ class _After:
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         return self.rule(ids[:, self.length :], scores)
+
+
+def read(path: Path) -> list[list[str]]:
+    """The articles and the summaries of a table."""
+    with parquet_reader(path) as file:
+        table = file.read()
+    return [table[name].to_pylist() for name in ("article", "summary")]
+
+
+def keep(path: Path, references: list[str], found: list[str], leads: list[str]) -> None:
+    """A parquet table, one row an article, so that anyone can count again: article, reference, prediction, lead3."""
+    import pyarrow as pa
+
+    columns = {"article": list(range(len(found))), "reference": references, "prediction": found, "lead3": leads}
+    table = pa.table(columns)
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)

@@ -91,7 +91,7 @@ class ReviewSet(Section):
 
 
 class Articles(Section):
-    """Stories of the project's own grammar, each with a one-sentence summary: a seed and how many for each split."""
+    """Brief stories of the project's own grammar, each with a summary: a seed and how many for each split."""
 
     kind: Literal["articles"]
     seed: Natural
