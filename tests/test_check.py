@@ -492,7 +492,7 @@ def test_more_of_anything_costs_more(tmp_path):
         ("finetune.batch_size", "finetune", "memory"),
         ("finetune.epochs", "finetune", "work"),
         ("perplexity.max_tokens", "perplexity", "work"),
-        ("sentiment.epochs", "sentiment", "work"),
+        ("reviews.max_tokens", "sentiment", "work"),
         ("summarize.articles", "summarize", "work"),
         ("generate.new_tokens", "generation", "work"),
     ]:

@@ -211,3 +211,10 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="h.1.mlp.c_fc.weight holds a value that is not finite"):
         models.open_source(str(folder), None, None)
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(tmp_path):
+    folder = _stock(tmp_path / "file")
+    tiny.model("gpt2", vocab_size=97).save_pretrained(folder)
+    with pytest.raises(UserError, match="stock' has 2048 tokens, its model only 97"):
+        models.open_source(str(folder), None, None)
