@@ -283,7 +283,7 @@ def test_a_budget_is_allowed_exactly_where_windows_can_meet_it(sizes, tmp_path):
     operation = found.variants["softshare"].surgery
     each, total = targets.saving(FIVE, operation.biases), FIVE.parameters
     possible = windows.savings(windows.contiguous(5, sizes), 5)
-    for number in range(total - 5 * each - 3, total + 3, 211):
+    for number in [total - saved * each + off for saved in range(6) for off in (-1, 0, 1)]:
         needed = -(-(total - number) // each)
         wanted = any(needed <= saved < needed + windows.SPARE for saved in possible) and needed >= 1
         chosen = BUDGET | {"sizes": sizes, "target_parameters": number}
@@ -440,11 +440,12 @@ def test_a_checkpoint_holds_as_many_numbers_as_estimated(name, tmp_path):
     assert estimates.stored(variant, FIVE) == pytest.approx(sharing.count(changed, structure)["parameters"], rel=0.03)
 
 
-def test_the_memory_of_a_training_is_what_its_tensors_take():
+@pytest.mark.parametrize("rows, length", [(1, 8), (2, 64)])
+def test_the_memory_of_a_training_is_what_its_tensors_take(rows, length):
     """Weights, gradients, AdamW's moments, the best state, a teacher, and all that a backward pass keeps."""
     found = params.load(ROOT / "params.yaml")
     usual = found.profiles["small"]
-    recipe = usual.finetune.model_copy(update={"batch_size": 2, "sequence_length": 64})
+    recipe = usual.finetune.model_copy(update={"batch_size": rows, "sequence_length": length})
     profile = usual.model_copy(update={"finetune": recipe})
     wanted = found.variants["softshare"].finetune.distill
     model, teacher = (models.open_snapshot(ROOT / "data/model") for _ in range(2))
@@ -456,10 +457,10 @@ def test_the_memory_of_a_training_is_what_its_tensors_take():
             kept[tensor.untyped_storage().data_ptr()] = (tensor, tensor.untyped_storage().nbytes())
         return tensor
 
-    objective = recovery.end_to_end(model.train(), torch.zeros(2, 64, dtype=torch.int64), teacher, wanted, None)
+    objective = recovery.end_to_end(model.train(), torch.zeros(rows, length, dtype=torch.int64), teacher, wanted, None)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _, minimised = objective(torch.arange(2))
+        _, minimised = objective(torch.arange(rows))
     minimised.backward()
     optimizer.step()
     tensors = [*model.parameters(), *(p.grad for p in model.parameters()), *best, *teacher.parameters()]

@@ -141,7 +141,7 @@ def size(count: float) -> str:
     """Bytes in the unit that fits."""
     if count < 1e6:
         return "under 1 MB"
-    return f"{rounded(count / 1e9)} GB" if count >= 1e9 else f"{rounded(count / 1e6)} MB"
+    return f"{rounded(count / 1e9)} GB" if count >= 0.995e9 else f"{rounded(count / 1e6)} MB"
 
 
 def clock(seconds: float) -> str:
