@@ -499,7 +499,7 @@ def test_more_of_anything_costs_more(tmp_path):
     ]:
         section, name = key.split(".")
         less = DOCUMENT["profiles"]["small"][section][name]
-        more = costs(**{f"{SMALL}.{key}": 11 if name == "reach" else 3 * less, f"{SMALL}.articles.source.test": 72})
+        more = costs(**{f"{SMALL}.{key}": 11 if name == "reach" else 3 * less, f"{SMALL}.articles.source.test": 96})
         assert getattr(more[stage], what) > getattr(usual[stage], what), key
 
 
