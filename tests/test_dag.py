@@ -112,6 +112,7 @@ CODE = {
 DATA = {
     "data/lexicon.yaml": ("pretrain prepare articles reviews", f"articles reviews {PREPARE}"),
     "data/reviews.yaml": ("reviews", "reviews sentiment report"),
+    "data/summaries.yaml": ("articles", "articles summarize report"),
     "data/published.yaml": ("report", "report"),
     "data/model/config.json": ("base", BASE),
     "data/local/model/mine.safetensors": ("base surgery", BASE),
