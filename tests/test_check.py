@@ -333,6 +333,9 @@ def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
     model.config.save_pretrained(tmp_path / "dense")
     shallow = {**model.config.to_dict(), "n_layer": 2}
     config(tmp_path / "variant", {"model_type": sharing.MODEL_TYPE, "sharing": {}, "dense": shallow})
+    (tmp_path / "params.yaml").write_text("profile: 3")
+    with pytest.raises(UserError, match="params.yaml: profile = 3"):  # a mistake of the file itself comes first
+        rules.door("small", Path("nowhere"))
     write(tmp_path, **FITTING)
     for folder in ("dense", "variant"):
         rules.door("small", Path(folder))

@@ -19,10 +19,9 @@ def door(profile: str, model: Path) -> None:
 
     Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
     """
-    if "dense" in read_mapping(model / "config.json"):
-        refuse(list(lengths(profile, params.load().profiles[profile], of_folder(model))))
-    else:
-        hold(profile, of_folder(model))
+    found = params.load()
+    changed, shape = "dense" in read_mapping(model / "config.json"), of_folder(model)
+    refuse(list(lengths(profile, found.profiles[profile], shape)) if changed else mistakes(found, profile, shape))
 
 
 def hold(profile: str, shape: Shape) -> None:
