@@ -20,9 +20,6 @@ def clone(tmp_path_factory) -> Path:
     """A shrunk clone after one run of everything. A test that changes it puts back what it found."""
     from shrunk import new_clone, run, stages_run
 
-    if os.environ.get("DEVCLONE"):
-        return Path(os.environ["DEVCLONE"])  # DEV
-
     folder = new_clone(tmp_path_factory.mktemp("clone") / "study")
     assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "2"))
     return folder
@@ -32,16 +29,3 @@ def clone(tmp_path_factory) -> Path:
 def copy_of(tmp_path_factory):
     """Makes copies of a clone with all that it has made, cache included, to do to them what one likes."""
     return lambda folder: shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "study", symlinks=True)
-
-
-@pytest.fixture(scope="session")
-def second_clone(tmp_path_factory):
-    """Makes a clone that studies some variants, with nothing to start from, by `finish`: a run however interrupted."""
-    from shrunk import new_clone, run
-
-    def make(kept, finish=lambda folder: run(folder, "dvc", "repro")) -> Path:
-        folder = new_clone(tmp_path_factory.mktemp("clone") / "study", kept)
-        finish(folder)
-        return folder
-
-    return make

@@ -1,11 +1,20 @@
-"""Two clones that share nothing but the repository make the same bytes, the times of a latency apart."""
+"""Two clones that share nothing but the repository make the same bytes, the times of a latency apart.
+
+In the second, DVC is killed ten times at random moments: what is there in the end is what a clean run makes.
+"""
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo
-from shrunk import edit, keep, run, stages_run
+from shrunk import edit, keep, new_clone, run, stages_run
 
 STUDIED = ("original", "softshare")
 # What a time stands in, and nothing else may differ.
@@ -25,8 +34,32 @@ def first(clone, copy_of) -> Path:
 
 
 @pytest.fixture(scope="module")
-def second(second_clone) -> Path:
-    return second_clone(STUDIED)
+def second(tmp_path_factory) -> Path:
+    folder = new_clone(tmp_path_factory.mktemp("clone") / "study", STUDIED)
+    (folder / "dvc.lock").unlink()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    chance, stages = random.Random(5), 0
+    for _ in range(10):
+        dvc = subprocess.Popen(["dvc", "repro", "-q"], cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(2, 10))
+        stages += len(at_work(folder)) > 1
+        dvc.kill()
+        dvc.wait()
+    assert stages >= 5  # DVC was not alone when it was killed
+    run(folder, "dvc", "repro")
+    return folder
+
+
+def at_work(folder: Path) -> list[psutil.Process]:
+    """The processes whose working directory is this folder."""
+
+    def is_here(process):
+        try:
+            return Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, OSError):
+            return False
+
+    return [process for process in psutil.process_iter() if is_here(process)]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -55,3 +88,9 @@ def test_figures_are_the_same_but_for_times(first, second):
         return summary
 
     assert figures(first) == figures(second)
+
+
+def test_the_killed_left_nothing_behind(second):
+    assert not at_work(second)
+    assert not [path for path in second.rglob(".*.part") if ".dvc" not in path.parts]
+    assert not list(second.glob("artifacts/unfinished/*"))
