@@ -30,13 +30,14 @@ def test_every_start_meets_every_recovery():
     model, asked = tiny.model("gpt2"), []
 
     def train(shared, structure, wanted):
-        asked.append((structure.rank, wanted.train))
+        asked.append((structure.rank, wanted.train, wanted.rate))
         return 1.0
 
     rows = list(ablation.recovered(model, [1, 2], tiny.calibration(model), 2, train))
-    assert len(rows) == len(asked) == len(ablation.STARTS) * len(ablation.RECOVERIES)
+    assert len(rows) == len(asked) == len(ablation.STARTS) * len(ablation.RECOVERIES) * len(ablation.RATES)
     assert {row["delta"] for row in rows} == {"zero", "joint"}
-    assert {train for _, train in asked} == {"deltas", "window", "all"} and {rank for rank, _ in asked} == {2}
+    ranks, parts, rates = map(set, zip(*asked))
+    assert ranks == {2} and parts == {"deltas", "window", "all"} and rates == {1.0, 0.1}
 
 
 @pytest.mark.parametrize("window", ["4", "3-3", "3-12", "b-4", "5-2"])

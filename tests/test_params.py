@@ -109,6 +109,8 @@ OUT_OF_BOUNDS = [
     ("variants.softshare.surgery.base", "median", "variants.softshare.surgery.base = 'median'"),
     ("variants.softshare.finetune.frobenius", -1.0, "variants.softshare.finetune.frobenius = -1.0"),
     ("variants.softshare.finetune.frobenius", float("inf"), "variants.softshare.finetune.frobenius = inf"),
+    ("variants.softshare.finetune.rate", 0.0, "variants.softshare.finetune.rate = 0.0"),
+    ("variants.softshare.finetune.rate", 11.0, "variants.softshare.finetune.rate = 11.0"),
     ("variants.a b", DOCUMENT["variants"]["original"], "variants.a b.*'a b'"),
     ("pretrain.vocabulary", 256, "pretrain.vocabulary = 256"),
 ]

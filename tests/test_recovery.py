@@ -1,15 +1,25 @@
 """Recovery: which parameters move, towards what, and that the best state on held-out text is what is kept."""
 
+from contextlib import nullcontext
+
 import pytest
 import tiny
 import torch
 
 from stages.core import recovery, sharing, training
-from stages.core.profiles import Schedule
-from stages.core.variants import Distill
+from stages.core.profiles import Finetune, Schedule
+from stages.core.variants import Distill, Recovery
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 USUAL = Schedule(epochs=3, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0)
+RECIPE = Finetune(
+    **USUAL.model_dump(),
+    max_tokens=96,
+    sequence_length=12,
+    learning_rate={"all": 4e-2, "deltas": 3e-2, "base": 2e-2, "norms": 1e-2},
+    validation={"times": 1, "max_tokens": 96},
+    seeds=[0],
+)
 
 
 def run(model, objective, rates, recipe=USUAL, **options):
@@ -44,6 +54,18 @@ def test_the_penalty_is_the_squared_norm_from_where_it_is_anchored(around):
     anchor = starts if around == "start" else [0.0] * len(starts)
     wanted = sum((d.delta() - a).square().sum() for d, a in zip(sharing.deltas(model), anchor))
     torch.testing.assert_close(penalty(), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_a_variant_s_rate_multiplies_every_learning_rate_in_both_phases(monkeypatch):
+    given = []
+    monkeypatch.setattr(recovery, "train", lambda _, examples, objective, rates, *rest, **options: given.append(rates))
+    model, structure = tiny.shared("gpt2", 3)
+    wanted = Recovery(train="window", frobenius=0.0, warm_start=0.5, rate=0.1)
+    recovery.recover(
+        model, structure, model, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
+    )  # fmt: skip
+    early, late = ([rate for _, rate in rates] for rates in given)
+    assert early == pytest.approx([3e-3, 2e-3]) and late == pytest.approx([3e-3, 2e-3, 1e-3])
 
 
 @tiny.every_family

@@ -1,5 +1,6 @@
 """Which part of sharing helps: every alignment with every base and delta, and every recovery of two starts."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,19 +20,19 @@ FORMS = (
     ("regression", "weighted"),
     ("regression", "joint"),
 )
-# The seeds' start and the joint fit, each recovered in every way.
+# The seeds' start and the joint fit, each recovered in every way and at every rate.
 STARTS = {
     "seeds": {"alignment": "pre_activation", "base": "mean", "delta": "zero"},
     "joint": {"alignment": "cost", "reference": "centre", "base": "regression", "delta": "joint"},
 }
 RECOVERIES: Mapping[str, Mapping[str, Any]] = {
     "deltas": {"train": "deltas"},
-    "deltas, penalty": {"train": "deltas", "frobenius": 1e-4},
     "window": {"train": "window"},
     "window, distilled": {"train": "window", "distill": Distill(logits=0.5, temperature=2.0)},
     "window, warm start": {"train": "window", "warm_start": 0.25},
     "all": {"train": "all"},
 }
+RATES: Mapping[str, float] = {"": 1.0, ", a tenth of the rates": 0.1}
 
 
 def alignments(sites: Iterable[str]) -> list[tuple[str, str]]:
@@ -63,8 +64,8 @@ def recovered(
     train: Callable[[Any, Any, Recovery], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
-    for start, name in watch([(start, name) for start in STARTS for name in RECOVERIES]):
+    for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
         choices = {"reference": "first", **STARTS[start]}
         shared, structure = surgery.operate(model, [group], calibration, specification(rank, **choices))
-        wanted = Recovery(**{"frobenius": 0.0, **RECOVERIES[name]})
-        yield {**choices, "recovery": name, "perplexity": train(shared, structure, wanted)}
+        wanted = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
+        yield {**choices, "recovery": name + pace, "perplexity": train(shared, structure, wanted)}

@@ -39,9 +39,11 @@ def recover(
     asked only by what `wanted` distils. What is unfinished is kept below the folder `unfinished`.
     """
     family = family_of(model.config.model_type)
-    groups = parts(model, family, structure.groups, wanted.train)
-    rates = [(chosen, getattr(recipe.learning_rate, name)) for name, chosen in groups.items() if chosen]
     penalty = frobenius(model, wanted.around) if wanted.frobenius else None
+
+    def paced(groups: dict[str, list[nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
+        rates = recipe.learning_rate
+        return [(chosen, wanted.rate * getattr(rates, name)) for name, chosen in groups.items() if chosen]
 
     def validate():
         with autocast:
@@ -59,7 +61,7 @@ def recover(
             model,
             early,
             layer_by_layer(model, rows[:early], teacher, family, layers),
-            [(alone[name], getattr(recipe.learning_rate, name)) for name in ("deltas", "base") if alone.get(name)],
+            paced({name: alone[name] for name in ("deltas", "base") if name in alone}),
             recipe,
             seed,
             autocast=autocast,
@@ -72,7 +74,7 @@ def recover(
         end_to_end(
             model, rows[early:], teacher, wanted.distill, (lambda: wanted.frobenius * penalty()) if penalty else None
         ),
-        rates,
+        paced(parts(model, family, structure.groups, wanted.train)),
         recipe,
         seed,
         validate=validate,

@@ -180,6 +180,7 @@ class Recovery(Section):
     train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
     frobenius: weight of the penalty on ||A B||^2, or on ||A B - A_0 B_0||^2 where `around` is start.
     warm_start: share of the steps in which each changed FFN learns to answer like the original's on its own inputs.
+    rate: times the profile's learning rates; a start close to the original is only harmed by what a broken one needs.
     """
 
     train: Literal["all", "window", "deltas"]
@@ -187,6 +188,7 @@ class Recovery(Section):
     around: Literal["zero", "start"] = "zero"
     distill: Distill | None = None
     warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rate: Annotated[float, Field(gt=0, le=10)] = 1.0
 
 
 Chosen = Annotated[NoWindows | Blocks | Best | Budget, Field(discriminator="choose")]
