@@ -7,10 +7,13 @@ against the running centre of its layers so far.
 from functools import lru_cache
 from pathlib import Path
 
-from stages.core import alignment, ffn, models, params, rules, runtime
-from stages.core.artifacts import read_tensors, write_arrays, write_json
+from stages.core import alignment, ffn
+from stages.core.architecture import models, rules
+from stages.core.architecture.families import family_of
 from stages.core.calibration import key, read_moments
-from stages.core.families import family_of
+from stages.core.process import runtime
+from stages.core.process.artifacts import read_tensors, write_arrays, write_json
+from stages.core.settings import params
 
 
 def main(profile: str, model: Path, moments: Path, correlations: Path, permutations: Path, quality: Path) -> None:

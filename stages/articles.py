@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from stages.core import params, runtime, sources
-from stages.core.artifacts import parquet_writer
+from stages.core import sources
+from stages.core.process import runtime
+from stages.core.process.artifacts import parquet_writer
+from stages.core.settings import params
 
 
 def main(profile: str, lexicon: Path, summaries: Path, out: Path) -> None:

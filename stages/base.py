@@ -3,9 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from stages.core import models, params, rules, runtime, shape
-from stages.core.artifacts import replacing, write_json
-from stages.core.families import family_of
+from stages.core.architecture import models, rules, shape
+from stages.core.architecture.families import family_of
+from stages.core.process import runtime
+from stages.core.process.artifacts import replacing, write_json
+from stages.core.settings import params
 
 
 def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from stages.core import params, runtime
 from stages.core.alignment import CorrelationStream
-from stages.core.artifacts import parquet_reader, replacing, write_tensors
+from stages.core.process import runtime
+from stages.core.process.artifacts import parquet_reader, replacing, write_tensors
+from stages.core.settings import params
 
 
 def main(profile: str, activations: Path, out: Path) -> None:

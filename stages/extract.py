@@ -8,11 +8,14 @@ that was goes to JSON.
 from contextlib import ExitStack
 from pathlib import Path
 
-from stages.core import activations, corpus, ffn, models, params, rules, runtime
-from stages.core.artifacts import parquet_writer, replacing, write_json, write_tensors
-from stages.core.errors import UserError
-from stages.core.families import family_of
+from stages.core import activations, corpus, ffn
+from stages.core.architecture import models, rules
+from stages.core.architecture.families import family_of
 from stages.core.moments import MomentStream, to_tensors
+from stages.core.process import runtime
+from stages.core.process.artifacts import parquet_writer, replacing, write_json, write_tensors
+from stages.core.process.errors import UserError
+from stages.core.settings import params
 
 # What a file of moments calls the sites.
 MOMENTS = {"input": "input", "hidden": "post_activation"}

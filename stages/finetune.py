@@ -7,8 +7,11 @@ where it was.
 import shutil
 from pathlib import Path
 
-from stages.core import corpus, models, params, recovery, resume, rules, runtime, sharing
-from stages.core.artifacts import replacing, write_json, write_text
+from stages.core import corpus, recovery, resume, sharing
+from stages.core.architecture import models, rules
+from stages.core.process import runtime
+from stages.core.process.artifacts import replacing, write_json, write_text
+from stages.core.settings import params
 
 
 def main(

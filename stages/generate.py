@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from stages.core import models, params, rules, runtime, sharing
-from stages.core.artifacts import write_json
+from stages.core import sharing
+from stages.core.architecture import models, rules
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json
+from stages.core.settings import params
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path, out: Path) -> None:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from stages.core import corpus, models, params, rules, runtime, seeds, sharing
-from stages.core.artifacts import write_json
+from stages.core import corpus, seeds, sharing
+from stages.core.architecture import models, rules
 from stages.core.latency import compare
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json
+from stages.core.settings import params
 
 
 def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, out: Path) -> None:

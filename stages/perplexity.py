@@ -3,9 +3,12 @@
 import statistics
 from pathlib import Path
 
-from stages.core import corpus, params, rules, runtime, seeds, sharing
-from stages.core.artifacts import write_json
+from stages.core import corpus, seeds, sharing
+from stages.core.architecture import rules
 from stages.core.perplexity import perplexity
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json
+from stages.core.settings import params
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from stages.core import corpus, params, runtime, sources
-from stages.core.models import open_tokenizer
+from stages.core import corpus, sources
+from stages.core.architecture.models import open_tokenizer
+from stages.core.process import runtime
+from stages.core.settings import params
 
 SPLITS = ("train", "validation", "test")
 

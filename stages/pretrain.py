@@ -5,9 +5,11 @@ Frozen in dvc.yaml, its result in git: nobody waits for it. `dvc unfreeze pretra
 
 from pathlib import Path
 
-from stages.core import corpus, params, runtime, sources
-from stages.core.artifacts import replacing
-from stages.core.profiles import Schedule
+from stages.core import corpus, sources
+from stages.core.process import runtime
+from stages.core.process.artifacts import replacing
+from stages.core.settings import params
+from stages.core.settings.profiles import Schedule
 from stages.core.training import next_token_loss, train
 
 

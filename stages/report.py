@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from stages.core import chapters, page, params, pictures, published, runtime, study
-from stages.core.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
+from stages.core.process import runtime
+from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
+from stages.core.reporting import chapters, page, pictures, published, study
+from stages.core.settings import params
 
 
 def main(

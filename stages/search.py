@@ -5,8 +5,10 @@ Every window is scored with the very start that the variant's surgery will give 
 
 from pathlib import Path
 
-from stages.core import params, rules, runtime, windows
-from stages.core.artifacts import read_json, write_json
+from stages.core.architecture import rules, windows
+from stages.core.process import runtime
+from stages.core.process.artifacts import read_json, write_json
+from stages.core.settings import params
 
 
 def main(
@@ -25,7 +27,8 @@ def main(
 
 def searched(profile, variant, wanted, model, tokens, permutations, moments) -> dict:
     """The chosen groups (and ranks, where a budget chose them), with everything that was scored."""
-    from stages.core import calibration, corpus, models
+    from stages.core import calibration, corpus
+    from stages.core.architecture import models
     from stages.core.perplexity import perplexity
     from stages.core.search import search
 

@@ -3,9 +3,12 @@
 import statistics
 from pathlib import Path
 
-from stages.core import classification, labelled, params, recovery, rules, runtime, scoring, sharing
-from stages.core.artifacts import write_json
-from stages.core.families import family_of
+from stages.core import classification, labelled, recovery, scoring, sharing
+from stages.core.architecture import rules
+from stages.core.architecture.families import family_of
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json
+from stages.core.settings import params
 
 
 def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: Path, predictions: Path) -> None:

@@ -6,9 +6,12 @@ Only what the model writes is scored; beside it stand lead-3 and, where asked fo
 import statistics
 from pathlib import Path
 
-from stages.core import models, params, rules, runtime, sharing, summaries
-from stages.core.artifacts import write_json
-from stages.core.errors import UserError
+from stages.core import sharing, summaries
+from stages.core.architecture import models, rules
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json
+from stages.core.process.errors import UserError
+from stages.core.settings import params
 from stages.core.training import train
 
 

@@ -3,8 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stages.core import calibration, models, params, rules, runtime, sharing, surgery
-from stages.core.artifacts import read_json, write_json
+from stages.core import calibration, sharing
+from stages.core.architecture import models, rules
+from stages.core.process import runtime
+from stages.core.process.artifacts import read_json, write_json
+from stages.core.settings import params
+from stages.core.shrinking import surgery
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The import closure of a module of this project, read from its source."""
+"""The import closure of a module of this project, read from its source, and how dvc.yaml writes it."""
 
 import ast
 from pathlib import Path
@@ -24,3 +24,13 @@ def closure(module: str) -> set[str]:
                 names = [alias.name for alias in node.names]
             waiting += [n for n in names if (ROOT / (n.replace(".", "/") + ".py")).is_file()]
     return found
+
+
+def dependencies(module: str) -> set[str]:
+    """The closure as dvc.yaml has it: where it holds every module of a folder of stages/core, that folder instead."""
+    files = closure(module)
+    for folder in (ROOT / "stages" / "core").iterdir():
+        whole = {path.relative_to(ROOT).as_posix() for path in folder.glob("*.py") if path.stem != "__init__"}
+        if whole and whole <= files:
+            files = files - whole | {folder.relative_to(ROOT).as_posix()}
+    return files

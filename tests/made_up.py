@@ -5,8 +5,8 @@ from typing import Any
 
 from closure import ROOT
 
-from stages.core import published
-from stages.core.study import Study
+from stages.core.reporting import published
+from stages.core.reporting.study import Study
 
 NAMES = (
     "original", "softshare", "softshare_seed", "merged_4", "merged_6", "merged_8", "merged_10", "compressed_4",
@@ -122,7 +122,7 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
 
 def lay_out(found: Study, folder: Path) -> dict[str, Path]:
     """The study as the files that the stage `report` reads; option -> path."""
-    from stages.core.artifacts import write_csv, write_json
+    from stages.core.process.artifacts import write_csv, write_json
 
     paths = {}
     for kind in ("provenance", "calibration", "alignment"):

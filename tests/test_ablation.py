@@ -5,7 +5,7 @@ import tiny
 
 from stages.commands.ablate import layers
 from stages.core import ablation
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 
 @tiny.every_family

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from stages.core import activations
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 SITES = ("input", "pre_activation", "post_activation")
 

@@ -8,13 +8,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stages.core import baselines, ffn, models, recovery, shape, sharing, surgery, targets, training
-from stages.core.artifacts import read_tensors
+from stages.core import ffn, recovery, sharing, training
+from stages.core.architecture import models, shape, targets
 from stages.core.depth import influence
-from stages.core.errors import UserError
 from stages.core.moments import SITE
-from stages.core.profiles import Schedule
-from stages.core.variants import Drop, Like, LowRank, Prune
+from stages.core.process.artifacts import read_tensors
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Schedule
+from stages.core.settings.variants import Drop, Like, LowRank, Prune
+from stages.core.shrinking import baselines, surgery
 
 TARGET = Like(size=3, rank=2)
 

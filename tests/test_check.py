@@ -20,23 +20,12 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.commands import check
-from stages.core import (
-    estimates,
-    ffn,
-    models,
-    moments,
-    params,
-    recovery,
-    rules,
-    shape,
-    sharing,
-    splits,
-    surgery,
-    targets,
-    windows,
-)
-from stages.core.errors import UserError
-from stages.core.variants import Variant
+from stages.core import estimates, ffn, moments, recovery, sharing
+from stages.core.architecture import models, rules, shape, targets, windows
+from stages.core.process.errors import UserError
+from stages.core.settings import params, splits
+from stages.core.settings.variants import Variant
+from stages.core.shrinking import surgery
 
 DOCUMENT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 SMALL, FIVE = "profiles.small", shape.of_model(tiny.model("gpt2"))

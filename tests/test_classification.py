@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.core import classification, labelled, recovery, scoring, sources
-from stages.core.errors import UserError
-from stages.core.profiles import HeadRecipe
-from stages.core.texts import LabelledDataset, Reviews
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import HeadRecipe
+from stages.core.settings.texts import LabelledDataset, Reviews
 
 ROWS = [tiny.ids(1, length, seed=length)[0] for length in (3, 9, 5, 12, 7, 4, 8, 6)]
 LABELS = torch.tensor([int(row[-1]) % 2 for row in ROWS])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import networkx
 import pytest
-from closure import ROOT, closure
+from closure import ROOT, dependencies
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 from shrunk import KEPT, run
@@ -56,15 +56,15 @@ PARAMS = {
     "pretrain": ("pretrain", ""),  # frozen: touched, but not run
 }
 
-# Every file under stages/ but the commands, without its ending.
+# Every file under stages/ but the commands, without its ending; braces as in a shell.
 CODE = {
     "__init__ core/__init__": ("", ""),
-    "core/artifacts core/errors core/guard core/params core/profiles": (f"pretrain {ALL}", ALL),
-    "core/runtime core/section core/splits core/texts core/variants": (f"pretrain {ALL}", ALL),
-    "core/hub": (f"pretrain articles {OPENERS}", ALL),
-    "core/families": (f"correlate {OPENERS}", BASE),
-    "core/models": (OPENERS, BASE),
-    "core/gguf_header core/rules core/shape core/targets core/windows": (
+    "core/process/{__init__ artifacts errors guard runtime}": (f"pretrain {ALL}", ALL),
+    "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
+    "core/architecture/hub": (f"pretrain articles {OPENERS}", ALL),
+    "core/architecture/families": (f"correlate {OPENERS}", BASE),
+    "core/architecture/models": (OPENERS, BASE),
+    "core/architecture/{__init__ gguf_header rules shape targets windows}": (
         f"base extract align search surgery finetune {MEASURES}",
         BASE,
     ),
@@ -76,8 +76,7 @@ CODE = {
     "core/alignment": ("correlate align", CORRELATE),
     "core/calibration": ("align search surgery", ALIGN),
     "core/ranks core/search": ("search", SEARCH),
-    "core/baselines core/budgets core/fitting core/lowrank": ("search surgery", SEARCH),
-    "core/merging core/repair core/surgery": ("search surgery", SEARCH),
+    "core/shrinking/{__init__ baselines budgets fitting lowrank merging repair surgery}": ("search surgery", SEARCH),
     "core/sharing": (f"search surgery finetune {MEASURES}", SEARCH),
     "core/depth": ("search surgery finetune sentiment", SEARCH),
     "core/perplexity": ("search finetune perplexity sentiment", SEARCH),
@@ -87,7 +86,7 @@ CODE = {
     "core/classification core/scoring": ("sentiment", "sentiment report"),
     "core/latency": ("latency", "latency report"),
     "core/rouge core/summaries": ("summarize", "summarize report"),
-    "core/chapters core/page core/pictures core/published core/study core/tables": ("report", "report"),
+    "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
     "core/ablation core/estimates core/verification": ("", ""),  # of commands
     "pretrain": ("pretrain", ""),
     "base": ("base", BASE),
@@ -135,9 +134,9 @@ def test_every_module_under_stages_is_a_stage_of_that_name():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_dependencies_are_the_import_closure(name):
-    code = [dep for dep in STAGES[name]["deps"] if dep.endswith(".py")]
+    code = [dep for dep in STAGES[name]["deps"] if dep.startswith("stages/")]
     assert len(code) == len(set(code))
-    assert set(code) == closure(f"stages.{name}")
+    assert set(code) == dependencies(f"stages.{name}")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -173,13 +172,13 @@ def test_every_dependency_and_output_reaches_the_command(name):
     outs = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind))]
     # What a profile may point at, by params.yaml instead of the command.
     indirect = {"data/model", "data/local/model", "data/local/text"} - set(outs)
-    for path in [dep for dep in stage["deps"] if not dep.endswith(".py") and dep not in indirect] + outs:
+    for path in [dep for dep in stage["deps"] if not dep.startswith("stages/") and dep not in indirect] + outs:
         assert any(path == value or path.startswith(value + "/") for value in values), path
 
 
 def test_core_reads_no_fixed_path():
     """Paths stand in dvc.yaml; core modules get them from the stages (params.py alone knows its file's name)."""
-    for path in (ROOT / "stages" / "core").glob("*.py"):
+    for path in (ROOT / "stages" / "core").rglob("*.py"):
         strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
         assert not [s for s in strings if isinstance(s, str) and re.match(r"(artifacts|metrics|data)/", s)], path
 
@@ -217,17 +216,23 @@ def other(value):
     return f"{value}x" if isinstance(value, str) else (value or 0) + 1
 
 
+def files(row: str) -> list[str]:
+    """The files of a row of CODE or DATA: those named, those in braces with what stands before."""
+    folder, brace, inside = row.partition("{")
+    return [f"{folder}{name}" for name in inside.rstrip("}").split()] if brace else row.split()
+
+
 def test_every_leaf_of_params_falls_under_one_row():
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     assert {leaf: rows_of(leaf) for leaf in leaves(values) if len(rows_of(leaf)) != 1} == {}
 
 
 def test_every_code_file_stands_in_one_row():
-    listed = [f"stages/{name}.py" for row in CODE for name in row.split()]
+    listed = [f"stages/{name}.py" for row in CODE for name in files(row)]
     there = [path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py")]
     assert sorted(listed) == sorted(str(path) for path in there if path.parent.name != "commands")
-    # A package's own file runs with its modules and is nobody's dependency: it must be empty.
-    assert not any((ROOT / folder / "__init__.py").read_text() for folder in ("stages", "stages/core"))
+    # A package's own file runs with its modules, of which a stage may use a few only: it must be empty.
+    assert not any(path.read_text() for path in ROOT.glob("stages/**/__init__.py"))
 
 
 def test_every_dependency_that_no_stage_makes_has_a_row():
@@ -317,7 +322,7 @@ def test_the_switch_of_the_profile_touches_and_reruns_all(study):
 def test_every_file_touches_and_reruns_what_its_row_says(table, study):
     """All at once: DVC names the file, or the folder that it lies in."""
     rows = {
-        (f"stages/{name}.py" if table is CODE else name): row for group, row in table.items() for name in group.split()
+        (f"stages/{name}.py" if table is CODE else name): row for group, row in table.items() for name in files(group)
     }
     before = {name: (study / name).read_bytes() for name in rows if (study / name).exists()}
     try:

@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from stages.core import activations, ffn
-from stages.core.errors import UserError
-from stages.core.families import FAMILIES, family_of
+from stages.core.architecture.families import FAMILIES, family_of
+from stages.core.process.errors import UserError
 
 
 def computed(mlp, family, weights, x):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import fitting, lowrank, merging, surgery
 from stages.core.moments import Moments, MomentStream, from_tensors, to_tensors
+from stages.core.shrinking import fitting, lowrank, merging, surgery
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)

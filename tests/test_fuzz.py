@@ -15,8 +15,11 @@ import tiny
 import torch
 from closure import ROOT
 
-from stages.core import artifacts, corpus, labelled, models, params, sharing
-from stages.core.errors import UserError
+from stages.core import corpus, labelled, sharing
+from stages.core.architecture import models
+from stages.core.process import artifacts
+from stages.core.process.errors import UserError
+from stages.core.settings import params
 
 TRIES = 500
 

@@ -9,12 +9,13 @@ import time
 import pytest
 from closure import ROOT
 
-from stages.core.errors import UserError
-from stages.core.guard import guarded
+from stages.core.process.errors import UserError
+from stages.core.process.guard import guarded
 
 # A stage's process: it says that it holds the lock, and would then work for a minute.
 STAGE = (
-    "from stages.core.guard import guarded; import time\nwith guarded(): print('at work', flush=True); time.sleep(60)"
+    "import time; from stages.core.process.guard import guarded\n"
+    "with guarded(): print('at work', flush=True); time.sleep(60)"
 )
 # Something called dvc that runs a stage as DVC does, through a shell that stays between the two.
 DVC = "import subprocess, sys; subprocess.run(sys.argv[1] + ' & echo $!; wait', shell=True)"

@@ -8,7 +8,7 @@ from closure import ROOT
 
 from stages.commands import harness
 from stages.core import sharing
-from stages.core.models import open_snapshot, open_tokenizer
+from stages.core.architecture.models import open_snapshot, open_tokenizer
 
 
 def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import sys
 import pytest
 from closure import ROOT
 
-from stages.core import hub, models, sources
-from stages.core.errors import UserError
-from stages.core.texts import Dataset
+from stages.core import sources
+from stages.core.architecture import hub, models
+from stages.core.process.errors import UserError
+from stages.core.settings.texts import Dataset
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core import params
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
+from stages.core.settings import params
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 DOCUMENT = YAML(typ="safe").load(REPOSITORY.read_text())

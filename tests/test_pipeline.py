@@ -6,7 +6,7 @@ import sys
 
 from shrunk import KEPT, edit, run, stages_run
 
-from stages.core.study import layout
+from stages.core.reporting.study import layout
 
 
 def test_metrics_hold_every_variant(clone):

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from stages.core import recovery, sharing, training
-from stages.core.profiles import Finetune, Schedule
-from stages.core.variants import Distill, Recovery
+from stages.core.settings.profiles import Finetune, Schedule
+from stages.core.settings.variants import Distill, Recovery
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 USUAL = Schedule(epochs=3, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import report
-from stages.core import chapters, page, params, pictures, published, tables
-from stages.core.errors import UserError
-from stages.core.study import pareto, summary
+from stages.core.process.errors import UserError
+from stages.core.reporting import chapters, page, pictures, published, tables
+from stages.core.reporting.study import pareto, summary
+from stages.core.settings import params
 
 OUTS = {
     "summary": "summary.json", "variants": "variants", "points": "points", "plots": "plots", "report": "report.md",

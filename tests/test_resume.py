@@ -9,7 +9,7 @@ import torch
 from closure import ROOT
 
 from stages.core import recovery, resume, training
-from stages.core.profiles import Schedule
+from stages.core.settings.profiles import Schedule
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 RECIPE = Schedule(epochs=4, batch_size=2, accumulation=2, warmup=0.2, weight_decay=0.01, clip=1.0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from closure import ROOT
 
-from stages.core import runtime
-from stages.core.errors import UserError
-from stages.core.profiles import Runtime
+from stages.core.process import runtime
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,8 @@ def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
 
 SCRIPT = """
 from pathlib import Path
-from stages.core import runtime
-from stages.core.errors import UserError
+from stages.core.process import runtime
+from stages.core.process.errors import UserError
 def main(model: Path, profile: str):
     assert isinstance(model, Path) and isinstance(profile, str)
     {what}

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import budgets, ranks, sharing, surgery, windows
+from stages.core import ranks, sharing
+from stages.core.architecture import windows
 from stages.core.search import search
-from stages.core.variants import Best, Budget
+from stages.core.settings.variants import Best, Budget
+from stages.core.shrinking import budgets, surgery
 
 
 @given(depth=st.integers(4, 9), seed=st.integers(0, 999), keep=st.integers(1, 3))

@@ -7,9 +7,10 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.core import ffn, sharing, surgery
-from stages.core.artifacts import read_tensors, write_tensors
-from stages.core.errors import UserError
+from stages.core import ffn, sharing
+from stages.core.process.artifacts import read_tensors, write_tensors
+from stages.core.process.errors import UserError
+from stages.core.shrinking import surgery
 
 KINDS = {
     "tied": {"rank": 0, "biases": "own"},

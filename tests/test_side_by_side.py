@@ -7,8 +7,8 @@ import pytest
 from closure import ROOT
 
 from stages.commands import side_by_side
-from stages.core.errors import UserError
-from stages.core.profiles import Runtime
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Runtime
 
 
 @pytest.mark.parametrize(

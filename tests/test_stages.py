@@ -33,8 +33,8 @@ from stages import (
     surgery,
 )
 from stages.core import sharing
-from stages.core.artifacts import read_tensors
-from stages.core.errors import UserError
+from stages.core.process.artifacts import read_tensors
+from stages.core.process.errors import UserError
 
 LINES = [
     f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")
@@ -211,7 +211,7 @@ def test_moments_are_those_of_the_ffns_inputs(study):
     """Over more tokens than the activations, and all of them."""
     from transformers import AutoModelForCausalLM
 
-    from stages.core.families import family_of
+    from stages.core.architecture.families import family_of
 
     model, inputs = AutoModelForCausalLM.from_pretrained(study / "source").eval(), []
     block = family_of(model.config.model_type).blocks(model)[1]

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import depth, ffn, merging, sharing, surgery, windows
+from stages.core import depth, ffn, sharing
+from stages.core.architecture import windows
 from stages.core.moments import Moments
-from stages.core.repair import least_squares
-from stages.core.variants import Keep
+from stages.core.settings.variants import Keep
+from stages.core.shrinking import merging, surgery
+from stages.core.shrinking.repair import least_squares
 
 # Windows
 

@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from stages.core import recovery, sharing, training
-from stages.core.errors import UserError
-from stages.core.profiles import Schedule
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Schedule
 
 # Eight rows of one endless cycle: a text that can be learnt by heart.
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.core import ffn, surgery
+from stages.core import ffn
+from stages.core.architecture.families import family_of
 from stages.core.calibration import Calibration
-from stages.core.families import family_of
 from stages.core.moments import Moments
-from stages.core.variants import Collapse, Share
+from stages.core.settings.variants import Collapse, Share
+from stages.core.shrinking import surgery
 
 torch.set_num_threads(1)
 

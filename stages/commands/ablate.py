@@ -6,11 +6,14 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 
 from pathlib import Path
 
-from stages.core import ablation, calibration, corpus, models, params, recovery, rules, runtime, shape
-from stages.core.artifacts import replacing, write_csv, write_json
-from stages.core.errors import UserError
-from stages.core.families import family_of
+from stages.core import ablation, calibration, corpus, recovery
+from stages.core.architecture import models, rules, shape
+from stages.core.architecture.families import family_of
 from stages.core.perplexity import perplexity
+from stages.core.process import runtime
+from stages.core.process.artifacts import replacing, write_csv, write_json
+from stages.core.process.errors import UserError
+from stages.core.settings import params
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
 
@@ -69,7 +72,7 @@ def layers(window: str, depth: int) -> list[int]:
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     """Every arm as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
-    from stages.core.pictures import COLOURS, plt
+    from stages.core.reporting.pictures import COLOURS, plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     form = lambda row: (  # noqa: E731

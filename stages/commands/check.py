@@ -9,10 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 
-from stages.core import estimates, params, rules, runtime, shape
-from stages.core.errors import UserError
-from stages.core.params import Params
-from stages.core.shape import Shape
+from stages.core import estimates
+from stages.core.architecture import rules, shape
+from stages.core.architecture.shape import Shape
+from stages.core.process import runtime
+from stages.core.process.errors import UserError
+from stages.core.settings import params
+from stages.core.settings.params import Params
 
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 

@@ -5,10 +5,11 @@ Run from the repository's root after `dvc repro`: make export VARIANT=softshare 
 
 from pathlib import Path
 
-from stages.core import runtime, sharing
-from stages.core.artifacts import replacing
-from stages.core.errors import UserError
-from stages.core.models import open_snapshot, open_tokenizer
+from stages.core import sharing
+from stages.core.architecture.models import open_snapshot, open_tokenizer
+from stages.core.process import runtime
+from stages.core.process.artifacts import replacing
+from stages.core.process.errors import UserError
 
 
 def main(variant: str, to: Path) -> None:

@@ -7,12 +7,13 @@ make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; 
 import json
 from pathlib import Path
 
-from stages.core import runtime, sharing
-from stages.core.artifacts import write_json, write_text
-from stages.core.errors import UserError
-from stages.core.models import open_tokenizer
+from stages.core import sharing
+from stages.core.architecture.models import open_tokenizer
+from stages.core.process import runtime
+from stages.core.process.artifacts import write_json, write_text
+from stages.core.process.errors import UserError
+from stages.core.settings.texts import Reviews
 from stages.core.sources import labelled
-from stages.core.texts import Reviews
 
 
 def main(variant: str, task: str, to: Path) -> None:

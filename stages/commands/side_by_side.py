@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from stages.core import params, runtime
-from stages.core.errors import UserError
-from stages.core.profiles import Runtime
+from stages.core.process import runtime
+from stages.core.process.errors import UserError
+from stages.core.settings import params
+from stages.core.settings.profiles import Runtime
 
 ALONE = {"latency"}
 

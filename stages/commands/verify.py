@@ -5,8 +5,8 @@ Run from the repository's root while no stage runs. Exit status 1 where a file i
 
 from collections import Counter
 
-from stages.core import runtime
-from stages.core.errors import UserError
+from stages.core.process import runtime
+from stages.core.process.errors import UserError
 from stages.core.verification import verify
 
 

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from stages.core import surgery
 from stages.core.alignment import REFERENCES
 from stages.core.calibration import Calibration
-from stages.core.variants import Distill, Recovery, Share
+from stages.core.settings.variants import Distill, Recovery, Share
+from stages.core.shrinking import surgery
 
 # (base, delta) of each closed form; the first two are what the rest is to be compared with.
 FORMS = (

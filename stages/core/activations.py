@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.errors import UserError
-from stages.core.families import Family
+from stages.core.architecture.families import Family
+from stages.core.process.errors import UserError
 
 # Site -> the role whose linear map is hooked, None for the family's `activated` one, and whether its input is
 # meant (or its output).

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.core.artifacts import parquet_writer
-from stages.core.profiles import HeadRecipe
+from stages.core.process.artifacts import parquet_writer
+from stages.core.settings.profiles import HeadRecipe
 from stages.core.training import train
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.artifacts import parquet_reader, parquet_writer
-from stages.core.errors import UserError
+from stages.core.process.artifacts import parquet_reader, parquet_writer
+from stages.core.process.errors import UserError
 
 
 def tokenise(tokenizer: Any, rows: Iterable[str]) -> np.ndarray:

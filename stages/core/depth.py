@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.families import Family
-from stages.core.models import blank
+from stages.core.architecture.families import Family
+from stages.core.architecture.models import blank
 
 
 @torch.no_grad()

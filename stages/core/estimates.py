@@ -8,11 +8,11 @@ and SmolLM2-135M on one core of an AMD EPYC, GPT-2's shape in an earlier version
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.core import targets, windows
-from stages.core.profiles import Profile, Schedule
-from stages.core.shape import Shape
-from stages.core.texts import Articles, Reviews
-from stages.core.variants import Blocks, Budget, Collapse, Drop, LowRank, Share, Variant
+from stages.core.architecture import targets, windows
+from stages.core.architecture.shape import Shape
+from stages.core.settings.profiles import Profile, Schedule
+from stages.core.settings.texts import Articles, Reviews
+from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, LowRank, Share, Variant
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 

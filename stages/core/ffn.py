@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.families import Family
+from stages.core.architecture.families import Family
 
 # The axis of each tensor that runs over the FFN's neurons; b_out has none.
 NEURON_AXIS = {"w_in": 0, "w_gate": 0, "w_out": 1, "b_in": 0, "b_gate": 0}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 
 def spans(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import budgets
-from stages.core.budgets import Matrix
+from stages.core.architecture.families import family_of
 from stages.core.calibration import Calibration
-from stages.core.families import family_of
 from stages.core.moments import SITE
-from stages.core.surgery import aligned, fit_role
-from stages.core.variants import Share
+from stages.core.settings.variants import Share
+from stages.core.shrinking import budgets
+from stages.core.shrinking.budgets import Matrix
+from stages.core.shrinking.surgery import aligned, fit_role
 
 
 @torch.no_grad()

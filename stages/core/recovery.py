@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from stages.core import sharing
+from stages.core.architecture.families import Family, family_of
 from stages.core.depth import watching
-from stages.core.families import Family, family_of
 from stages.core.perplexity import perplexity
-from stages.core.profiles import Finetune
 from stages.core.resume import Unfinished
+from stages.core.settings.profiles import Finetune
+from stages.core.settings.variants import Distill, Recovery
 from stages.core.sharing import Sharing
 from stages.core.training import Course, next_token_loss, train
-from stages.core.variants import Distill, Recovery
 
 
 def recover(

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.core.artifacts import read_metadata, read_tensors, write_tensors
-from stages.core.errors import UserError
+from stages.core.process.artifacts import read_metadata, read_tensors, write_tensors
+from stages.core.process.errors import UserError
 
 
 class Unfinished:

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core import budgets, ranks, shape, targets, windows
-from stages.core.budgets import Matrix
+from stages.core import ranks
+from stages.core.architecture import shape, targets, windows
+from stages.core.architecture.families import family_of
+from stages.core.architecture.windows import SPARE, Window
 from stages.core.calibration import Calibration
-from stages.core.families import family_of
-from stages.core.surgery import Ranks, operate
-from stages.core.variants import Best, Budget
-from stages.core.windows import SPARE, Window
+from stages.core.settings.variants import Best, Budget
+from stages.core.shrinking import budgets
+from stages.core.shrinking.budgets import Matrix
+from stages.core.shrinking.surgery import Ranks, operate
 
 
 @dataclass(frozen=True)

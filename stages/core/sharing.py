@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.core.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
-from stages.core.errors import UserError
-from stages.core.families import Family, family_of
-from stages.core.models import blank
+from stages.core.architecture.families import Family, family_of
+from stages.core.architecture.models import blank
+from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
+from stages.core.process.errors import UserError
 
 MODEL_TYPE = "shared_ffn"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.artifacts import parquet_reader, parquet_writer
-from stages.core.errors import UserError
+from stages.core.process.artifacts import parquet_reader, parquet_writer
+from stages.core.process.errors import UserError
 from stages.core.seeds import end_token
 
 

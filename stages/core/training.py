@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.core.errors import UserError
-from stages.core.profiles import Schedule
+from stages.core.process.errors import UserError
 from stages.core.resume import Unfinished
+from stages.core.settings.profiles import Schedule
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core import gguf_header
-from stages.core.errors import UserError
-from stages.core.families import Family, family_of
+from stages.core.architecture import gguf_header
+from stages.core.architecture.families import Family, family_of
+from stages.core.process.errors import UserError
 
 PATIENCE = 1.0  # seconds for the hub to answer
 

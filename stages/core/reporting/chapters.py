@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from stages.core import tables
-from stages.core.study import Study, by_size
-from stages.core.tables import Table
+from stages.core.reporting import tables
+from stages.core.reporting.study import Study, by_size
+from stages.core.reporting.tables import Table
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from stages.core import hub
-from stages.core.errors import UserError
-from stages.core.families import family_of
+from stages.core.architecture import hub
+from stages.core.architecture.families import family_of
+from stages.core.process.errors import UserError
 
 
 def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Family:
     matrices: role -> attribute of the FFN that holds that linear map.
     activated: the role whose output is the pre-activation (goes through the activation function).
     transposed: True where a weight is stored (d_in, d_out), as in GPT-2's Conv1D.
-    config: what `stages.core.shape` asks for -> attribute of config.json.
+    config: what `stages.core.architecture.shape` asks for -> attribute of config.json.
     biases: of the attention's `qkv` and `o` and of the `ffn`: whether they are there, or the attribute that says so.
     norm_vectors: how many vectors a norm stores.
     learned_positions: whether positions have an embedding.
@@ -110,5 +110,5 @@ def family_of(model_type: str) -> Family:
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise UserError(
         f"model type {model_type!r} is not supported; supported: {known}. "
-        "A family is one row in stages/core/families.py."
+        "A family is one row in stages/core/architecture/families.py."
     )

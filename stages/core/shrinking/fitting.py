@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stages.core.lowrank import DELTAS, weighted
-from stages.core.merging import BASES, regression
 from stages.core.moments import Moments
+from stages.core.shrinking.lowrank import DELTAS, weighted
+from stages.core.shrinking.merging import BASES, regression
 
 ROUNDS = 5  # of the joint fit; the error has flattened by then (it cannot rise)
 

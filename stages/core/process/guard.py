@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 PATIENCE = 10.0  # seconds; an orphan needs less than one to see that its parent is gone
 

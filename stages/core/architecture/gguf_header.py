@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

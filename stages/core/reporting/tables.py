@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages.core.study import Study, correlation_rows, layout
+from stages.core.reporting.study import Study, correlation_rows, layout
 
 NOTHING = "–"
 

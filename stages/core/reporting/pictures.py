@@ -13,7 +13,7 @@ import numpy as np  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
 
-from stages.core.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
+from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
 
 # Middle tones that stand out on white and on black; what is drawn in INK takes a page's own text colour.
 INK = "#1b1f24"

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import budgets, ffn, shape, targets
+from stages.core import ffn
+from stages.core.architecture import shape, targets
+from stages.core.architecture.families import family_of
 from stages.core.calibration import Calibration
 from stages.core.depth import influence, keep_layers
-from stages.core.families import family_of
-from stages.core.lowrank import DELTAS
 from stages.core.moments import SITE
+from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.sharing import Sharing, install
-from stages.core.variants import Drop, LowRank, Prune
+from stages.core.shrinking import budgets
+from stages.core.shrinking.lowrank import DELTAS
 
 
 def drop(model: Any, calibration: Calibration, spec: Drop) -> tuple[Any, Sharing]:

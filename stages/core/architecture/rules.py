@@ -6,12 +6,25 @@ A rule gives lines: the key, its value, what is allowed. Nothing here opens a mo
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.core import params, targets, windows
-from stages.core.errors import UserError
-from stages.core.params import Params
-from stages.core.profiles import Profile
-from stages.core.shape import Shape, of_folder, read_mapping
-from stages.core.variants import Best, Blocks, Budget, Chosen, Drop, Like, LowRank, NoWindows, Prune, Share, Variant
+from stages.core.architecture import targets, windows
+from stages.core.architecture.shape import Shape, of_folder, read_mapping
+from stages.core.process.errors import UserError
+from stages.core.settings import params
+from stages.core.settings.params import Params
+from stages.core.settings.profiles import Profile
+from stages.core.settings.variants import (
+    Best,
+    Blocks,
+    Budget,
+    Chosen,
+    Drop,
+    Like,
+    LowRank,
+    NoWindows,
+    Prune,
+    Share,
+    Variant,
+)
 
 
 def door(profile: str, model: Path) -> None:

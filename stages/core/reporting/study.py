@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core.published import Published
+from stages.core.reporting.published import Published
 
 Figures = Mapping[str, Mapping[str, Any]]
 

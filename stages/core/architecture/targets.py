@@ -1,7 +1,7 @@
 """What `target_parameters` asks for, in numbers of parameters and of layers."""
 
-from stages.core.shape import Shape
-from stages.core.variants import Like
+from stages.core.architecture.shape import Shape
+from stages.core.settings.variants import Like
 
 
 def target(shape: Shape, wanted: int | float | Like) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
-from stages.core.guard import guarded
+from stages.core.process.errors import UserError
+from stages.core.process.guard import guarded
 
 # Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

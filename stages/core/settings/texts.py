@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core import splits
-from stages.core.section import Count, Natural, Section
+from stages.core.settings import splits
+from stages.core.settings.section import Count, Natural, Section
 
 
 class Stories(Section):

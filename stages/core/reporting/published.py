@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from stages.core.errors import UserError
-from stages.core.section import Section
+from stages.core.process.errors import UserError
+from stages.core.settings.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

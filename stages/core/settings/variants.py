@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.section import Count, Natural, Rate, Section
+from stages.core.settings.section import Count, Natural, Rate, Section
 
 Size = Annotated[int, Field(ge=2)]
 Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]

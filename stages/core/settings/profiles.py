@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.section import Count, Natural, Rate, Section
-from stages.core.texts import ArticlePairs, Prepare, ReviewSet
+from stages.core.settings.section import Count, Natural, Rate, Section
+from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
 
 
 class Runtime(Section):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.errors import UserError
+from stages.core.process.errors import UserError
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
-from stages.core.errors import UserError
-from stages.core.profiles import Pretrain, Profile
-from stages.core.section import Section
-from stages.core.variants import Variant
+from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Pretrain, Profile
+from stages.core.settings.section import Section
+from stages.core.settings.variants import Variant
 
 PARAMS = Path("params.yaml")
 

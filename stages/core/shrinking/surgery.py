@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import baselines, ffn
+from stages.core import ffn
+from stages.core.architecture.families import family_of
 from stages.core.calibration import Calibration
 from stages.core.depth import Walk, keep_layers
-from stages.core.families import family_of
-from stages.core.fitting import Fit, fit
 from stages.core.moments import SITE, Moments
-from stages.core.repair import REPAIRS, repair
+from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
 from stages.core.sharing import Sharing, install
-from stages.core.variants import Collapse, Drop, LowRank, Prune, Share
+from stages.core.shrinking import baselines
+from stages.core.shrinking.fitting import Fit, fit
+from stages.core.shrinking.repair import REPAIRS, repair
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
 
