@@ -551,6 +551,7 @@ def test_what_does_not_fit_is_said_and_ends_the_command(here, monkeypatch, capsy
     class Little:
         available = free = 5e8
 
+    write(here, **{f"{SMALL}.finetune.batch_size": 8})
     monkeypatch.setattr("psutil.virtual_memory", lambda: Little)
     with pytest.raises(UserError, match="^stage finetune needs about 1 GB of memory, 500 MB are free$"):
         check.main()
@@ -560,6 +561,7 @@ def test_what_does_not_fit_is_said_and_ends_the_command(here, monkeypatch, capsy
 
 
 def test_with_a_gpu_no_time_is_claimed_and_its_memory_counts(here, monkeypatch, capsys):
+    write(here, **{f"{SMALL}.finetune.batch_size": 8})
     monkeypatch.setattr(check, "gpu", lambda: ("NVIDIA Something", 80e9))
     check.main()
     out = capsys.readouterr().out
@@ -567,6 +569,6 @@ def test_with_a_gpu_no_time_is_claimed_and_its_memory_counts(here, monkeypatch, 
     monkeypatch.setattr(check, "gpu", lambda: ("NVIDIA Something", 8e8))
     with pytest.raises(UserError, match="stage finetune needs about .* of NVIDIA Something, 800 MB are free"):
         check.main()
-    write(here, **{f"{SMALL}.runtime.device": "cpu"})
+    write(here, **{f"{SMALL}.finetune.batch_size": 8, f"{SMALL}.runtime.device": "cpu"})
     check.main()
     assert "of one core" in capsys.readouterr().out
