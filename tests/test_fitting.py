@@ -143,19 +143,44 @@ def test_regression_is_the_least_squares_optimum(seed):
 # Base and deltas together
 
 
-@given(seed=seeds, rank=st.integers(1, 3))
-def test_the_joint_fit_never_climbs_and_beats_one_step(seed, rank):
-    weights, moments = [residual(8, 6, seed + i) for i in range(3)], [skewed(6, seed + 9 + i) for i in range(3)]
+def several(count, seed):
+    """Weights and moments of layers that have nothing in common."""
+    return [residual(8, 6, seed + i) for i in range(count)], [skewed(6, seed + 9 + i) for i in range(count)]
 
-    def left(found):
-        return sum(error(w - found.weight(i), m) for i, (w, m) in enumerate(zip(weights, moments)))
 
-    errors = [left(fitting.joint(weights, moments, [rank] * len(weights), rounds)) for rounds in range(1, 6)]
+def left(found, weights, moments):
+    return sum(error(w - found.weight(i), m) for i, (w, m) in enumerate(zip(weights, moments)))
+
+
+@given(seed=seeds, rank=st.integers(1, 2))
+def test_the_joint_fit_never_climbs(seed, rank):
+    weights, moments = several(3, seed)
+    errors = [left(fitting.joint(weights, moments, [rank] * 3, rounds), weights, moments) for rounds in range(1, 6)]
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in zip(errors, errors[1:]))
-    # Its first round is this very fit. From another base the alternation may end in a worse valley: no theorem there.
-    once = fitting.fit(weights, moments, "regression", "weighted", [rank] * len(weights))
-    assert errors[0] == pytest.approx(left(once), rel=1e-9) and errors[-1] <= left(once) * (1 + 1e-5)
-    assert left(fitting.joint(weights, moments, [rank + 1] * len(weights))) < errors[-1]
+    assert left(fitting.joint(weights, moments, [rank + 1] * 3), weights, moments) < errors[-1]
+
+
+@given(seed=seeds, ranks=st.tuples(st.integers(0, 5), st.integers(0, 5)))
+def test_the_joint_fit_of_two_layers_is_the_optimum(seed, ranks):
+    """Its error is what the two weights' difference has beyond rank r_1 + r_2 where C is the parallel sum of both."""
+    (one, other), moments = several(2, seed)
+    c, d = (m.second for m in moments)
+    metric = torch.linalg.cholesky(torch.linalg.inv(torch.linalg.inv(c) + torch.linalg.inv(d)))
+    tail = torch.linalg.svdvals((one - other) @ metric)[sum(ranks) :].square().sum().item()
+    found = left(fitting.joint([one, other], moments, list(ranks)), [one, other], moments)
+    assert found == pytest.approx(tail, rel=1e-4, abs=1e-4)
+    apart = left(fitting.fit([one, other], moments, "regression", "weighted", list(ranks)), [one, other], moments)
+    assert found <= apart * (1 + 1e-5) + 1e-4
+
+
+@given(seed=seeds, count=st.integers(3, 5))
+def test_the_base_itself_spares_one_delta(seed, count):
+    """All but one layer with deltas of full rank: base and deltas are exact, where a fixed mean leaves an error."""
+    weights, moments = several(count, seed)
+    ranks = [0] + [6] * (count - 1)
+    whole = sum(error(w, m) for w, m in zip(weights, moments))
+    assert left(fitting.joint(weights, moments, ranks, 200), weights, moments) < 1e-4 * whole
+    assert left(fitting.fit(weights, moments, "regression", "weighted", ranks), weights, moments) > 1e-2 * whole
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2"])

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from stages.core.moments import Moments
 from stages.core.shrinking.lowrank import DELTAS, weighted
 from stages.core.shrinking.merging import BASES, regression
 
-ROUNDS = 5  # of the joint fit; the error has flattened by then (it cannot rise)
+ROUNDS = 5  # of the joint fit of more than two layers; the error has flattened by then (it cannot rise)
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,32 @@ def fit(weights: list[Tensor], moments: list[Moments], base: str, delta: str, ra
 def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], rounds: int = ROUNDS) -> Fit:
     """Base and deltas that descend together on sum_l E|(W_l - W_c - A_l B_l) x_l|^2.
 
-    Alternates the two exact steps: the regression mean of W_l - A_l B_l, and the weighted fit of W_l - W_c.
+    One delta after another, the base always the best for all deltas so far. What is left of the others has the
+    regression mean M and the summed second moments C_o; with the base solved for, delta l has the error of fitting
+    W_l - M in the parallel sum C_l (C_l + C_o)^-1 C_o, and a constant: the weighted fit is exact. Two layers are at the
+    optimum after one round: their weights may differ by any matrix of rank r_1 + r_2, which one SVD chooses. In the end
+    every delta is fitted to the base that came out.
     """
-    rest = weights
-    for _ in range(rounds):
-        centre = regression(rest, moments)
-        deltas = _deltas(weighted, [weight - centre for weight in weights], moments, ranks)
-        rest = [weight if d is None else weight - d[0] @ d[1] for weight, d in zip(weights, deltas)]
-    return Fit(centre, deltas)
+    grams, several = [m.ridged() for m in moments], len(weights) > 1
+    factors = [torch.linalg.cholesky(sum(grams) - gram if several else gram) for gram in grams]
+    metrics = [Moments(m.mean, _parallel(gram, factor)) for m, gram, factor in zip(moments, grams, factors)]
+    rest = list(weights)
+    for _ in range(rounds if len(weights) > 2 else 1):
+        for index in (index for index, rank in enumerate(ranks) if rank):
+            others = [i for i in range(len(weights)) if i != index or not several]
+            right = sum(rest[i] @ grams[i] for i in others)
+            centre = torch.cholesky_solve(right.T, factors[index]).T
+            a, b = weighted(weights[index] - centre, ranks[index], metrics[index])
+            rest[index] = weights[index] - a @ b
+    base = regression(rest, moments)
+    return Fit(base, _deltas(weighted, [weight - base for weight in weights], moments, ranks))
+
+
+def _parallel(gram: Tensor, factor: Tensor) -> Tensor:
+    """The parallel sum G (G + H)^-1 H of G and H = L L', from G and the Cholesky factor L."""
+    other = factor @ factor.T
+    found = gram @ torch.cholesky_solve(other, torch.linalg.cholesky(gram + other))
+    return (found + found.T) / 2
 
 
 def _deltas(method, residuals: list[Tensor], moments: list[Moments], ranks: list[int]) -> list:
