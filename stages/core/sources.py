@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.core.architecture import hub
 from stages.core.process.errors import UserError
-from stages.core.settings.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Reviews, Stories
+from stages.core.settings.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Loaded, Reviews, Stories
 from stages.core.stories import stories, summarised
 
 # Each split of the generated text has a seed of its own, and pretraining (split "pretrain") one more.
@@ -84,7 +84,7 @@ def _yaml(path: Path) -> dict:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
-def _columns(source: Dataset | ArticleDataset | LabelledDataset, split: str, section: str, *columns: str) -> list[list]:
+def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[list]:
     """Columns of one split of a data set, as lists."""
     if not source.data_files:
         hub.settle()

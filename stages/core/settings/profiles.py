@@ -70,6 +70,18 @@ class Schedule(Section):
     clip: Annotated[float, Field(gt=0)]
 
 
+class Repeated(Schedule):
+    """A training that is done once for each seed, to say how far seeds differ."""
+
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _seeds_differ(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the seeds must differ")
+        return self
+
+
 class LearningRate(Section):
     """By what is trained: a whole model; deltas A and B; a shared base; norms and biases of the shared layers."""
 
@@ -86,20 +98,13 @@ class Validation(Section):
     max_tokens: Annotated[int, Field(ge=2)]
 
 
-class Finetune(Schedule):
+class Finetune(Repeated):
     """The budget and recipe that every variant, the original included, is fine-tuned with, once for each seed."""
 
     max_tokens: Count | None
     sequence_length: Annotated[int, Field(ge=2)]
     learning_rate: LearningRate
     validation: Validation
-    seeds: Annotated[list[Natural], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _seeds_differ(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("the seeds must differ")
-        return self
 
     @model_validator(mode="after")
     def _one_sequence_at_least(self):
@@ -113,7 +118,7 @@ class HeadRates(Section):
     model: Rate
 
 
-class HeadRecipe(Schedule):
+class HeadRecipe(Repeated):
     """The one recipe by which every variant learns the sentiment task, once for each seed.
 
     train: the head with `all` of the model, with its `deltas` (a variant without deltas: the head alone), or the
@@ -122,13 +127,6 @@ class HeadRecipe(Schedule):
 
     train: Literal["all", "deltas", "head"]
     learning_rate: HeadRates
-    seeds: Annotated[list[Natural], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _seeds_differ(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("the seeds must differ")
-        return self
 
 
 class SeedPerplexity(Section):
@@ -183,17 +181,10 @@ class Latency(Section):
     seed_protocol: SeedLatency | None = None
 
 
-class SummaryTraining(Schedule):
+class SummaryTraining(Repeated):
     """Training of all weights on article/summary pairs, the loss on the summary alone, once for each seed."""
 
     learning_rate: Rate
-    seeds: Annotated[list[Natural], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _seeds_differ(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("the seeds must differ")
-        return self
 
 
 class SeedSummaries(Section):

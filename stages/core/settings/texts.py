@@ -18,23 +18,29 @@ class Stories(Section):
     test: Count
 
 
-class Dataset(Section):
-    """Text as `datasets.load_dataset` takes it: a hub name, or parquet, json or text with `data_files`."""
+class Loaded(Section):
+    """Rows as `datasets.load_dataset` takes them: a hub name, or parquet, json or text with `data_files`."""
 
     kind: Literal["dataset"]
     path: str
     name: str | None = None
     revision: str | None = None
     data_files: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _splits_share_no_row(self):
+        named = {name: getattr(self, name, None) for name in ("train", "validation", "test")}
+        splits.check(named, self.data_files)
+        return self
+
+
+class Dataset(Loaded):
+    """Text to model."""
+
     column: str = "text"
     train: str
     validation: str
     test: str
-
-    @model_validator(mode="after")
-    def _splits_share_no_row(self):
-        splits.check({"train": self.train, "validation": self.validation, "test": self.test}, self.data_files)
-        return self
 
 
 class Prepare(Section):
@@ -50,23 +56,13 @@ class Reviews(Section):
     test: Annotated[int, Field(ge=4)]
 
 
-class LabelledDataset(Section):
-    """Labelled text as `datasets.load_dataset` takes it; labels are whole numbers from 0."""
+class LabelledDataset(Loaded):
+    """Labelled text; labels are whole numbers from 0."""
 
-    kind: Literal["dataset"]
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    data_files: dict[str, str] | None = None
     text: str = "text"
     label: str = "label"
     train: str
     test: str
-
-    @model_validator(mode="after")
-    def _splits_share_no_row(self):
-        splits.check({"train": self.train, "test": self.test}, self.data_files)
-        return self
 
 
 class ReviewSet(Section):
@@ -104,23 +100,13 @@ class Articles(Section):
         return self.test
 
 
-class ArticleDataset(Section):
-    """Articles with summaries as `datasets.load_dataset` takes them; without `train` nothing can be trained."""
+class ArticleDataset(Loaded):
+    """Articles with summaries; without `train` nothing can be trained."""
 
-    kind: Literal["dataset"]
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    data_files: dict[str, str] | None = None
     article: str = "article"
     summary: str = "highlights"
     train: str | None = None
     test: str
-
-    @model_validator(mode="after")
-    def _splits_share_no_row(self):
-        splits.check({"train": self.train, "test": self.test}, self.data_files)
-        return self
 
     @property
     def most(self) -> int | None:
