@@ -16,7 +16,7 @@ check: .venv/ready
 	python -m stages.commands.check
 
 test: .venv/ready
-	pytest
+	pytest -n auto --dist loadgroup
 
 verify: .venv/ready
 	python -m stages.commands.verify

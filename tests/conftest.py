@@ -10,9 +10,16 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores are at work
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")
+
+
+def pytest_collection_modifyitems(items):
+    """Side by side go files; the tests that share the clone stay together, for only one process makes it."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("clone" if "clone" in item.fixturenames else item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -556,7 +556,7 @@ def test_what_does_not_fit_is_said_and_ends_the_command(here, monkeypatch, capsy
     with pytest.raises(UserError, match="^stage finetune needs about 1 GB of memory, 500 MB are free$"):
         check.main()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Little)
-    with pytest.raises(UserError, match="artifacts and DVC's cache need about 1.1 GB of disk, 500 MB are there"):
+    with pytest.raises(UserError, match="artifacts and DVC's cache need about 1.2 GB of disk, 500 MB are there"):
         check.main()
 
 

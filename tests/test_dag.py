@@ -20,20 +20,26 @@ STAGES = {name: entry.get("do", entry) for name, entry in DVC["stages"].items()}
 # What a change touches, and what runs again because of it: the stages touched and all that follow.
 MEASURES = "perplexity sentiment generate latency summarize"
 FINETUNE = f"finetune {MEASURES} report"
+CONTROL = f"control {FINETUNE}"
 SURGERY = f"surgery {FINETUNE}"
 SEARCH = f"search {SURGERY}"
 ALIGN = f"align {SEARCH}"
 CORRELATE = f"correlate {ALIGN}"
 EXTRACT = f"extract {CORRELATE}"
-PREPARE = f"prepare {EXTRACT}"
+PREPARE = f"prepare control {EXTRACT}"
 BASE = f"base reviews {PREPARE}"
 ALL = f"articles {BASE}"
-OPENERS = f"base prepare reviews extract align search surgery finetune {MEASURES}"  # of a model or its tokenizer
+OPENERS = (
+    f"base prepare reviews extract align control search surgery finetune {MEASURES}"  # of a model or its tokenizer
+)
 
 # Every section of params.yaml; of a variant's section, only its own chain.
 PARAMS = {
     "profile": (ALL, ALL),
-    "profiles.small.runtime": (f"extract correlate align search surgery finetune {MEASURES}", EXTRACT),
+    "profiles.small.runtime": (
+        f"extract correlate align control search surgery finetune {MEASURES}",
+        f"control {EXTRACT}",
+    ),
     "profiles.small.base": ("base", BASE),
     "profiles.small.prepare": ("prepare", PREPARE),
     "profiles.small.reviews": ("reviews", "reviews sentiment report"),
@@ -41,7 +47,7 @@ PARAMS = {
     "profiles.small.extract": ("extract", EXTRACT),
     "profiles.small.correlate": ("correlate align", CORRELATE),
     "profiles.small.search": ("search", SEARCH),
-    "profiles.small.finetune": ("finetune", FINETUNE),
+    "profiles.small.finetune": ("control finetune", CONTROL),
     "profiles.small.perplexity": ("perplexity", "perplexity report"),
     "profiles.small.sentiment": ("sentiment", "sentiment report"),
     "profiles.small.generate": ("generate", "generate report"),
@@ -51,7 +57,7 @@ PARAMS = {
     "profiles.smollm2": ("", ""),
     "profiles.smollm2_local": ("", ""),
     "variants.*.windows": ("search report", SEARCH),
-    "variants.*.surgery": ("search surgery report", SEARCH),
+    "variants.*.surgery": ("search surgery finetune report", SEARCH),
     "variants.*.finetune": ("finetune report", FINETUNE),
     "pretrain": ("pretrain", ""),  # frozen: touched, but not run
 }
@@ -65,11 +71,11 @@ CODE = {
     "core/architecture/families": (f"correlate {OPENERS}", BASE),
     "core/architecture/models": (OPENERS, BASE),
     "core/architecture/{__init__ gguf_header rules shape targets windows}": (
-        f"base extract align search surgery finetune {MEASURES}",
+        f"base extract align control search surgery finetune {MEASURES}",
         BASE,
     ),
     "core/sources core/stories": ("pretrain prepare articles reviews", f"articles reviews {PREPARE}"),
-    "core/corpus": ("pretrain prepare extract search finetune perplexity latency", PREPARE),
+    "core/corpus": ("pretrain prepare extract control search finetune perplexity latency", PREPARE),
     "core/labelled": ("reviews sentiment", "reviews sentiment report"),
     "core/activations": ("extract", EXTRACT),
     "core/ffn core/moments": ("extract correlate align search surgery", EXTRACT),
@@ -77,11 +83,12 @@ CODE = {
     "core/calibration": ("align search surgery", ALIGN),
     "core/ranks core/search": ("search", SEARCH),
     "core/shrinking/{__init__ baselines budgets fitting lowrank merging repair surgery}": ("search surgery", SEARCH),
-    "core/sharing": (f"search surgery finetune {MEASURES}", SEARCH),
-    "core/depth": ("search surgery finetune sentiment", SEARCH),
-    "core/perplexity": ("search finetune perplexity sentiment", SEARCH),
-    "core/resume core/training": ("pretrain finetune sentiment summarize", FINETUNE),
-    "core/recovery": ("finetune sentiment", FINETUNE),
+    "core/sharing": (f"control search surgery finetune {MEASURES}", f"control {SEARCH}"),
+    "core/depth": ("control search surgery finetune sentiment", f"control {SEARCH}"),
+    "core/perplexity": ("control search finetune perplexity sentiment", f"control {SEARCH}"),
+    "core/resume core/training": ("pretrain control finetune sentiment summarize", CONTROL),
+    "core/recovery": ("control finetune sentiment", CONTROL),
+    "core/trials": ("control finetune", CONTROL),
     "core/seeds": ("perplexity latency summarize", "perplexity latency summarize report"),
     "core/classification core/scoring": ("sentiment", "sentiment report"),
     "core/latency": ("latency", "latency report"),
@@ -96,6 +103,7 @@ CODE = {
     "extract": ("extract", EXTRACT),
     "correlate": ("correlate", CORRELATE),
     "align": ("align", ALIGN),
+    "control": ("control", CONTROL),
     "search": ("search", SEARCH),
     "surgery": ("surgery", SURGERY),
     "finetune": ("finetune", FINETUNE),

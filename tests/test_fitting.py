@@ -185,6 +185,16 @@ def test_the_base_itself_spares_one_delta(seed, count):
     assert left(fitting.fit(weights, moments, "regression", "weighted", ranks), weights, moments) > 1e-2 * whole
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_layer_that_reads_next_to_nothing_does_not_break_the_joint_fit(count, rows):
+    weights, moments = several(count, 0)
+    read = residual(max(rows, 1), 6, 1) * rows
+    moments[0] = Moments(read.mean(0), read.T @ read)
+    found = fitting.joint(weights, moments, [2] * count)
+    assert all(torch.isfinite(found.weight(layer)).all() for layer in range(count))
+
+
 @pytest.mark.parametrize("name", ["mistral", "qwen2"])
 def test_without_biases_their_correction_changes_nothing(name):
     specs = [tiny.share(4, base="regression", delta="joint", bias_correction=on) for on in (True, False)]

@@ -18,6 +18,7 @@ from stages import (
     align,
     articles,
     base,
+    control,
     correlate,
     extract,
     finetune,
@@ -112,6 +113,7 @@ def for_variant(variant: str) -> None:
     finetune.main(
         **here,
         original=Path("model"),
+        control=Path("control"),
         model=shared,
         tokens=Path("text/train.parquet"),
         validation=Path("text/validation.parquet"),
@@ -176,6 +178,7 @@ def study(request, tmp_path_factory):
             Path("permutations.npz"),
             Path("alignment.json"),
         )
+        control.main("tiny", Path("model"), text, Path("text/validation.parquet"), Path("unfinished"), Path("control"))
         for variant in VARIANTS:
             for_variant(variant)
         files = {name: Path(f"{name}.json") for name in ("provenance", "calibration", "alignment", "summary")}
@@ -264,6 +267,30 @@ def test_only_deltas_move_where_only_deltas_train(study):
     before, after = (read_tensors(study / f"{name}/softshare/model.safetensors") for name in ("surgery", "finetuned"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith((".A", ".B"))}
+
+
+def test_the_recovered_original_is_the_control(study):
+    pairs = {"model/model.safetensors": "finetuned/original/model.safetensors"}
+    pairs |= {"curve.csv": "training/original.csv", "course.json": "recovery/original.json"}
+    for there, here in pairs.items():
+        assert (study / "control" / there).read_bytes() == (study / here).read_bytes()
+    before, after = (read_tensors(study / f"{name}/model.safetensors") for name in ("model", "control/model"))
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize(("teacher", "folder"), [("original", "model"), ("control", "control/model")])
+def test_the_teacher_is_who_params_name(study, monkeypatch, teacher, folder):
+    values, asked = settings(), []
+    values["variants"]["merged_4"]["finetune"] |= {"distill": {"logits": 0.5}, "teacher": teacher}
+    monkeypatch.setattr(finetune.trials, "recover", lambda name, opened, teacher, *rest: asked.append(teacher))
+    try:
+        write_settings(values)
+        paths = ("model", "control", "surgery/merged_4", "text/train.parquet", "text/validation.parquet")
+        finetune.main("tiny", "merged_4", *map(Path, (*paths, "unfinished", "out", "curve", "course")))
+    finally:
+        write_settings(settings())
+    stored, found = read_tensors(study / folder / "model.safetensors"), dict(asked[0].named_parameters())
+    assert stored.keys() >= found.keys() and all(torch.equal(found[name], stored[name]) for name in found)
 
 
 def test_another_checkpoint_is_measured_as_it_is(study):

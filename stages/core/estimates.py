@@ -12,7 +12,7 @@ from stages.core.architecture import targets, windows
 from stages.core.architecture.shape import Shape
 from stages.core.settings.profiles import Profile, Schedule
 from stages.core.settings.texts import Articles, Reviews
-from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, LowRank, Share, Variant
+from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, LowRank, Share, Variant, is_control
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 
@@ -46,7 +46,8 @@ class Cost:
 
 def estimate(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> dict[str, Cost]:
     """Stage -> what it costs, for the stages that cost something."""
-    parts = (base, extract, correlate, align, search, surgery, finetune, perplexity, sentiment, summarize, generation)
+    parts = (base, extract, correlate, align, control, search, surgery, finetune, perplexity, sentiment, summarize)
+    parts = (*parts, generation)
     return {part.__name__: part(profile, variants, shape) for part in parts}
 
 
@@ -136,26 +137,16 @@ def surgery(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     )
 
 
-def finetune(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
-    """Weights, gradients, AdamW's two moments, the best state so far; a teacher; one batch's activations and logits.
+def control(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
+    """One recovery without a teacher."""
+    return _recoveries(profile, shape, [shape.parameters], trained=1, taught=0)
 
-    A checkpoint for each seed. `train: all` counts for every variant.
-    """
-    spec = profile.finetune
-    taught = [v for v in variants.values() if v.finetune.distill or v.finetune.warm_start]
-    batch = spec.batch_size * spec.sequence_length
-    tokens = spec.epochs * (spec.max_tokens or 0) * len(spec.seeds)
-    looks = (1 + spec.validation.times) * spec.validation.max_tokens * len(spec.seeds)
-    return Cost(
-        LIBRARIES
-        + (5 + bool(taught)) * FLOAT * shape.parameters
-        + _activations(shape, batch)
-        + batch * FLOAT * shape.vocabulary * (TRAINED + (TAUGHT if taught else 0)),
-        FLOAT * len(spec.seeds) * sum(stored(variant, shape) for variant in variants.values()),
-        forward(shape, len(variants) * (3 * tokens + looks) + len(taught) * tokens),
-        len(variants),
-        "" if spec.max_tokens else "finetune.max_tokens",
-    )
+
+def finetune(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
+    """A recovery for each variant that is not the control itself."""
+    trained = [v for v in variants.values() if not is_control(v.surgery, v.finetune)]
+    taught = [v for v in trained if v.finetune.distill or v.finetune.warm_start]
+    return _recoveries(profile, shape, [stored(v, shape) for v in variants.values()], len(trained), len(taught))
 
 
 def perplexity(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
@@ -251,6 +242,27 @@ def stored(variant: Variant, shape: Shape) -> int:
         return shape.parameters - gone * shape.block
     thin = surgery.rank * sum(map(sum, shape.matrices.values()))
     return shape.parameters - gone * targets.saving(shape, surgery.biases) + sum(sizes) * thin
+
+
+def _recoveries(profile: Profile, shape: Shape, sizes: list[int], trained: int, taught: int) -> Cost:
+    """Weights, gradients, AdamW's two moments, the best state so far; a teacher; one batch's activations and logits.
+
+    A checkpoint for each seed, of models that store `sizes`; as many are `trained`, with `train: all`, and `taught`.
+    """
+    spec = profile.finetune
+    batch = spec.batch_size * spec.sequence_length
+    tokens = spec.epochs * (spec.max_tokens or 0) * len(spec.seeds)
+    looks = (1 + spec.validation.times) * spec.validation.max_tokens * len(spec.seeds)
+    return Cost(
+        LIBRARIES
+        + (5 + bool(taught)) * FLOAT * shape.parameters
+        + _activations(shape, batch)
+        + batch * FLOAT * shape.vocabulary * (TRAINED + (TAUGHT if taught else 0)),
+        FLOAT * len(spec.seeds) * sum(sizes),
+        forward(shape, trained * (3 * tokens + looks) + taught * tokens),
+        len(sizes),
+        "" if spec.max_tokens else "finetune.max_tokens",
+    )
 
 
 def _activations(shape: Shape, tokens: int) -> float:

@@ -167,7 +167,7 @@ class External(Section):
 
 
 class Distill(Section):
-    """loss = (1 - logits) CE + logits T^2 KL(original || variant) + hidden x relative squared error of the states."""
+    """loss = (1 - logits) CE + logits T^2 KL(teacher || variant) + hidden x relative squared error of the states."""
 
     logits: Annotated[float, Field(ge=0, le=1)]
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -179,7 +179,9 @@ class Recovery(Section):
 
     train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
     frobenius: weight of the penalty on ||A B||^2, or on ||A B - A_0 B_0||^2 where `around` is start.
-    warm_start: share of the steps in which each changed FFN learns to answer like the original's on its own inputs.
+    warm_start: share of the steps in which each changed FFN learns to answer like the teacher's on its own inputs.
+    teacher: who is asked: the original as it is, or as the control, which has learnt the train split (the teacher
+    correction of Sreenivas et al. 2024, arXiv:2408.11796).
     rate: times the profile's learning rates; a start close to the original is only harmed by what a broken one needs.
     """
 
@@ -187,8 +189,23 @@ class Recovery(Section):
     frobenius: Annotated[float, Field(ge=0)]
     around: Literal["zero", "start"] = "zero"
     distill: Distill | None = None
+    teacher: Literal["original", "control"] = "original"
     warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+    @model_validator(mode="after")
+    def _a_teacher_is_asked(self):
+        if self.teacher == "control" and not (self.distill or self.warm_start):
+            raise ValueError("teacher = control: nobody asks a teacher without distill or warm_start")
+        return self
+
+
+CONTROL = Recovery(train="all", frobenius=0.0)  # of the original, by stage `control`
+
+
+def is_control(surgery: Section, finetune: Recovery) -> bool:
+    """Whether a variant is the original, recovered as stage `control` does it."""
+    return surgery.method == "none" and finetune == CONTROL
 
 
 Chosen = Annotated[NoWindows | Blocks | Best | Budget, Field(discriminator="choose")]

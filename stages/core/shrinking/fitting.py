@@ -36,7 +36,7 @@ def fit(weights: list[Tensor], moments: list[Moments], base: str, delta: str, ra
 
 
 def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], rounds: int = ROUNDS) -> Fit:
-    """Base and deltas that descend together on sum_l E|(W_l - W_c - A_l B_l) x_l|^2.
+    """Base and deltas of two layers or more that descend together on sum_l E|(W_l - W_c - A_l B_l) x_l|^2.
 
     One delta after another, the base always the best for all deltas so far. What is left of the others has the
     regression mean M and the summed second moments C_o; with the base solved for, delta l has the error of fitting
@@ -44,25 +44,25 @@ def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], round
     optimum after one round: their weights may differ by any matrix of rank r_1 + r_2, which one SVD chooses. In the end
     every delta is fitted to the base that came out.
     """
-    grams, several = [m.ridged() for m in moments], len(weights) > 1
-    factors = [torch.linalg.cholesky(sum(grams) - gram if several else gram) for gram in grams]
-    metrics = [Moments(m.mean, _parallel(gram, factor)) for m, gram, factor in zip(moments, grams, factors)]
+    grams = [m.ridged() for m in moments]
+    whole = torch.linalg.cholesky(sum(grams))
+    others = [sum(gram for other, gram in enumerate(grams) if other != layer) for layer in range(len(grams))]
+    factors = [torch.linalg.cholesky(other) for other in others]
+    metrics = [Moments(m.mean, _parallel(gram, other, whole)) for m, gram, other in zip(moments, grams, others)]
     rest = list(weights)
     for _ in range(rounds if len(weights) > 2 else 1):
-        for index in (index for index, rank in enumerate(ranks) if rank):
-            others = [i for i in range(len(weights)) if i != index or not several]
-            right = sum(rest[i] @ grams[i] for i in others)
-            centre = torch.cholesky_solve(right.T, factors[index]).T
-            a, b = weighted(weights[index] - centre, ranks[index], metrics[index])
-            rest[index] = weights[index] - a @ b
+        for layer in (layer for layer, rank in enumerate(ranks) if rank):
+            right = sum(rest[other] @ gram for other, gram in enumerate(grams) if other != layer)
+            centre = torch.cholesky_solve(right.T, factors[layer]).T
+            a, b = weighted(weights[layer] - centre, ranks[layer], metrics[layer])
+            rest[layer] = weights[layer] - a @ b
     base = regression(rest, moments)
     return Fit(base, _deltas(weighted, [weight - base for weight in weights], moments, ranks))
 
 
-def _parallel(gram: Tensor, factor: Tensor) -> Tensor:
-    """The parallel sum G (G + H)^-1 H of G and H = L L', from G and the Cholesky factor L."""
-    other = factor @ factor.T
-    found = gram @ torch.cholesky_solve(other, torch.linalg.cholesky(gram + other))
+def _parallel(gram: Tensor, other: Tensor, whole: Tensor) -> Tensor:
+    """The parallel sum G (G + H)^-1 H of G and H, from the Cholesky factor of G + H."""
+    found = gram @ torch.cholesky_solve(other, whole)
     return (found + found.T) / 2
 
 
