@@ -16,7 +16,7 @@ check: .venv/ready
 	python -m stages.commands.check
 
 test: .venv/ready
-	pytest -n auto --dist loadgroup
+	pytest -n auto
 
 verify: .venv/ready
 	python -m stages.commands.verify

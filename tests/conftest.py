@@ -15,12 +15,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores are 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")
 
+CLONED = {"test_clones", "test_dag", "test_pipeline", "test_remotes"}
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Side by side go files; the tests that share the clone stay together, for only one process makes it."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("clone" if "clone" in item.fixturenames else item.path.stem))
+
+def pytest_xdist_make_scheduler(config, log):
+    """Files go side by side; those that share the clone stay together, for only one process makes it."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "clone" if Path(file).stem in CLONED else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
