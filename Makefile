@@ -16,7 +16,7 @@ check: .venv/ready
 	python -m stages.commands.check
 
 test: .venv/ready
-	pytest -n auto
+	pytest -n auto --maxprocesses 4
 
 verify: .venv/ready
 	python -m stages.commands.verify

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores are 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")
 
+# Whose tests take the fixture `clone`; a file missing here would make a clone of its own.
 CLONED = {"test_clones", "test_dag", "test_pipeline", "test_remotes"}
 
 

@@ -29,9 +29,8 @@ EXTRACT = f"extract {CORRELATE}"
 PREPARE = f"prepare control {EXTRACT}"
 BASE = f"base reviews {PREPARE}"
 ALL = f"articles {BASE}"
-OPENERS = (
-    f"base prepare reviews extract align control search surgery finetune {MEASURES}"  # of a model or its tokenizer
-)
+# What opens a model or its tokenizer.
+OPENERS = f"base prepare reviews extract align control search surgery finetune {MEASURES}"
 
 # Every section of params.yaml; of a variant's section, only its own chain.
 PARAMS = {

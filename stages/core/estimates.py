@@ -46,9 +46,9 @@ class Cost:
 
 def estimate(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> dict[str, Cost]:
     """Stage -> what it costs, for the stages that cost something."""
-    parts = (base, extract, correlate, align, control, search, surgery, finetune, perplexity, sentiment, summarize)
-    parts = (*parts, generation)
-    return {part.__name__: part(profile, variants, shape) for part in parts}
+    before = (base, extract, correlate, align, control)
+    chain = (search, surgery, finetune, perplexity, sentiment, summarize, generation)
+    return {part.__name__: part(profile, variants, shape) for part in before + chain}
 
 
 def base(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
