@@ -6,28 +6,17 @@ A killed training goes on where it was.
 from pathlib import Path
 
 from stages.core import trials
-from stages.core.architecture import models, rules
+from stages.core.architecture import rules
 from stages.core.process import runtime
 from stages.core.settings import params
 from stages.core.settings.variants import CONTROL
-from stages.core.sharing import Sharing
 
 
 def main(profile: str, model: Path, tokens: Path, validation: Path, unfinished: Path, out: Path) -> None:
     rules.door(profile, model)
-    trials.recover(
-        "control",
-        lambda: (models.open_snapshot(model), Sharing()),
-        None,
-        params.section(profile, "finetune"),
-        CONTROL,
-        params.section(profile, "runtime"),
-        tokens,
-        validation,
-        unfinished,
-        [model],
-        trials.Outs.within(out),
-    )
+    recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
+    outs = trials.Outs.within(out)
+    trials.recover("control", recipe, CONTROL, place, model, None, tokens, validation, unfinished, outs)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ where it was. The original by the control's recipe is the control, and taken ove
 
 from pathlib import Path
 
-from stages.core import sharing, trials
-from stages.core.architecture import models, rules
+from stages.core import trials
+from stages.core.architecture import rules
 from stages.core.process import runtime
 from stages.core.settings import params
 from stages.core.settings.variants import is_control
@@ -23,22 +23,11 @@ def main(
     if is_control(params.variant(variant, "surgery"), wanted):
         here.taken_over_from(there)
         return
-    teacher = None
-    if wanted.distill or wanted.warm_start:
-        teacher = sharing.load(there.checkpoint)[0] if wanted.teacher == "control" else models.open_snapshot(original)
-    trials.recover(
-        f"finetune {variant}",
-        lambda: sharing.load(model),
-        teacher,
-        params.section(profile, "finetune"),
-        wanted,
-        params.section(profile, "runtime"),
-        tokens,
-        validation,
-        unfinished,
-        [model, control if wanted.teacher == "control" else original],
-        here,
-    )
+    teacher = {"original": original, "control": there.checkpoint}[wanted.teacher]
+    asked = teacher if wanted.distill or wanted.warm_start else None
+    recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
+    name = f"finetune {variant}"
+    trials.recover(name, recipe, wanted, place, model, asked, tokens, validation, unfinished, here)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def test_every_arm_is_scored_once_and_only_deltas_have_rank(name):
         return float(len(seen))
 
     rows = list(ablation.untrained(model, [1, 2], tiny.calibration(model), ["pre_activation"], 2, score))
-    arms = [tuple(row[key] for key in ("alignment", "reference", "base", "delta")) for row in rows]
+    arms = [tuple(row[key] for key in ("alignment", "reference", "base", "delta", "repair")) for row in rows]
     assert len(arms) == len(set(arms)) == 5 * len(ablation.FORMS)
     assert [row["perplexity"] for row in rows] == list(range(1, len(rows) + 1))
     sizes = {arm[3] == "none": set() for arm in arms}

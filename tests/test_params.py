@@ -157,6 +157,8 @@ DISAGREEING = [
     ("variants.softshare.surgery.rank", 0, "variants.softshare.surgery: rank = 0 with delta = joint"),
     ("variants.softshare.surgery.base", "mean", "variants.softshare.surgery: delta = joint .* base = mean contradicts"),
     ("variants.softshare.surgery.biases", "shared", "variants.softshare.surgery: bias_correction needs biases = own"),
+    ("variants.merged_4.surgery.repair", "scale", "variants.merged_4.surgery.repair = .*none.*least_squares"),
+    ("variants.softshare.surgery.repair", "least_squares", "variants.softshare.surgery: repair = .* takes no deltas"),
     ("variants.merged_4.surgery.rank", 8, "variants.merged_4.surgery: rank = 8 with delta = none"),
     (
         "variants.merged_4.windows",

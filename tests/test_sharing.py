@@ -112,6 +112,16 @@ def test_collapsed_and_untouched_models_survive_the_disk_too(name, tmp_path):
         assert structure == sharing.Sharing() and torch.equal(tiny.logits(loaded), tiny.logits(built))
 
 
+@tiny.every_family
+def test_a_checkpoint_of_either_kind_is_opened(name, tmp_path):
+    model, structure = tiny.shared(name)
+    sharing.save(model, structure, tmp_path / "shared")
+    sharing.dense(model).save_pretrained(tmp_path / "stock")
+    for kind, wanted in (("shared", structure), ("stock", sharing.Sharing())):
+        opened, found = sharing.opened(tmp_path / kind)
+        assert found == wanted and not opened.training and tiny.gap(opened, model) < 1e-5
+
+
 def test_a_group_of_one_is_the_dense_model():
     model, other = tiny.model("qwen2"), tiny.model("qwen2")
     sharing.install(other, tiny.family(other), sharing.Sharing([[2]]))

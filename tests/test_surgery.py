@@ -236,6 +236,48 @@ def test_a_repair_never_hurts_on_its_own_objective_and_more_freedom_helps(name, 
     assert errors[2] < errors[1] * (1 + 1e-6) and errors[1] < errors[0] * (1 + 1e-6)
 
 
+def unlike(model, shared, known, layers):
+    """What every FFN of `layers` answers in the model, and in the shared one to the same inputs: (tokens, d) each."""
+    family, found = tiny.family(model), {layer: ([], []) for layer in layers}
+    with depth.watching(model, family, layers) as seen, torch.no_grad():
+        for batch in known.text():
+            model.base_model(batch)
+            for layer, (wanted, answered) in found.items():
+                read, answer = seen[layer]["ffn"]
+                wanted.append(answer.double())
+                answered.append(getattr(family.blocks(shared)[layer], family.ffn)(read).double())
+    return {layer: tuple(map(torch.cat, pair)) for layer, pair in found.items()}
+
+
+@pytest.mark.parametrize("biases", ["own", "shared"])
+@tiny.every_family
+def test_a_repaired_share_answers_more_like_each_of_its_layers(name, biases):
+    model = tiny.model(name)
+    known = tiny.calibration(model)
+    known = replace(known, text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
+    spec = tiny.share(base="regression", biases=biases)
+    plain, _ = surgery.operate(model, tiny.GROUPS, known, spec)
+    better, _ = surgery.operate(model, tiny.GROUPS, known, spec.model_copy(update={"repair": "least_squares"}))
+    for group in tiny.GROUPS:
+        pairs = [unlike(model, shared, known, group) for shared in (plain, better)]
+        errors = [sum((y - z).square().sum() for y, z in found.values()) for found in pairs]
+        assert errors[1] < 0.9 * errors[0]
+        # A bias takes up the mean of what is left: each layer's own, or that of all.
+        left = [(y - z).mean(0) for y, z in pairs[1].values()]
+        if "b_out" in ffn.read(model, tiny.family(model), 0):
+            for rest in left if biases == "own" else [sum(left)]:
+                assert rest.abs().max() < 1e-5
+    assert sharing.count(better) == sharing.count(plain)
+
+
+@tiny.every_family
+def test_layers_that_are_alike_need_no_repair(name):
+    model = tiny.twins(name, "shuffled")
+    spec = tiny.share(alignment="cost", repair="least_squares")
+    shared, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
+    assert tiny.gap(model, shared) < 1e-4
+
+
 @pytest.mark.parametrize("ridge", [1e-9, 1e-2])
 @pytest.mark.parametrize("biased", [True, False])
 def test_least_squares_leave_no_gradient(biased, ridge):

@@ -17,7 +17,7 @@ from stages.core.settings import params
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
 
-ARM = ("alignment", "reference", "base", "delta", "recovery")
+ARM = ("alignment", "reference", "base", "delta", "repair", "recovery")
 
 
 def main(window: str, rank: str, recover: str, to: Path) -> None:
@@ -76,7 +76,9 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     form = lambda row: (  # noqa: E731
-        f"{row['base']} + {row['delta']}" + ("" if row["recovery"] == "none" else f", then {row['recovery']}")
+        f"{row['base']} + {row['delta']}"
+        + ("" if row["repair"] == "none" else ", repaired")
+        + ("" if row["recovery"] == "none" else f", then {row['recovery']}")
     )
     forms = list(dict.fromkeys(map(form, found)))
     ways = list(dict.fromkeys((row["alignment"], row["reference"]) for row in found))

@@ -9,16 +9,18 @@ from stages.core.calibration import Calibration
 from stages.core.settings.variants import Distill, Recovery, Share
 from stages.core.shrinking import surgery
 
-# (base, delta) of each closed form; the first two are what the rest is to be compared with.
+# (base, delta, repair) of each closed form; the first two are what the rest is to be compared with.
 FORMS = (
-    ("first", "none"),
-    ("mean", "none"),
-    ("regression", "none"),
-    ("mean", "svd"),
-    ("mean", "weighted"),
-    ("regression", "svd"),
-    ("regression", "weighted"),
-    ("regression", "joint"),
+    ("first", "none", "none"),
+    ("mean", "none", "none"),
+    ("regression", "none", "none"),
+    ("mean", "none", "least_squares"),
+    ("regression", "none", "least_squares"),
+    ("mean", "svd", "none"),
+    ("mean", "weighted", "none"),
+    ("regression", "svd", "none"),
+    ("regression", "weighted", "none"),
+    ("regression", "joint", "none"),
 )
 # The seeds' start and the joint fit, each recovered in every way and at every rate.
 STARTS = {
@@ -52,9 +54,9 @@ def untrained(
     score: Callable[[Any], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each alignment and form: what sharing the layers of `group` scores before any training."""
-    arms = [(way, reference, base, delta) for way, reference in alignments(sites) for base, delta in FORMS]
-    for way, reference, base, delta in watch(arms):
-        choices = {"alignment": way, "reference": reference, "base": base, "delta": delta}
+    keys = ("alignment", "reference", "base", "delta", "repair")
+    for arm in watch([(*way, *form) for way in alignments(sites) for form in FORMS]):
+        choices = dict(zip(keys, arm))
         shared, _ = surgery.operate(model, [group], calibration, specification(rank, **choices))
         yield {**choices, "recovery": "none", "perplexity": score(shared)}
 
@@ -65,7 +67,7 @@ def recovered(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
     for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
-        choices = {"reference": "first", **STARTS[start]}
+        choices = {"reference": "first", "repair": "none", **STARTS[start]}
         shared, structure = surgery.operate(model, [group], calibration, specification(rank, **choices))
         wanted = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
         yield {**choices, "recovery": name + pace, "perplexity": train(shared, structure, wanted)}

@@ -125,14 +125,17 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
 
 
 def surgery(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
-    """Every variant's checkpoint, and the fit of each layer that it changes."""
+    """Every variant's checkpoint, and the fit of each layer that it changes; a repair reads the calibration text."""
     fitted = sum(
         shape.layers for variant in variants.values() if isinstance(variant.surgery, Share | Collapse | LowRank)
     )
+    repaired = sum(getattr(variant.surgery, "repair", "none") != "none" for variant in variants.values())
+    tokens = repaired * profile.extract.moment_tokens
+    products = 2 * tokens * shape.layers * (shape.width + shape.hidden) ** 2
     return Cost(
         LIBRARIES + 2 * FLOAT * shape.parameters + _fit(shape),
         FLOAT * sum(stored(variant, shape) for variant in variants.values()),
-        fitted * FIT * shape.hidden**3,
+        fitted * FIT * shape.hidden**3 + 2 * forward(shape, tokens) + 2 * products,
         len(variants),
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.architecture.families import Family, family_of
-from stages.core.architecture.models import blank
+from stages.core.architecture.models import blank, open_snapshot
 from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
 from stages.core.process.errors import UserError
 
@@ -162,6 +162,14 @@ def load(folder: Path) -> tuple[Any, Sharing]:
     if sharing.pruned:
         keep_zeros(model, family_of(model.config.model_type))
     return model.eval(), sharing
+
+
+def opened(folder: Path) -> tuple[Any, Sharing]:
+    """The model that `save` wrote and its sharing, or the snapshot that stage `base` wrote, which shares nothing."""
+    config = read_json(folder / "config.json")
+    if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
+        return load(folder)
+    return open_snapshot(folder), Sharing()
 
 
 def _built(config: dict[str, Any]) -> tuple[Any, Sharing]:

@@ -1,17 +1,14 @@
 """The recovery of one model, once for each seed, and the files that tell of it."""
 
 import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 from stages.core import corpus, recovery, resume, sharing
 from stages.core.process import runtime
 from stages.core.process.artifacts import replacing, write_json, write_text
 from stages.core.settings.profiles import Finetune, Runtime
 from stages.core.settings.variants import Recovery
-from stages.core.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -35,38 +32,28 @@ class Outs:
 
 
 def recover(
-    name: str,
-    opened: Callable[[], tuple[Any, Sharing]],
-    teacher: Any,
-    recipe: Finetune,
-    wanted: Recovery,
-    place: Runtime,
-    tokens: Path,
-    validation: Path,
-    unfinished: Path,
-    inputs: Iterable[Path],
-    outs: Outs,
-) -> None:
-    """Recover what `opened` gives, with every seed of `recipe`, on the device that `place` names.
+    name: str, recipe: Finetune, wanted: Recovery, place: Runtime, model: Path, teacher: Path | None, tokens: Path,
+    validation: Path, unfinished: Path, outs: Outs,
+) -> None:  # fmt: skip
+    """Recover the checkpoint `model` as `wanted` says, with every seed of `recipe`, where `place` says.
 
-    `teacher`, on the CPU, is who `wanted` asks, or None. A killed training goes on from `unfinished` where it was, as
-    long as params, machine and the files `inputs` are the same.
+    `teacher` is the checkpoint that `wanted` asks, or None. A killed training goes on from `unfinished` where it was,
+    as long as params, machine and the files it reads are the same.
     """
     device = runtime.start(place)
     rows = corpus.pack(corpus.read_tokens(tokens, recipe.max_tokens), recipe.sequence_length)
     held_out = corpus.read_tokens(validation, recipe.validation.max_tokens)
-    if teacher is not None:
-        teacher.to(device)
+    master = sharing.opened(teacher)[0].to(device) if teacher else None
     environment = runtime.environment(device, place.precision)
     facts = [recipe.model_dump(), wanted.model_dump(), environment]
-    progress = resume.place(unfinished, facts, [*inputs, tokens, validation])
+    progress = resume.place(unfinished, facts, [model, *([teacher] if teacher else []), tokens, validation])
     courses = {}
     with replacing(outs.checkpoint) as draft:
         for seed in recipe.seeds:
-            changed, structure = opened()
+            changed, structure = sharing.opened(model)
             changed.to(device)
             courses[seed] = recovery.recover(
-                changed, structure, teacher, rows, held_out, recipe, wanted, seed,
+                changed, structure, master, rows, held_out, recipe, wanted, seed,
                 autocast=runtime.autocast(device, place.precision),
                 watch=lambda batches: runtime.progress(batches, f"{name}, seed {seed}"),
                 unfinished=progress / str(seed),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-SPARE = 3  # numbers of saved layers that a budget tries: the fewest it allows, and more, whose room goes to rank
+SPARE = 5  # numbers of saved layers that a budget tries: the fewest it allows, and more, whose room goes to rank
 
 Window = tuple[int, int]  # its first and its last layer
 

@@ -78,7 +78,10 @@ class Keep(Section):
 
 
 class Share(Section):
-    """Depth stays; the layers of a group share one FFN weight, each with a low-rank delta of its own."""
+    """Depth stays; the layers of a group share one FFN weight, each with a low-rank delta of its own.
+
+    repair: `least_squares` fits the output matrix that they share to what each layer answered to calibration text.
+    """
 
     method: Literal["share"]
     alignment: Alignment
@@ -88,6 +91,7 @@ class Share(Section):
     rank: Natural
     biases: Literal["own", "shared"]
     bias_correction: bool = False
+    repair: Literal["none", "least_squares"] = "none"
 
     @model_validator(mode="after")
     def _rank_fits_delta(self):
@@ -97,6 +101,8 @@ class Share(Section):
             raise ValueError(f"delta = joint fits its base too, by regression; base = {self.base} contradicts it")
         if self.bias_correction and self.biases == "shared":
             raise ValueError("bias_correction needs biases = own: each layer's bias takes up its own error")
+        if self.repair != "none" and self.delta != "none":
+            raise ValueError(f"repair = {self.repair} takes no deltas; delta = {self.delta} contradicts it")
         return self
 
 

@@ -17,7 +17,7 @@ from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
 from stages.core.sharing import Sharing, install
 from stages.core.shrinking import baselines
 from stages.core.shrinking.fitting import Fit, fit
-from stages.core.shrinking.repair import REPAIRS, repair
+from stages.core.shrinking.repair import REPAIRS, refit, repair
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
 
@@ -56,6 +56,7 @@ def share(
 
     W_l = W_c + A_l B_l for each of the FFN's matrices, in the neuron order of the group's first layer. With
     `bias_correction`, and where the model has biases, a member's bias takes up the mean of the error that is left.
+    In the end the output matrices are repaired where `spec` asks for it.
     """
     family, shared = family_of(model.config.model_type), copy.deepcopy(model)
     sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
@@ -76,6 +77,10 @@ def share(
                 stock.weight.copy_(fitted.base.T if family.transposed else fitted.base)
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
+    if spec.repair != "none":
+        walk = Walk(model, family, list(calibration.text()))
+        for group in sorted(groups):
+            refit(walk, shared, group, spec.biases == "own")
     return shared, sharing
 
 
