@@ -22,10 +22,9 @@ def main(
         rival = models.open_rival(spec.model, spec.revision, models.open_tokenizer(tokenizer), dense.config.vocab_size)
         changed, structure = rival, sharing.Sharing()
     else:
-        known = calibration.read(permutations, moments, device)
-        watched = replace(known, text=lambda: runtime.progress(known.text(), f"surgery {variant}"))
-        chosen = read_json(windows)
-        changed, structure = surgery.operate(dense, chosen["groups"], watched, spec, chosen.get("ranks"))
+        watch = lambda items: runtime.progress(items, f"surgery {variant}")  # noqa: E731
+        known, chosen = replace(calibration.read(permutations, moments, device), watch=watch), read_json(windows)
+        changed, structure = surgery.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
     sharing.save(changed, structure, out)
     counts = sharing.count(changed, structure)
     write_json(

@@ -22,11 +22,13 @@ class Calibration:
     shape (d_ff,)), where the layers between the two are of the same group.
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
     text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
+    watch(items): the items, while it shows how far whoever works through them has come.
     """
 
     permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
     text: Callable[[], Iterable[Tensor]]
+    watch: Callable[[Iterable], Iterable] = iter
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:

@@ -25,7 +25,7 @@ def drop(model: Any, calibration: Calibration, spec: Drop) -> tuple[Any, Sharing
     Men et al. 2024 (arXiv:2403.03853).
     """
     family = family_of(model.config.model_type)
-    order = influence(model, family, calibration.text()).argsort(stable=True).tolist()
+    order = influence(model, family, calibration.watch(calibration.text())).argsort(stable=True).tolist()
     fewest = spec.layers
     if fewest is None:
         fewest = targets.layers(shape.of_model(model), spec.target_parameters)
@@ -44,7 +44,7 @@ def low_rank(
     family, thin = family_of(model.config.model_type), copy.deepcopy(model)
     structure = Sharing(ranks=ranks or _ranks(model, calibration, spec), factored=True)
     install(thin, family, structure)
-    for layer in range(len(family.blocks(model))):
+    for layer in calibration.watch(range(len(family.blocks(model)))):
         known, moments = _double(model, layer), calibration.moments(layer)
         for role, linear in family.linears(thin, layer).items():
             weight, seen = known[f"w_{role}"], moments[SITE[role]]

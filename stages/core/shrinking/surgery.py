@@ -61,7 +61,7 @@ def share(
     family, shared = family_of(model.config.model_type), copy.deepcopy(model)
     sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
     install(shared, family, sharing)
-    for group in groups:
+    for group in calibration.watch(groups):
         members = aligned(model, group, calibration, spec)
         for role in family.matrices:
             corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
@@ -79,7 +79,7 @@ def share(
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
     if spec.repair != "none":
         walk = Walk(model, family, list(calibration.text()))
-        for group in sorted(groups):
+        for group in calibration.watch(sorted(groups)):
             refit(walk, shared, group, spec.biases == "own")
     return shared, sharing
 
@@ -104,7 +104,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     shallow = keep_layers(model, family, kept)
     text = list(calibration.text()) if spec.repair in REPAIRS else []
     walks = Walk(model, family, text), Walk(shallow, family, text)
-    for group in sorted(groups):
+    for group in calibration.watch(sorted(groups)):
         place = kept.index(group[0])
         ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
         if spec.repair in REPAIRS and len(group) > 1:
