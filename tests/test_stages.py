@@ -290,15 +290,24 @@ def test_the_recovered_original_is_the_control(study):
 def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
     values, teachers = settings(), []
     values["variants"]["merged_4"]["finetune"] |= changes
-    recover = lambda name, recipe, wanted, place, model, teacher, *rest: teachers.append(teacher)  # noqa: E731
-    monkeypatch.setattr(finetune.trials, "recover", recover)
+
+    def seen(model, structure, teacher, *rest, **options):
+        teachers.append(teacher)
+        raise InterruptedError
+
+    monkeypatch.setattr(finetune.trials.recovery, "recover", seen)
     try:
         write_settings(values)
         paths = ("model", "control", "surgery/merged_4", "text/train.parquet", "text/validation.parquet")
-        finetune.main("tiny", "merged_4", *map(Path, (*paths, "unfinished", "out", "curve", "course")))
+        with pytest.raises(InterruptedError):
+            finetune.main("tiny", "merged_4", *map(Path, (*paths, "unfinished", "out", "curve", "course")))
     finally:
         write_settings(settings())
-    assert teachers == [Path(asked) if asked else None]
+    if asked is None:
+        assert teachers == [None]
+    else:
+        stored, found = read_tensors(study / asked / "model.safetensors"), dict(teachers[0].named_parameters())
+        assert stored.keys() >= found.keys() and all(torch.equal(found[name], stored[name]) for name in found)
 
 
 def test_another_checkpoint_is_measured_as_it_is(study):

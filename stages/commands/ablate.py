@@ -17,8 +17,6 @@ from stages.core.settings import params
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
 
-ARM = ("alignment", "reference", "base", "delta", "repair", "recovery")
-
 
 def main(window: str, rank: str, recover: str, to: Path) -> None:
     import pandas as pd
@@ -55,7 +53,7 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
         found += ablation.recovered(original, group, known, int(rank), train, watch)
     name, reference = f"{window}_rank{rank}", score(original)
     write_csv(to / f"{name}.csv", found)
-    arms = {"/".join(row[part] for part in ARM): row["perplexity"] for row in found}
+    arms = {"/".join(row[part] for part in (*ablation.START, "recovery")): row["perplexity"] for row in found}
     write_json(to / f"{name}.json", {"original": reference, **arms})
     with replacing(to / f"{name}.png") as draft:
         draw(found, reference, window, draft)

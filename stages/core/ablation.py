@@ -9,6 +9,7 @@ from stages.core.calibration import Calibration
 from stages.core.settings.variants import Distill, Recovery, Share
 from stages.core.shrinking import surgery
 
+START = ("alignment", "reference", "base", "delta", "repair")  # what names an untrained arm
 # (base, delta, repair) of each closed form; the first two are what the rest is to be compared with.
 FORMS = (
     ("first", "none", "none"),
@@ -54,9 +55,8 @@ def untrained(
     score: Callable[[Any], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each alignment and form: what sharing the layers of `group` scores before any training."""
-    keys = ("alignment", "reference", "base", "delta", "repair")
     for arm in watch([(*way, *form) for way in alignments(sites) for form in FORMS]):
-        choices = dict(zip(keys, arm))
+        choices = dict(zip(START, arm))
         shared, _ = surgery.operate(model, [group], calibration, specification(rank, **choices))
         yield {**choices, "recovery": "none", "perplexity": score(shared)}
 

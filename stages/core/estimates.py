@@ -129,7 +129,8 @@ def surgery(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     fitted = sum(
         shape.layers for variant in variants.values() if isinstance(variant.surgery, Share | Collapse | LowRank)
     )
-    repaired = sum(getattr(variant.surgery, "repair", "none") != "none" for variant in variants.values())
+    repairs = [getattr(variant.surgery, "repair", "none") for variant in variants.values()]
+    repaired = sum(repair not in ("none", "differences") for repair in repairs)
     tokens = repaired * profile.extract.moment_tokens
     products = 2 * tokens * shape.layers * (shape.width + shape.hidden) ** 2
     return Cost(
