@@ -15,8 +15,8 @@ from stages.core.settings.variants import CONTROL
 def main(profile: str, model: Path, tokens: Path, validation: Path, unfinished: Path, out: Path) -> None:
     rules.door(profile, model)
     recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
-    outs = trials.Outs.within(out)
-    trials.recover("control", recipe, CONTROL, place, model, None, tokens, validation, unfinished, outs)
+    ins, outs = trials.Ins(model, None, tokens, validation), trials.Outs.within(out)
+    trials.recover("control", recipe, CONTROL, place, ins, unfinished, outs)
 
 
 if __name__ == "__main__":

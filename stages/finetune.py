@@ -26,8 +26,8 @@ def main(
     teacher = {"original": original, "control": there.checkpoint}[wanted.teacher]
     asked = teacher if wanted.distill or wanted.warm_start else None
     recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
-    name = f"finetune {variant}"
-    trials.recover(name, recipe, wanted, place, model, asked, tokens, validation, unfinished, here)
+    ins = trials.Ins(model, asked, tokens, validation)
+    trials.recover(f"finetune {variant}", recipe, wanted, place, ins, unfinished, here)
 
 
 if __name__ == "__main__":

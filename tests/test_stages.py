@@ -289,7 +289,7 @@ def test_the_recovered_original_is_the_control(study):
 )
 def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
     values, teachers = settings(), []
-    values["variants"]["merged_4"]["finetune"] |= changes
+    values["variants"]["merged_4"]["finetune"] = {"train": "all", "frobenius": 0.0} | changes
 
     def seen(model, structure, teacher, *rest, **options):
         teachers.append(teacher)

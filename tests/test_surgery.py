@@ -278,6 +278,20 @@ def test_layers_that_are_alike_need_no_repair(name):
     assert tiny.gap(model, shared) < 1e-4
 
 
+@pytest.mark.parametrize("spec", [tiny.share(repair="least_squares"), tiny.collapse(repair="least_squares")])
+@tiny.every_family
+def test_one_window_after_the_other_is_repaired_as_alone_and_walks_through_the_first_layers_once(name, spec):
+    model, passes, windows = tiny.model(name), [], [[0, 1], [1, 2], [1, 2, 3], [2, 3], [2, 3, 4], [3, 4], [0, 1, 2]]
+    alone = [tiny.state(surgery.operate(model, [group], tiny.calibration(model), spec)[0]) for group in windows]
+    known = tiny.calibration(model)
+    part = next(tiny.family(model).blocks(model)[0].children())  # a block that is passed over calls none of its parts
+    part.register_forward_hook(lambda *_: passes.append(1))
+    for group, wanted in zip(windows, alone):
+        if group == windows[-1]:  # back to the start; until then layer 0 was passed on the way to 1 and for its own
+            assert len(passes) <= 4 * len(known.text())
+        assert tiny.same(tiny.state(surgery.operate(model, [group], known, spec)[0]), wanted)
+
+
 @pytest.mark.parametrize("ridge", [1e-9, 1e-2])
 @pytest.mark.parametrize("biased", [True, False])
 def test_least_squares_leave_no_gradient(biased, ridge):

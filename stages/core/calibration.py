@@ -1,7 +1,7 @@
 """What calibration text has shown about a model, as the surgery needs it: permutations and moments."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Calibration:
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
     text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
     watch(items): the items, while it shows how far whoever works through them has come.
+    walks: where the text stands on its way through a model, so that the next window need not start anew (see surgery).
     """
 
     permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
     text: Callable[[], Iterable[Tensor]]
     watch: Callable[[Iterable], Iterable] = iter
+    walks: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:

@@ -86,6 +86,16 @@ class Walk:
         self.stands[number] = layer, seen[layer]["block"][0].view(*ids.shape, -1)
         return seen[layer]
 
+    def is_beyond(self, layer: int) -> bool:
+        """Whether a batch has passed `layer`."""
+        return any(start > layer for start, _ in self.stands)
+
+    def fork(self, model: Any = None) -> "Walk":
+        """Another walk from where this one stands; through `model` if given, which is the same up to there."""
+        other = Walk(model or self.model, self.family, self.batches)
+        other.stands = list(self.stands)
+        return other
+
     @contextmanager
     def _between(self, start: int, last: int, states: Tensor | None) -> Iterator[None]:
         """Within the context a forward pass runs the blocks from `start` on `states`, and ends after `last`."""

@@ -129,8 +129,7 @@ def surgery(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     fitted = sum(
         shape.layers for variant in variants.values() if isinstance(variant.surgery, Share | Collapse | LowRank)
     )
-    repairs = [getattr(variant.surgery, "repair", "none") for variant in variants.values()]
-    repaired = sum(repair not in ("none", "differences") for repair in repairs)
+    repaired = sum(getattr(variant.surgery, "reads_text", False) for variant in variants.values())
     tokens = repaired * profile.extract.moment_tokens
     products = 2 * tokens * shape.layers * (shape.width + shape.hidden) ** 2
     return Cost(

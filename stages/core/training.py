@@ -58,7 +58,7 @@ def train(
     chosen = {id(parameter) for parameter in parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
-    optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
     batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed))
     best = _Best(model, parameters, validate)
     curve = _take_up(unfinished, optimizer, best)

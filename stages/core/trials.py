@@ -12,6 +12,20 @@ from stages.core.settings.variants import Recovery
 
 
 @dataclass(frozen=True)
+class Ins:
+    """What a recovery reads: two checkpoints, the second to be asked or None, and the tokens of two splits."""
+
+    model: Path
+    teacher: Path | None
+    tokens: Path
+    validation: Path
+
+    def paths(self) -> list[Path]:
+        """All there are."""
+        return [path for path in astuple(self) if path]
+
+
+@dataclass(frozen=True)
 class Outs:
     """What is left of a recovery: a checkpoint (those of further seeds below it), a curve of losses, its course."""
 
@@ -32,25 +46,24 @@ class Outs:
 
 
 def recover(
-    name: str, recipe: Finetune, wanted: Recovery, place: Runtime, model: Path, teacher: Path | None, tokens: Path,
-    validation: Path, unfinished: Path, outs: Outs,
-) -> None:  # fmt: skip
-    """Recover the checkpoint `model` as `wanted` says, with every seed of `recipe`, where `place` says.
+    name: str, recipe: Finetune, wanted: Recovery, place: Runtime, ins: Ins, unfinished: Path, outs: Outs
+) -> None:
+    """Recover a checkpoint as `wanted` says, with every seed of `recipe`, where `place` says.
 
-    `teacher` is the checkpoint that `wanted` asks, or None. A killed training goes on from `unfinished` where it was,
-    as long as params, machine and the files it reads are the same.
+    A killed training goes on from `unfinished` where it was, as long as params, machine and the files it reads are
+    the same.
     """
     device = runtime.start(place)
-    rows = corpus.pack(corpus.read_tokens(tokens, recipe.max_tokens), recipe.sequence_length)
-    held_out = corpus.read_tokens(validation, recipe.validation.max_tokens)
-    master = sharing.opened(teacher)[0].to(device) if teacher else None
+    rows = corpus.pack(corpus.read_tokens(ins.tokens, recipe.max_tokens), recipe.sequence_length)
+    held_out = corpus.read_tokens(ins.validation, recipe.validation.max_tokens)
+    master = sharing.opened(ins.teacher)[0].to(device) if ins.teacher else None
     environment = runtime.environment(device, place.precision)
     facts = [recipe.model_dump(), wanted.model_dump(), environment]
-    progress = resume.place(unfinished, facts, [model, *([teacher] if teacher else []), tokens, validation])
+    progress = resume.place(unfinished, facts, ins.paths())
     courses = {}
     with replacing(outs.checkpoint) as draft:
         for seed in recipe.seeds:
-            changed, structure = sharing.opened(model)
+            changed, structure = sharing.opened(ins.model)
             changed.to(device)
             courses[seed] = recovery.recover(
                 changed, structure, master, rows, held_out, recipe, wanted, seed,

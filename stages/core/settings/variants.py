@@ -77,16 +77,26 @@ class Keep(Section):
     method: Literal["none"]
 
 
-class Share(Section):
+class _Merging(Section):
+    """How layers of a group are laid upon each other, and become one FFN."""
+
+    alignment: Alignment
+    reference: Reference = "first"
+    base: Literal["first", "mean", "regression"]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its `repair` is fitted to calibration text; the others are sums of weights, or none."""
+        return self.repair not in ("none", "differences")
+
+
+class Share(_Merging):
     """Depth stays; the layers of a group share one FFN weight, each with a low-rank delta of its own.
 
     repair: `least_squares` fits the output matrix that they share to what each layer answered to calibration text.
     """
 
     method: Literal["share"]
-    alignment: Alignment
-    reference: Reference = "first"
-    base: Literal["first", "mean", "regression"]
     delta: Literal["none", "zero", "svd", "weighted", "joint"]
     rank: Natural
     biases: Literal["own", "shared"]
@@ -106,7 +116,7 @@ class Share(Section):
         return self
 
 
-class Collapse(Section):
+class Collapse(_Merging):
     """A group becomes one layer: the first one's attention and norms, the merged FFN.
 
     repair: `differences` adds up what the others differ from the first; `scale` and `least_squares` fit one factor, or
@@ -114,9 +124,6 @@ class Collapse(Section):
     """
 
     method: Literal["collapse"]
-    alignment: Alignment
-    reference: Reference = "first"
-    base: Literal["first", "mean", "regression"]
     repair: Literal["none", "differences", "scale", "least_squares"] = "none"
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
 from stages.core.sharing import Sharing, install
 from stages.core.shrinking import baselines
 from stages.core.shrinking.fitting import Fit, fit
-from stages.core.shrinking.repair import REPAIRS, refit, repair
+from stages.core.shrinking.repair import refit, repair
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank
 
@@ -77,10 +77,9 @@ def share(
                 stock.weight.copy_(fitted.base.T if family.transposed else fitted.base)
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
-    if spec.repair != "none":
-        walk = Walk(model, family, list(calibration.text()))
+    if spec.reads_text:
         for group in calibration.watch(sorted(groups)):
-            refit(walk, shared, group, spec.biases == "own")
+            refit(_before(group[0], model, calibration), shared, group, spec.biases == "own")
     return shared, sharing
 
 
@@ -102,14 +101,30 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     gone = {layer for group in groups for layer in group[1:]}
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
     shallow = keep_layers(model, family, kept)
-    text = list(calibration.text()) if spec.repair in REPAIRS else []
-    walks = Walk(model, family, text), Walk(shallow, family, text)
+    if spec.reads_text:
+        start = _before(min(group[0] for group in groups), model, calibration)
+        walks = start, start.fork(shallow)
     for group in calibration.watch(sorted(groups)):
         place = kept.index(group[0])
         ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
-        if spec.repair in REPAIRS and len(group) > 1:
+        if spec.reads_text and len(group) > 1:
             repair(*walks, group[-1], place, spec.repair)
     return shallow, Sharing()
+
+
+def _before(layer: int, model: Any, calibration: Calibration) -> Walk:
+    """The calibration text on its way through `model`, not beyond `layer`.
+
+    The last one that was asked for goes on where it can: a search asks for one window after the other.
+    """
+    walk = calibration.walks.get(model)
+    if walk is None or walk.is_beyond(layer):
+        walk = Walk(model, family_of(model.config.model_type), list(calibration.text()))
+    for number in range(len(walk.batches)):
+        walk.on(number, layer)
+    calibration.walks.clear()
+    calibration.walks[model] = walk
+    return walk.fork()
 
 
 def _merged(members: list[Member], spec: Collapse) -> dict[str, Tensor]:
