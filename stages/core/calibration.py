@@ -14,7 +14,7 @@ from stages.core.process.artifacts import read_arrays, read_tensors
 TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Calibration:
     """Read when it is needed, a layer at a time.
 
@@ -23,14 +23,14 @@ class Calibration:
     moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
     text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
     watch(items): the items, while it shows how far whoever works through them has come.
-    walks: where the text stands on its way through a model, so that the next window need not start anew (see surgery).
+    walk: a `depth.Walk`, the text on its way through the model last repaired: the next window need not start anew.
     """
 
     permutation: Callable[[str, str, int, int], Tensor]
     moments: Callable[[int], Mapping[str, Moments]]
     text: Callable[[], Iterable[Tensor]]
     watch: Callable[[Iterable], Iterable] = iter
-    walks: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    walk: Any = field(default=None, init=False)
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:

@@ -83,6 +83,7 @@ class _Merging(Section):
     alignment: Alignment
     reference: Reference = "first"
     base: Literal["first", "mean", "regression"]
+    repair: str = "none"
 
     @property
     def reads_text(self) -> bool:

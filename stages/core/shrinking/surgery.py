@@ -78,8 +78,9 @@ def share(
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
     if spec.reads_text:
+        original = _before(min(groups)[0], model, calibration)
         for group in calibration.watch(sorted(groups)):
-            refit(_before(group[0], model, calibration), shared, group, spec.biases == "own")
+            refit(original, shared, group, spec.biases == "own")
     return shared, sharing
 
 
@@ -102,7 +103,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
     shallow = keep_layers(model, family, kept)
     if spec.reads_text:
-        start = _before(min(group[0] for group in groups), model, calibration)
+        start = _before(min(groups)[0], model, calibration)
         walks = start, start.fork(shallow)
     for group in calibration.watch(sorted(groups)):
         place = kept.index(group[0])
@@ -117,13 +118,12 @@ def _before(layer: int, model: Any, calibration: Calibration) -> Walk:
 
     The last one that was asked for goes on where it can: a search asks for one window after the other.
     """
-    walk = calibration.walks.get(model)
-    if walk is None or walk.is_beyond(layer):
+    walk = calibration.walk
+    if walk is None or walk.model is not model or walk.is_beyond(layer):
         walk = Walk(model, family_of(model.config.model_type), list(calibration.text()))
     for number in range(len(walk.batches)):
         walk.on(number, layer)
-    calibration.walks.clear()
-    calibration.walks[model] = walk
+    calibration.walk = walk
     return walk.fork()
 
 
