@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from stages.core.process.errors import UserError
 from stages.core.settings import params
+from stages.core.settings.variants import SHALLOWER
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 DOCUMENT = YAML(typ="safe").load(REPOSITORY.read_text())
@@ -56,6 +57,18 @@ def test_the_repository_s_own_file_is_right(monkeypatch):
     assert params.section("gpt2", "base").model == DOCUMENT["profiles"]["gpt2"]["base"]["model"]
     assert params.variant("softshare", "surgery") == loaded.variants["softshare"].surgery
     assert params.variants() == loaded.variants and params.pretrain() == loaded.pretrain
+
+
+def test_all_learn_alike_but_the_original_and_the_notes_recipe():
+    """Else a lead of softshare over a baseline might be its teacher's."""
+    for name, variant in params.load(REPOSITORY).variants.items():
+        wanted = variant.finetune
+        if name in ("original", "softshare_seed"):
+            assert wanted.distill is None, name
+        else:
+            hidden = 0 if variant.surgery.method in SHALLOWER else 20
+            assert (wanted.train, wanted.frobenius, wanted.teacher) == ("all", 0, "control"), name
+            assert (wanted.distill.logits, wanted.distill.hidden) == (0.5, hidden), name
 
 
 def test_what_passes_is_not_changed(tmp_path):
