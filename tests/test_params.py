@@ -212,7 +212,11 @@ DISAGREEING = [
         "variants.compressed_4: finetune.distill.hidden needs",
     ),
     ("variants.compressed_4.finetune.warm_start", 0.5, "variants.compressed_4: finetune.warm_start needs"),
-    ("variants.softshare_seed.finetune.teacher", "control", "variants.softshare_seed.finetune: teacher = control: nobody asks"),
+    (
+        "variants.softshare_seed.finetune.teacher",
+        "control",
+        "variants.softshare_seed.finetune: teacher = control: nobody asks",
+    ),
     ("variants.softshare.finetune.teacher", "svd", "variants.softshare.finetune.teacher = 'svd'"),
     ("variants.merged_4.finetune.train", "deltas", "variants.merged_4: finetune.train = deltas needs"),
     ("variants.compressed_4.finetune.frobenius", 0.5, "variants.compressed_4: finetune.frobenius = 0.5 needs"),
