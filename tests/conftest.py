@@ -16,7 +16,7 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 # Whose tests take the fixture `clone`; a file missing here would make a clone of its own.
-CLONED = {"test_clones", "test_dag", "test_pipeline", "test_remotes"}
+CLONED = {"test_clones", "test_dag", "test_leftovers", "test_pipeline", "test_remotes"}
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -9,6 +9,7 @@ from pathlib import Path
 from closure import ROOT
 from ruamel.yaml import YAML
 
+STUDY = (sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "1")  # make repro
 KEPT = ("original", "softshare", "merged_4", "compressed_6")
 
 
@@ -21,9 +22,13 @@ def run(folder: Path, *command: str) -> str:
 
 def attempt(folder: Path, *command: str) -> subprocess.CompletedProcess:
     """A command in `folder`, whether it succeeds or not."""
+    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True)
+
+
+def environment() -> dict[str, str]:
+    """The surroundings of a command: this interpreter first, no hub, wide lines."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(command, cwd=folder, env=env, text=True, capture_output=True)
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 
 
 def edit(folder: Path, change) -> None:

@@ -138,6 +138,13 @@ def test_too_little_room_for_tensors_is_known_before_they_are_written(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@every_kind
+def test_a_file_may_be_read_by_whom_any_new_file_may(kind, tmp_path):
+    path, _, _ = make(tmp_path, kind)
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 # Damage
 
 

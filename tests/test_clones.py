@@ -4,17 +4,16 @@ In the second, DVC is killed ten times at random moments: what is there in the e
 """
 
 import json
-import os
 import random
 import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from dvc.repo import Repo
-from shrunk import edit, keep, new_clone, run, stages_run
+from shrunk import STUDY, edit, environment, keep, new_clone, run, stages_run
 
 STUDIED = ("original", "softshare")
 # What a time stands in, and nothing else may differ.
@@ -22,6 +21,7 @@ TIMED = {*(f"metrics/latency/{name}.json" for name in STUDIED), "metrics/summary
     "metrics/points", "metrics/plots", "metrics/report.md", "metrics/report.html",
 }  # fmt: skip
 TIMED_FILES = {"metrics/points/speed.csv", "metrics/plots/perplexity_by_speed.png"}
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +37,17 @@ def first(clone, copy_of) -> Path:
 def second(tmp_path_factory) -> Path:
     folder = new_clone(tmp_path_factory.mktemp("clone") / "study", STUDIED)
     (folder / "dvc.lock").unlink()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     chance = random.Random(5)
     for _ in range(10):
-        dvc = subprocess.Popen(["dvc", "repro", "-q"], cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-        while dvc.poll() is None and len(at_work(folder)) < 2:  # DVC alone: no stage yet
+        study = subprocess.Popen(STUDY, cwd=folder, env=environment(), **SILENT)
+        while study.poll() is None and len(at_work(folder)) < 3:  # the two of `STUDY` alone: no stage yet
             time.sleep(0.1)
         time.sleep(chance.uniform(0, 8))
-        dvc.kill()
-        dvc.wait()
-    run(folder, "dvc", "repro")
+        with suppress(psutil.NoSuchProcess):  # the study, or what it runs, may have ended by itself
+            for dvc in psutil.Process(study.pid).children():
+                dvc.kill()
+        study.wait()
+    run(folder, *STUDY)
     return folder
 
 

@@ -93,7 +93,7 @@ CODE = {
     "core/latency": ("latency", "latency report"),
     "core/rouge core/summaries": ("summarize", "summarize report"),
     "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
-    "core/ablation core/estimates core/verification": ("", ""),  # of commands
+    "core/ablation core/estimates core/leftovers core/verification": ("", ""),  # of commands
     "pretrain": ("pretrain", ""),
     "base": ("base", BASE),
     "prepare": ("prepare", PREPARE),

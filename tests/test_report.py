@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import made_up
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,21 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+
+
+def test_what_a_reader_takes_away():
+    study = made_up.study(("original", "softshare", "merged_4"))
+    for name, parameters, after, speedup in (
+        ("original", 100, 10.0, 1.02), ("softshare", 90, 10.4, 0.97), ("merged_4", 60, 12.0, 1.30),
+    ):  # fmt: skip
+        study.sizes[name].update(parameters=parameters, parameter_ratio=parameters / 100)
+        study.perplexity[name].update(after=after)
+        study.latency[name].update(speedup=speedup)
+    assert [fact.value for fact in chapters.facts(study)] == ["10.000", "90%", "1.30×"]
+    study.perplexity["softshare"].update(after=10.6)
+    study.latency["merged_4"].update(speedup=1.01)
+    _, near, fast = chapters.facts(study)
+    assert near.value == fast.value == "none" and "(1.02×)" in fast.note
 
 
 def test_the_page_needs_nothing_but_itself(made):
@@ -99,6 +115,24 @@ def test_drawings_are_the_same_bytes_twice(made, tmp_path):
         pictures.png(draw(), tmp_path / name)
         assert (tmp_path / name).read_bytes() == (made / f"plots/{name}.png").read_bytes()
         assert pictures.svg(draw(), name) == pictures.svg(draw(), name)
+
+
+def test_no_line_is_drawn_across_starts_that_nobody_scored():
+    study = made_up.study(("original", "softshare"))
+    scored = study.windows["softshare"]["candidates"]
+    del scored[2:5]
+    line = pictures.window_search(study).axes[0].lines[0]
+    assert list(line.get_xdata()) == list(range(9))
+    assert list(np.flatnonzero(np.isnan(line.get_ydata()))) == [2, 3, 4]
+    assert line.get_ydata()[5] == scored[2]["perplexity"]
+
+
+def test_the_loss_of_many_small_batches_is_drawn_as_their_mean():
+    study = made_up.study(("original",))
+    losses = [2.0 + (step % 2) for step in range(400)]
+    study.training["original"][:] = [{"tokens": 512 * step, "loss": loss} for step, loss in enumerate(losses)]
+    drawn = pictures.training(study).axes[0].lines[0].get_ydata()
+    assert len(drawn) == 400 and drawn[0] == 2.0 and drawn[9:] == pytest.approx(2.5)
 
 
 def test_names_that_differ_in_their_number_share_a_colour_and_no_two_look_alike():

@@ -1,5 +1,6 @@
 """Devices and precision: what is asked for is taken or refused, and what was taken is on record."""
 
+import platform
 import subprocess
 import sys
 
@@ -46,6 +47,30 @@ def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert runtime.precision(torch.device("cuda"), "bfloat16") == "float32"
     assert runtime.precision(torch.device("cuda"), "float32") == "float32"
+
+
+MEMORY = """
+import psutil, torch
+from stages.core.process import runtime
+from stages.core.settings.profiles import Runtime
+torch.zeros(9)
+{start}
+resident = lambda: psutil.Process().memory_info().rss
+before, block = resident(), torch.ones(50_000_000)
+held = resident()
+del block
+assert held - before > 150e6
+print((resident() - before) / (held - before) > 0.9)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+@pytest.mark.parametrize(
+    ("start", "kept"), [("", "False"), ('runtime.start(Runtime(device="cpu", threads=None))', "True")]
+)
+def test_memory_once_taken_serves_the_next_step(start, kept):
+    command = [sys.executable, "-c", MEMORY.format(start=start)]
+    assert subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout.split() == [kept]
 
 
 SCRIPT = """

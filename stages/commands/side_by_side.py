@@ -7,10 +7,12 @@ are as many chains as CUDA devices, or as the machine has cores for the profile'
 
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from stages.core import leftovers
 from stages.core.process import runtime
 from stages.core.process.errors import UserError
 from stages.core.settings import params
@@ -22,6 +24,7 @@ ALONE = {"latency"}
 def main(jobs: str) -> None:
     if jobs != "auto" and (not jobs.isdigit() or int(jobs) < 1):
         raise UserError(f"JOBS = {jobs}: a whole number from 1, or auto, is needed")
+    mend()
     shared, chain = stages(Path("dvc.yaml"))
     cuda, asked = devices(), params.load()
     number = fitting(cuda, asked.profiles[asked.profile].runtime) if jobs == "auto" else int(jobs)
@@ -42,6 +45,19 @@ def main(jobs: str) -> None:
         with ThreadPoolExecutor(number) as pool:
             list(pool.map(follow, asked.variants))
     run("repro")
+
+
+def mend() -> None:
+    """Undo what would stop DVC: what another left that was killed while it wrote."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        done = leftovers.mend(Repo())
+    except DvcException as error:
+        raise UserError(str(error)) from None
+    for line in done:
+        print(line, file=sys.stderr)
 
 
 def fitting(cuda: list[str], place: Runtime) -> int:

@@ -11,6 +11,7 @@ from stages.core.verification import verify
 
 
 def main() -> None:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     files = []
@@ -19,7 +20,10 @@ def main() -> None:
         files.extend(paths)
         return runtime.progress(paths, "verify", unit="file")
 
-    found = verify(Repo(), watch)
+    try:
+        found = verify(Repo(), watch)
+    except DvcException as error:
+        raise UserError(f"{error} (`make repro` mends a dvc.lock that was cut short)") from None
     missing = [finding for finding in found if finding.what == "missing object"]
     for mend, count in Counter(finding.mend for finding in missing).items():
         print(f"missing objects: {count} (`{mend}`)")

@@ -116,7 +116,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
                 f"cannot write {path}: it takes {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Make room and "
                 "run `dvc repro` again."
             )
+        draft.touch()
+        mode = draft.stat().st_mode  # of any new file; that of safetensors is its owner's alone
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
+        draft.chmod(mode)
 
 
 def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every stage needs around its work: a command line, one-line errors, device, threads, progress."""
 
 import argparse
+import ctypes
 import inspect
 import os
 import sys
@@ -15,6 +16,9 @@ from stages.core.process.guard import guarded
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+# mallopt(3): no block is mapped on its own (M_MMAP_MAX), and free memory is never given back (M_TRIM_THRESHOLD).
+MALLOC = {-4: 0, -1: -1}
 
 
 def entry(main: Callable[..., None]) -> None:
@@ -52,12 +56,24 @@ def start(runtime: Any) -> Any:
 
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    _keep_memory()
     available = torch.cuda.is_available()
     if runtime.device.startswith("cuda") and not available:
         raise UserError(
             f"params.yaml: runtime.device = {runtime.device}, but torch sees no CUDA device; use cpu or auto"
         )
     return torch.device(("cuda" if available else "cpu") if runtime.device == "auto" else runtime.device)
+
+
+def _keep_memory() -> None:
+    """Have the C library keep large blocks that are freed, where it is glibc.
+
+    It would give each logit or gradient back to the system, and the next step would wait for every page of them anew.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for option, value in MALLOC.items():
+            libc.mallopt(option, value)
 
 
 def precision(device: Any, wanted: str) -> str:

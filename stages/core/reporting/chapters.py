@@ -32,26 +32,31 @@ class Fact:
 
 
 def facts(study: Study) -> list[Fact]:
-    """The control, the smallest variant near it, and the fastest one."""
-    near = min(
-        (name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control),
-        key=lambda name: study.sizes[name]["parameters"],
-    )
-    fast = max(study.variants, key=lambda name: study.latency[name]["speedup"])
-    after = {name: study.perplexity[name]["after"] for name in study.variants}
-    return [
-        Fact("Control", tables.perplexity(study.control), "perplexity of `original`, fine-tuned like every variant"),
-        Fact(
-            "Smallest within 5% of the control",
-            f"{study.sizes[near]['parameter_ratio']:.0%}",
-            f"of the parameters stored: `{near}`, perplexity {tables.perplexity(after[near])}",
-        ),
-        Fact(
-            "Fastest",
-            f"{study.latency[fast]['speedup']:.2f}×",
-            f"`{fast}`, perplexity {tables.perplexity(after[fast])}",
-        ),
-    ]
+    """The control, the smallest variant near it, and the fastest one; "none" where none is smaller or faster."""
+    control = "perplexity of `original`, fine-tuned like every variant"
+    return [Fact("Control", tables.perplexity(study.control), control), _smallest(study), _fastest(study)]
+
+
+def _smallest(study: Study) -> Fact:
+    title = "Smallest within 5% of the control"
+    near = (name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control)
+    name = min(near, key=lambda name: study.sizes[name]["parameters"])
+    if name == "original":
+        return Fact(title, "none", "every variant that stores less is further from it")
+    ratio = study.sizes[name]["parameter_ratio"]
+    return Fact(title, f"{ratio:.0%}", f"of the parameters stored: {_with_perplexity(study, name)}")
+
+
+def _fastest(study: Study) -> Fact:
+    name = max(study.variants, key=lambda name: study.latency[name]["speedup"])
+    speedup = f"{study.latency[name]['speedup']:.2f}×"
+    if name == "original":
+        return Fact("Fastest", "none", f"no variant is faster than `original` beside itself ({speedup})")
+    return Fact("Fastest", speedup, _with_perplexity(study, name))
+
+
+def _with_perplexity(study: Study, name: str) -> str:
+    return f"`{name}`, perplexity {tables.perplexity(study.perplexity[name]['after'])}"
 
 
 def chapters(study: Study) -> list[Chapter]:

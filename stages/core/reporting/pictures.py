@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
 
@@ -103,15 +104,19 @@ def perplexity_by_speed(study: Study) -> Any:
 
 
 def window_search(study: Study) -> Any:
-    """Perplexity of every window that was scored, against its first layer, beside the original's."""
+    """Perplexity of every window that was scored, against its first layer, beside the original's.
+
+    A line ends where a start was not scored.
+    """
     figure, axes = _figure(1)
     styles, drawn = ("-", "--", "-.", ":"), looks(study.variants)
     for name, found in study.windows.items():
         single = [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
         for number, size in enumerate(sorted({_size(candidate) for candidate in single})):
-            points = [(c["windows"][0][0], c["perplexity"]) for c in single if size == _size(c)]
-            style = styles[number % len(styles)]
-            axes.plot(*zip(*points), **drawn[name], linestyle=style, linewidth=1.2, label=f"{name}, {size} layers")
+            scored = {c["windows"][0][0]: c["perplexity"] for c in single if size == _size(c)}
+            starts = range(min(scored), max(scored) + 1)
+            line = {"linestyle": styles[number % len(styles)], "linewidth": 1.2, "label": f"{name}, {size} layers"}
+            axes.plot(starts, [scored.get(start, np.nan) for start in starts], **drawn[name], **line)
     originals = {found["original_perplexity"] for found in study.windows.values() if found["candidates"]}
     for value in sorted(originals):
         axes.axhline(value, color=INK, alpha=0.5, linewidth=1, linestyle=":", label="original")
@@ -151,16 +156,20 @@ def correlations(study: Study) -> Any:
 
 
 def training(study: Study) -> Any:
-    """Training loss, and perplexity at every look at the validation split, of every variant's recovery."""
+    """Training loss, and perplexity at every look at the validation split, of every variant's recovery.
+
+    A loss is the mean of the last fortieth of the steps, for the batches of one sequence that a small machine takes.
+    """
     figure, (losses, validation) = _figure(2)
     for name, look in looks(study.variants).items():
         rows = study.training[name]
         thin = {"color": look["color"], "linewidth": 1.1, "marker": "." if len(rows) == 1 else ""}
-        losses.plot([row["tokens"] / 1e3 for row in rows], [row["loss"] for row in rows], **thin)
+        loss = pd.Series([row["loss"] for row in rows]).rolling(max(1, len(rows) // 40), min_periods=1).mean()
+        losses.plot([row["tokens"] / 1e3 for row in rows], loss, **thin)
         seen = study.recovery[name]["looks"]
         points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
         validation.plot(*zip(*points), **look, linewidth=1.1, markersize=4, label=name)
-    losses.set(title="Training loss")
+    losses.set(title="Training loss, running mean")
     validation.set(title="Validation perplexity")
     for axes in (losses, validation):
         axes.set_xlabel("tokens, thousands")

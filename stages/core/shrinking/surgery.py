@@ -78,7 +78,7 @@ def share(
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
     if spec.reads_text:
-        original = _before(min(groups)[0], model, calibration)
+        original = _before(groups, model, calibration)
         for group in calibration.watch(sorted(groups)):
             refit(original, shared, group, spec.biases == "own")
     return shared, sharing
@@ -103,7 +103,7 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
     shallow = keep_layers(model, family, kept)
     if spec.reads_text:
-        start = _before(min(groups)[0], model, calibration)
+        start = _before(groups, model, calibration)
         walks = start, start.fork(shallow)
     for group in calibration.watch(sorted(groups)):
         place = kept.index(group[0])
@@ -113,12 +113,12 @@ def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec
     return shallow, Sharing()
 
 
-def _before(layer: int, model: Any, calibration: Calibration) -> Walk:
-    """The calibration text on its way through `model`, not beyond `layer`.
+def _before(groups: list[list[int]], model: Any, calibration: Calibration) -> Walk:
+    """The calibration text on its way through `model`, not beyond the first layer of `groups`.
 
     The last one that was asked for goes on where it can: a search asks for one window after the other.
     """
-    walk = calibration.walk
+    walk, layer = calibration.walk, min(groups)[0]
     if walk is None or walk.model is not model or walk.is_beyond(layer):
         walk = Walk(model, family_of(model.config.model_type), list(calibration.text()))
     for number in range(len(walk.batches)):
