@@ -7,19 +7,20 @@ against the running centre of its layers so far.
 from functools import lru_cache
 from pathlib import Path
 
-from stages.core import alignment, ffn
-from stages.core.architecture import models, rules
+from stages.core.architecture import ffn, opening, rules
 from stages.core.architecture.families import family_of
-from stages.core.calibration import key, read_moments
-from stages.core.process import runtime
+from stages.core.calibration import alignment
+from stages.core.calibration.statistics import key, read_moments
+from stages.core.process import command, devices
 from stages.core.process.artifacts import read_tensors, write_arrays, write_json
+from stages.core.process.progress import progress
 from stages.core.settings import params
 
 
 def main(profile: str, model: Path, moments: Path, correlations: Path, permutations: Path, quality: Path) -> None:
-    rules.door(profile, model)
-    device = runtime.start(params.section(profile, "runtime"))
-    dense = models.open_snapshot(model).to(device)
+    rules.validate(profile, model)
+    device = devices.start(params.section(profile, "runtime"))
+    dense = opening.open_snapshot(model).to(device)
     family = family_of(dense.config.model_type)
     depth, reach = len(family.blocks(dense)), params.section(profile, "correlate").reach
     windows = [list(range(first, min(first + reach, depth))) for first in range(depth - 1)]
@@ -30,7 +31,7 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
 
     for folder in sorted(path for path in correlations.iterdir() if path.is_dir()):
         between = reader(folder)
-        for window in runtime.progress(windows, f"align by {folder.name}"):
+        for window in progress(windows, f"align by {folder.name}"):
             for reference in alignment.REFERENCES:
                 keep(folder.name, reference, window, alignment.by_correlation(between, window, reference))
         sites[folder.name] = {
@@ -44,7 +45,7 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     recent = lru_cache(maxsize=reach)
     ffn_of = recent(lambda layer: {name: value.double() for name, value in ffn.read(dense, family, layer).items()})
     moments_of = recent(lambda layer: read_moments(moments, layer, device))
-    for window in runtime.progress(windows, "align by cost"):
+    for window in progress(windows, "align by cost"):
         for reference in alignment.REFERENCES:
             keep("cost", reference, window, alignment.by_cost(ffn_of, moments_of, window, reference))
     write_arrays(permutations, found)
@@ -80,4 +81,4 @@ def dead_neurons(folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from stages.core import sources
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.artifacts import parquet_writer
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.text import sources
 
 
 def main(profile: str, lexicon: Path, summaries: Path, out: Path) -> None:
@@ -13,11 +14,11 @@ def main(profile: str, lexicon: Path, summaries: Path, out: Path) -> None:
 
     source = params.section(profile, "articles").source
     schema = pa.schema([("article", pa.string()), ("summary", pa.string())])
-    for split in runtime.progress(("train", "test"), "articles"):
+    for split in progress(("train", "test"), "articles"):
         rows = [dict(zip(schema.names, pair)) for pair in sources.pairs(source, split, lexicon, summaries)]
         with parquet_writer(out / f"{split}.parquet", schema) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from stages.core.architecture import models, rules, shape
+from stages.core.architecture import opening, rules, shape
 from stages.core.architecture.families import family_of
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_json
 from stages.core.settings import params
 
@@ -13,15 +13,15 @@ from stages.core.settings import params
 def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     source = params.section(profile, "base")
     if known := shape.of_source(source.model, source.revision, source.gguf_file):
-        rules.hold(profile, known)
-    dense, words = models.open_source(source.model, source.revision, source.gguf_file)
+        rules.validate_shape(profile, known)
+    dense, own_tokenizer = opening.open_source(source.model, source.revision, source.gguf_file)
     family = family_of(dense.config.model_type)
     revision = getattr(dense.config, "_commit_hash", None)
     with replacing(model) as draft:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))
     with replacing(tokenizer) as draft:
-        words.save_pretrained(draft)
+        own_tokenizer.save_pretrained(draft)
     write_json(
         provenance,
         {
@@ -46,4 +46,4 @@ def sha256(files: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -5,19 +5,19 @@ A killed training goes on where it was.
 
 from pathlib import Path
 
-from stages.core import trials
 from stages.core.architecture import rules
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.settings import params
 from stages.core.settings.variants import CONTROL
+from stages.core.training import runs
 
 
 def main(profile: str, model: Path, tokens: Path, validation: Path, unfinished: Path, out: Path) -> None:
-    rules.door(profile, model)
-    recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
-    ins, outs = trials.Ins(model, None, tokens, validation), trials.Outs.within(out)
-    trials.recover("control", recipe, CONTROL, place, ins, unfinished, outs)
+    rules.validate(profile, model)
+    recipe, runtime = params.section(profile, "finetune"), params.section(profile, "runtime")
+    inputs, outputs = runs.Inputs(model, None, tokens, validation), runs.Outputs.within(out)
+    runs.recover("control", recipe, CONTROL, runtime, inputs, unfinished, outputs)
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

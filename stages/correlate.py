@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from stages.core.alignment import CorrelationStream
-from stages.core.process import runtime
+from stages.core.calibration.alignment import CorrelationStream
+from stages.core.process import command, devices
 from stages.core.process.artifacts import parquet_reader, replacing, write_tensors
+from stages.core.process.progress import progress
 from stages.core.settings import params
 
 
 def main(profile: str, activations: Path, out: Path) -> None:
-    device = runtime.start(params.section(profile, "runtime"))
+    device = devices.start(params.section(profile, "runtime"))
     reach = params.section(profile, "correlate").reach
     with replacing(out) as draft:
         for table in sorted(activations.glob("*.parquet")):
             with parquet_reader(table) as file:
                 names = file.schema_arrow.names
-                for first in runtime.progress(range(len(names)), f"correlate {table.stem}"):
+                for first in progress(range(len(names)), f"correlate {table.stem}"):
                     group = names[first : first + reach]
                     write_tensors(draft / table.stem / f"{group[0]}.safetensors", correlations(file, group, device))
 
@@ -42,4 +43,4 @@ def _matrix(column):
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -8,14 +8,16 @@ that was goes to JSON.
 from contextlib import ExitStack
 from pathlib import Path
 
-from stages.core import activations, corpus, ffn
-from stages.core.architecture import models, rules
+from stages.core.architecture import ffn, opening, rules
 from stages.core.architecture.families import family_of
-from stages.core.moments import MomentStream, to_tensors
-from stages.core.process import runtime
+from stages.core.calibration import activations
+from stages.core.calibration.moments import MomentStream, to_tensors
+from stages.core.process import command, devices
 from stages.core.process.artifacts import parquet_writer, replacing, write_json, write_tensors
 from stages.core.process.errors import UserError
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.text import corpus
 
 # What a file of moments calls the sites.
 MOMENTS = {"input": "input", "hidden": "post_activation"}
@@ -25,10 +27,10 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
     import pyarrow as pa
     import torch
 
-    rules.door(profile, model)
-    device = runtime.start(params.section(profile, "runtime"))
+    rules.validate(profile, model)
+    device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "extract")
-    dense = models.open_snapshot(model).to(device)
+    dense = opening.open_snapshot(model).to(device)
     family = family_of(dense.config.model_type)
     batches = calibration(corpus.read_tokens(tokens), spec)
 
@@ -44,7 +46,7 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
             site: open_files.enter_context(parquet_writer(draft / f"{site}.parquet", schema)) for site in spec.sites
         }
         stream = activations.stream(dense, family, tuple({*spec.sites, *MOMENTS.values()}), batches)
-        for seen in runtime.progress(stream, "extract", total=len(batches)):
+        for seen in progress(stream, "extract", total=len(batches)):
             for site, writer in writers.items() if rows_left > 0 else ():
                 flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[site]]
                 arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
@@ -80,4 +82,4 @@ def calibration(text, spec) -> list:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -6,29 +6,29 @@ where it was. The original by the control's recipe is the control, and taken ove
 
 from pathlib import Path
 
-from stages.core import trials
 from stages.core.architecture import rules
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.settings import params
 from stages.core.settings.variants import is_control
+from stages.core.training import runs
 
 
 def main(
     profile: str, variant: str, original: Path, control: Path, model: Path, tokens: Path, validation: Path,
-    unfinished: Path, out: Path, curve: Path, course: Path,
+    unfinished: Path, out: Path, curve: Path, history: Path,
 ) -> None:  # fmt: skip
-    rules.door(profile, model)
+    rules.validate(profile, model)
     wanted = params.variant(variant, "finetune")
-    here, there = trials.Outs(out, curve, course), trials.Outs.within(control)
+    here, there = runs.Outputs(out, curve, history), runs.Outputs.within(control)
     if is_control(params.variant(variant, "surgery"), wanted):
-        here.taken_over_from(there)
+        here.copy_from(there)
         return
     teacher = {"original": original, "control": there.checkpoint}[wanted.teacher]
     asked = teacher if wanted.distill or wanted.warm_start else None
-    recipe, place = params.section(profile, "finetune"), params.section(profile, "runtime")
-    ins = trials.Ins(model, asked, tokens, validation)
-    trials.recover(f"finetune {variant}", recipe, wanted, place, ins, unfinished, here)
+    recipe, runtime = params.section(profile, "finetune"), params.section(profile, "runtime")
+    inputs = runs.Inputs(model, asked, tokens, validation)
+    runs.recover(f"finetune {variant}", recipe, wanted, runtime, inputs, unfinished, here)
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

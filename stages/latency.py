@@ -2,26 +2,29 @@
 
 from pathlib import Path
 
-from stages.core import corpus, seeds, sharing
-from stages.core.architecture import models, rules
-from stages.core.latency import compare
-from stages.core.process import runtime
+from stages.core.architecture import opening, rules
+from stages.core.evaluation import notebook
+from stages.core.evaluation.timing import compare
+from stages.core.forms import sharing
+from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.text import corpus
 
 
 def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, out: Path) -> None:
-    rules.door(profile, model)
-    device = runtime.start(params.section(profile, "runtime"))
+    rules.validate(profile, model)
+    device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "latency")
-    pair = {"original": models.open_snapshot(original).to(device), "variant": sharing.load(model)[0].to(device)}
+    pair = {"original": opening.open_snapshot(original).to(device), "variant": sharing.load(model)[0].to(device)}
     prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
-    turns = lambda turns: runtime.progress(turns, f"latency {variant}")  # noqa: E731
+    turns = lambda turns: progress(turns, f"latency {variant}")  # noqa: E731
     measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)
     extra = {}
     if protocol := spec.seed_protocol:
         start = corpus.read_tokens(tokens, protocol.prompt_tokens)[None].to(device)
-        extra["seed_ms"] = seeds.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
+        extra["seed_ms"] = notebook.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
     whole = {
         name: times["prefill_ms"] + spec.new_tokens * times["decode_ms_per_token"] for name, times in measured.items()
     }
@@ -33,10 +36,10 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
             "original_decode_ms_per_token": measured["original"]["decode_ms_per_token"],
             "speedup": whole["original"] / whole["variant"],
             **extra,
-            "environment": runtime.environment(device),
+            "environment": devices.environment(device),
         },
     )
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

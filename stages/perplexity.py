@@ -3,29 +3,32 @@
 import statistics
 from pathlib import Path
 
-from stages.core import corpus, seeds, sharing
 from stages.core.architecture import rules
-from stages.core.perplexity import perplexity
-from stages.core.process import runtime
+from stages.core.evaluation import notebook
+from stages.core.forms import sharing
+from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.tasks.language import perplexity
+from stages.core.text import corpus
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:
-    rules.door(profile, after)
-    device = runtime.start(params.section(profile, "runtime"))
+    rules.validate(profile, after)
+    device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
 
     def measure(folder):
         model, _ = sharing.load(folder)
-        watch = lambda batches: runtime.progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
+        watch = lambda batches: progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
         return perplexity(model.to(device), text, spec.context, spec.stride, spec.batch_size, watch)
 
     def as_the_seeds(folder):
         model = sharing.load(folder)[0]
         chosen = corpus.read_rows(rows, protocol.rows)
-        return seeds.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
+        return notebook.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
 
     # Beside the variant's own model lie those of further seeds.
     repeats = [measure(folder) for folder in [after, *sorted(after.glob("seeds/*"))]]
@@ -37,11 +40,11 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
             "after_spread": statistics.stdev(repeats) if len(repeats) > 1 else 0.0,
             "seeds": len(repeats),
             "tokens": len(text),
-            "environment": runtime.environment(device),
+            "environment": devices.environment(device),
         }
         | ({"seed_before": as_the_seeds(before), "seed_after": as_the_seeds(after)} if protocol else {}),
     )
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -2,23 +2,24 @@
 
 from pathlib import Path
 
-from stages.core import corpus, sources
-from stages.core.architecture.models import open_tokenizer
-from stages.core.process import runtime
+from stages.core.process import command
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.text import corpus, sources
+from stages.core.text.tokenizer import open_tokenizer
 
 SPLITS = ("train", "validation", "test")
 
 
 def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
     source = params.section(profile, "prepare").source
-    words = open_tokenizer(tokenizer)
-    for split in runtime.progress(SPLITS, "tokenise"):
+    tokenizer = open_tokenizer(tokenizer)
+    for split in progress(SPLITS, "tokenise"):
         rows = sources.rows(source, split, lexicon)
-        corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(words, rows))
+        corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(tokenizer, rows))
         if split == "test":  # the seeds' protocol of perplexity takes rows, not a stream
-            corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(words, rows))
+            corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(tokenizer, rows))
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

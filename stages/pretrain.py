@@ -5,12 +5,14 @@ Frozen in dvc.yaml, its result in git: nobody waits for it. `dvc unfreeze pretra
 
 from pathlib import Path
 
-from stages.core import corpus, sources
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.artifacts import replacing
+from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.settings.profiles import Schedule
-from stages.core.training import next_token_loss, train
+from stages.core.tasks.language import next_token_loss
+from stages.core.text import corpus, sources
+from stages.core.training.loop import train
 
 
 def main(lexicon: Path, out: Path) -> None:
@@ -25,7 +27,7 @@ def main(lexicon: Path, out: Path) -> None:
     pieces = ByteLevelBPETokenizer()
     end = "<|endoftext|>"
     pieces.train_from_iterator(rows[:20_000], vocab_size=spec.vocabulary, special_tokens=[end], show_progress=False)
-    words = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=pieces._tokenizer, eos_token=end, bos_token=end, unk_token=end, model_max_length=spec.context
     )
     config = GPT2Config(
@@ -42,7 +44,7 @@ def main(lexicon: Path, out: Path) -> None:
         attn_pdrop=0.0,
     )
     model = GPT2LMHeadModel(config)
-    text = corpus.pack(torch.from_numpy(corpus.tokenise(words, rows)).long(), spec.context)
+    text = corpus.pack(torch.from_numpy(corpus.tokenise(tokenizer, rows)).long(), spec.context)
 
     def objective(batch):
         loss = next_token_loss(model(text[batch], use_cache=False).logits, text[batch])
@@ -55,12 +57,12 @@ def main(lexicon: Path, out: Path) -> None:
         [(list(model.parameters()), spec.learning_rate)],
         Schedule(epochs=spec.epochs, batch_size=spec.batch_size, warmup=0.05, weight_decay=0.1, clip=1.0),
         spec.seed,
-        watch=lambda batches: runtime.progress(batches, "pretrain"),
+        watch=lambda batches: progress(batches, "pretrain"),
     )
     with replacing(out) as draft:
         model.save_pretrained(draft)
-        words.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

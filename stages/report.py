@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
 from stages.core.reporting import chapters, page, pictures, published, study
 from stages.core.settings import params
@@ -62,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

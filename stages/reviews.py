@@ -2,27 +2,28 @@
 
 from pathlib import Path
 
-from stages.core import labelled, sources
-from stages.core.architecture.models import open_tokenizer
-from stages.core.process import runtime
+from stages.core.process import command
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.text import labelled, sources
+from stages.core.text.tokenizer import open_tokenizer
 
 SPLITS = ("train", "test")
 
 
 def main(profile: str, lexicon: Path, reviews: Path, tokenizer: Path, out: Path) -> None:
     spec = params.section(profile, "reviews")
-    words = open_tokenizer(tokenizer)
+    tokenizer = open_tokenizer(tokenizer)
     found = {split: sources.labelled(spec.source, split, lexicon, reviews) for split in SPLITS}
     found["train"] = labelled.apart(found["train"], found["test"])
     chosen = {
         split: labelled.balanced(rows, getattr(spec, f"max_{split}"), spec.seed, split) for split, rows in found.items()
     }
     labelled.check(chosen["train"], chosen["test"])
-    for split in runtime.progress(SPLITS, "tokenise reviews"):
-        rows = labelled.tokenise(words, chosen[split], spec.template, spec.max_tokens, spec.keep)
+    for split in progress(SPLITS, "tokenise reviews"):
+        rows = labelled.tokenise(tokenizer, chosen[split], spec.template, spec.max_tokens, spec.keep)
         labelled.write(out / f"{split}.parquet", rows, [label for _, label in chosen[split]])
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -6,8 +6,9 @@ Every window is scored with the very start that the variant's surgery will give 
 from pathlib import Path
 
 from stages.core.architecture import rules, windows
-from stages.core.process import runtime
+from stages.core.process import command, devices
 from stages.core.process.artifacts import read_json, write_json
+from stages.core.process.progress import progress
 from stages.core.settings import params
 
 
@@ -15,7 +16,7 @@ def main(
     profile: str, variant: str, model: Path, provenance: Path, tokens: Path, permutations: Path, moments: Path,
     out: Path,
 ) -> None:  # fmt: skip
-    rules.door(profile, model)
+    rules.validate(profile, model)
     wanted = params.variant(variant, "windows")
     if wanted.choose == "none":
         write_json(out, {"groups": [], "candidates": []})
@@ -27,22 +28,23 @@ def main(
 
 def searched(profile, variant, wanted, model, tokens, permutations, moments) -> dict:
     """The chosen groups (and ranks, where a budget chose them), with everything that was scored."""
-    from stages.core import calibration, corpus
-    from stages.core.architecture import models
-    from stages.core.perplexity import perplexity
-    from stages.core.search import search
+    from stages.core.architecture import opening
+    from stages.core.calibration import statistics
+    from stages.core.shrinking.window_search import search
+    from stages.core.tasks.language import perplexity
+    from stages.core.text import corpus
 
-    device = runtime.start(params.section(profile, "runtime"))
+    device = devices.start(params.section(profile, "runtime"))
     spec, operation = params.section(profile, "search"), params.variant(variant, "surgery")
-    dense = models.open_snapshot(model).to(device)
+    dense = opening.open_snapshot(model).to(device)
     text = corpus.read_tokens(tokens, spec.max_tokens)
     found = search(
         dense,
-        calibration.read(permutations, moments, device),
+        statistics.read(permutations, moments, device),
         operation,
         wanted,
         lambda changed: perplexity(changed.to(device), text, spec.context, spec.context, spec.batch_size),
-        watch=lambda items: runtime.progress(items, f"search {variant}"),
+        watch=lambda items: progress(items, f"search {variant}"),
     )
     return {
         "groups": [windows.layers(window) for window in found.chosen.windows],
@@ -53,4 +55,4 @@ def searched(profile, variant, wanted, model, tokens, permutations, moments) -> 
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

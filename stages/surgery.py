@@ -3,28 +3,31 @@
 from dataclasses import replace
 from pathlib import Path
 
-from stages.core import calibration, sharing
-from stages.core.architecture import models, rules
-from stages.core.process import runtime
+from stages.core.architecture import opening, rules
+from stages.core.calibration import statistics
+from stages.core.forms import sharing
+from stages.core.process import command, devices
 from stages.core.process.artifacts import read_json, write_json
+from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.shrinking import surgery
+from stages.core.shrinking import operations
+from stages.core.text.tokenizer import open_tokenizer
 
 
 def main(
     profile: str, variant: str, model: Path, tokenizer: Path, windows: Path, permutations: Path, moments: Path,
     out: Path, size: Path,
 ) -> None:  # fmt: skip
-    rules.door(profile, model)
-    device = runtime.start(params.section(profile, "runtime"))
-    dense, spec = models.open_snapshot(model).to(device), params.variant(variant, "surgery")
+    rules.validate(profile, model)
+    device = devices.start(params.section(profile, "runtime"))
+    dense, spec = opening.open_snapshot(model).to(device), params.variant(variant, "surgery")
     if spec.method == "external":
-        rival = models.open_rival(spec.model, spec.revision, models.open_tokenizer(tokenizer), dense.config.vocab_size)
-        changed, structure = rival, sharing.Sharing()
+        external = opening.open_external(spec.model, spec.revision, open_tokenizer(tokenizer), dense.config.vocab_size)
+        changed, structure = external, sharing.Sharing()
     else:
-        watch = lambda items: runtime.progress(items, f"surgery {variant}")  # noqa: E731
-        known, chosen = replace(calibration.read(permutations, moments, device), watch=watch), read_json(windows)
-        changed, structure = surgery.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
+        watch = lambda items: progress(items, f"surgery {variant}")  # noqa: E731
+        known, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
+        changed, structure = operations.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
     sharing.save(changed, structure, out)
     counts = sharing.count(changed, structure)
     write_json(
@@ -38,4 +41,4 @@ def main(
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

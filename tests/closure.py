@@ -1,9 +1,22 @@
-"""The import closure of a module of this project, read from its source, and how dvc.yaml writes it."""
+"""The import closure of a module of this project, read from its source, and the rooms of stages/core it touches."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "stages" / "core"
+ROOMS = sorted(path.name for path in CORE.iterdir() if (path / "__init__.py").is_file())
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the project's modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if _path(name).is_file()}
 
 
 def closure(module: str) -> set[str]:
@@ -11,26 +24,18 @@ def closure(module: str) -> set[str]:
     found: set[str] = set()
     waiting = [module]
     while waiting:
-        path = ROOT / (waiting.pop().replace(".", "/") + ".py")
+        path = _path(waiting.pop())
         name = path.relative_to(ROOT).as_posix()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            waiting += [n for n in names if (ROOT / (n.replace(".", "/") + ".py")).is_file()]
+        if name not in found:
+            found.add(name)
+            waiting += imports(path)
     return found
 
 
 def dependencies(module: str) -> set[str]:
-    """The closure as dvc.yaml has it: where it holds every module of a folder of stages/core, that folder instead."""
-    files = closure(module)
-    for folder in (ROOT / "stages" / "core").iterdir():
-        whole = {path.relative_to(ROOT).as_posix() for path in folder.glob("*.py") if path.stem != "__init__"}
-        if whole and whole <= files:
-            files = files - whole | {folder.relative_to(ROOT).as_posix()}
-    return files
+    """The closure as dvc.yaml has it: for each module of stages/core, the room in which it lies."""
+    return {name if Path(name).parent.name == "stages" else Path(name).parent.as_posix() for name in closure(module)}
+
+
+def _path(module: str) -> Path:
+    return ROOT / (module.replace(".", "/") + ".py")

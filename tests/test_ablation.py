@@ -4,8 +4,8 @@ import pytest
 import tiny
 
 from stages.commands.ablate import layers
-from stages.core import ablation
 from stages.core.process.errors import UserError
+from stages.core.shrinking import ablation
 
 
 @tiny.every_family

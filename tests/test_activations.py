@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from stages.core import activations
+from stages.core.calibration import activations
 from stages.core.process.errors import UserError
 
 SITES = ("input", "pre_activation", "post_activation")

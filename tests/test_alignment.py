@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import ffn
-from stages.core.alignment import (
+from stages.core.architecture import ffn
+from stages.core.calibration.alignment import (
     REFERENCES,
     CorrelationStream,
     by_correlation,
@@ -18,7 +18,7 @@ from stages.core.alignment import (
     matched_correlation,
     null_correlation,
 )
-from stages.core.moments import SITE
+from stages.core.calibration.moments import SITE
 
 
 def correlation(x, y, sizes=None):

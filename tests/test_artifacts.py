@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stages.core import corpus
 from stages.core.process import artifacts
 from stages.core.process.errors import UserError
+from stages.core.text import corpus
 
 TOKENS = (np.arange(3000) * 7919 % 2048).astype(np.int32)
 # kind of file: what is stored, how it is written, how it is read

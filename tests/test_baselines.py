@@ -8,15 +8,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stages.core import ffn, recovery, sharing, training
-from stages.core.architecture import models, shape, targets
-from stages.core.depth import influence
-from stages.core.moments import SITE
+from stages.core.architecture import ffn, opening, shape, targets
+from stages.core.architecture.depth import influence
+from stages.core.calibration.moments import SITE
+from stages.core.forms import sharing
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.settings.variants import Drop, Like, LowRank, Prune
-from stages.core.shrinking import baselines, surgery
+from stages.core.shrinking import baselines, operations
+from stages.core.training import loop, recovery
 
 TARGET = Like(size=3, rank=2)
 
@@ -37,14 +38,14 @@ every_baseline = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 def built(name, spec):
     model = tiny.model(name)
-    return surgery.operate(model, [], tiny.calibration(model), spec)
+    return operations.operate(model, [], tiny.calibration(model), spec)
 
 
 @tiny.every_family
 def test_a_target_like_a_window_is_what_the_window_stores(name):
     model = tiny.model(name)
     known = tiny.calibration(model)
-    shared, _ = surgery.operate(model, [[0, 1, 2]], known, tiny.share(2))
+    shared, _ = operations.operate(model, [[0, 1, 2]], known, tiny.share(2))
     assert targets.target(shape.of_model(model), TARGET) == sharing.count(shared)["parameters"]
 
 
@@ -119,7 +120,7 @@ def test_zeros_stay_zero_in_training(name, tmp_path):
     rows = tiny.ids(8)
     recipe = Schedule(epochs=2, batch_size=4, warmup=0.0, weight_decay=0.1, clip=1.0)
     objective = recovery.end_to_end(model, rows, None, None, None)
-    training.train(model, 8, objective, [(list(model.parameters()), 1e-2)], recipe, 0)
+    loop.train(model, 8, objective, [(list(model.parameters()), 1e-2)], recipe, 0)
     for linear in (m for layer in range(tiny.LAYERS) for m in tiny.family(model).linears(model, layer).values()):
         key = next(key for key, p in model.named_parameters() if p is linear.weight)
         assert torch.equal(linear.weight == 0, before[key] == 0) and not torch.equal(linear.weight, before[key])
@@ -136,7 +137,7 @@ def test_a_block_that_does_nothing_is_dropped_first_and_not_missed(name):
     known = tiny.calibration(model)
     found = influence(model, tiny.family(model), known.text())
     assert found.argmin() == 2 and found[2].abs() < 1e-6 < found[[0, 1, 3, 4]].min()
-    shallow, _ = surgery.operate(model, [], known, Drop(method="drop", layers=1))
+    shallow, _ = operations.operate(model, [], known, Drop(method="drop", layers=1))
     assert shallow.config.num_hidden_layers == 4 and tiny.gap(model, shallow) <= 1e-5
 
 
@@ -149,13 +150,13 @@ class Words:
 
 def test_another_checkpoint_must_have_the_same_vocabulary(tmp_path):
     tiny.model("llama").save_pretrained(tmp_path / "rival")
-    rival = models.open_rival(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
+    rival = opening.open_external(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
     assert tiny.gap(rival, tiny.model("llama")) == 0
     with pytest.raises(UserError, match="another vocabulary"):
-        models.open_rival(str(tmp_path / "rival"), None, Words(), 98)
+        opening.open_external(str(tmp_path / "rival"), None, Words(), 98)
     pieces = Tokenizer(WordLevel({"b": 0}, unk_token="b"))
     PreTrainedTokenizerFast(tokenizer_object=pieces).save_pretrained(tmp_path / "rival")
     with pytest.raises(UserError, match="another vocabulary"):
-        models.open_rival(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
-    with pytest.raises(UserError, match="cannot open surgery.model"):
-        models.open_rival(str(tmp_path / "nowhere"), None, Words(), 97)
+        opening.open_external(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
+    with pytest.raises(UserError, match="cannot open operations.model"):
+        opening.open_external(str(tmp_path / "nowhere"), None, Words(), 97)

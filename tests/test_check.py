@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.commands import check
-from stages.core import estimates, ffn, moments, recovery, sharing
-from stages.core.architecture import models, rules, shape, targets, windows
+from stages.core.architecture import ffn, opening, rules, shape, targets, windows
+from stages.core.calibration import moments
+from stages.core.forms import sharing
 from stages.core.process.errors import UserError
+from stages.core.running import estimates
 from stages.core.settings import params, splits
 from stages.core.settings.variants import Variant
-from stages.core.shrinking import surgery
+from stages.core.shrinking import operations
+from stages.core.training import recovery
 
 DOCUMENT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 SMALL, FIVE = "profiles.small", shape.of_model(tiny.model("gpt2"))
@@ -324,20 +327,20 @@ def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
     config(tmp_path / "variant", {"model_type": sharing.MODEL_TYPE, "sharing": {}, "dense": shallow})
     (tmp_path / "params.yaml").write_text("profile: 3")
     with pytest.raises(UserError, match="params.yaml: profile = 3"):  # a mistake of the file itself comes first
-        rules.door("small", Path("nowhere"))
+        rules.validate("small", Path("nowhere"))
     write(tmp_path, **FITTING)
     for folder in ("dense", "variant"):
-        rules.door("small", Path(folder))
+        rules.validate("small", Path(folder))
     write(tmp_path, **(FITTING | {"variants.merged_4.windows.size": 6, "variants.merged_6.windows.size": 6}))
-    rules.door("small", Path("variant"))
+    rules.validate("small", Path("variant"))
     with pytest.raises(UserError) as caught:
-        rules.door("small", Path("dense"))
+        rules.validate("small", Path("dense"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 2 and all(line.strip().startswith("params.yaml: variants.merged_") for line in lines)
     write(tmp_path, **(FITTING | {f"{SMALL}.search.context": 65}))
     for folder in ("dense", "variant"):
         with pytest.raises(UserError, match=f"params.yaml: {SMALL}.search.context = 65: .* 64 positions"):
-            rules.door("small", Path(folder))
+            rules.validate("small", Path(folder))
 
 
 # Splits
@@ -428,7 +431,7 @@ def test_a_checkpoint_holds_as_many_numbers_as_estimated(name, tmp_path):
     variant = write(tmp_path, **FITTING).variants[name]
     model = tiny.model("gpt2")
     groups = windows.blocks(5, variant.windows.size) if name.endswith("4") else []
-    changed, structure = surgery.operate(model, groups, tiny.calibration(model), variant.surgery)
+    changed, structure = operations.operate(model, groups, tiny.calibration(model), variant.surgery)
     assert estimates.stored(variant, FIVE) == pytest.approx(sharing.count(changed, structure)["parameters"], rel=0.03)
 
 
@@ -440,7 +443,7 @@ def test_the_memory_of_a_training_is_what_its_tensors_take(rows, length):
     recipe = usual.finetune.model_copy(update={"batch_size": rows, "sequence_length": length})
     profile = usual.model_copy(update={"finetune": recipe})
     wanted = found.variants["softshare"].finetune.distill
-    model, teacher = (models.open_snapshot(ROOT / "data/model") for _ in range(2))
+    model, teacher = (opening.open_snapshot(ROOT / "data/model") for _ in range(2))
     optimizer = torch.optim.AdamW(model.parameters())
     best, known, kept = [p.detach().clone() for p in model.parameters()], {id(p) for p in model.parameters()}, {}
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.core import classification, labelled, recovery, scoring, sources
+from stages.core.evaluation import classification, intervals
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import HeadRecipe
 from stages.core.settings.texts import LabelledDataset, Reviews
+from stages.core.text import labelled, sources
+from stages.core.training import recovery
 
 ROWS = [tiny.ids(1, length, seed=length)[0] for length in (3, 9, 5, 12, 7, 4, 8, 6)]
 LABELS = torch.tensor([int(row[-1]) % 2 for row in ROWS])
@@ -69,7 +71,7 @@ def test_the_same_seed_gives_the_same_head():
 def test_scores_are_those_of_sklearn(pairs):
     metrics = pytest.importorskip("sklearn.metrics")
     labels, predicted = zip(*pairs)
-    found = scoring.scores(labels, predicted)
+    found = intervals.scores(labels, predicted)
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
     assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
     assert found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"]
@@ -79,7 +81,7 @@ def test_interval_and_majority_by_hand():
     # Wilson's interval of 8 in 10 in closed form, z = 1.959964.
     z, p, n = 1.959964, 0.8, 10
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = scoring.scores([1] * 10, [1] * 8 + [0] * 2)
+    found = intervals.scores([1] * 10, [1] * 8 + [0] * 2)
     assert found["accuracy_low"] == pytest.approx((middle - half) / (1 + z * z / n), abs=1e-6)
     assert found["accuracy_high"] == pytest.approx((middle + half) / (1 + z * z / n), abs=1e-6)
     assert found["majority"] == 1

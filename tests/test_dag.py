@@ -9,7 +9,7 @@ from pathlib import Path
 
 import networkx
 import pytest
-from closure import ROOT, dependencies
+from closure import CORE, ROOMS, ROOT, dependencies, imports
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 from shrunk import KEPT, run
@@ -29,8 +29,8 @@ EXTRACT = f"extract {CORRELATE}"
 PREPARE = f"prepare control {EXTRACT}"
 BASE = f"base reviews {PREPARE}"
 ALL = f"articles {BASE}"
-# What opens a model or its tokenizer.
-OPENERS = f"base prepare reviews extract align control search surgery finetune {MEASURES}"
+# What opens a checkpoint of a variant.
+SHARED = f"control search surgery finetune {MEASURES}"
 
 # Every section of params.yaml; of a variant's section, only its own chain.
 PARAMS = {
@@ -61,39 +61,37 @@ PARAMS = {
     "pretrain": ("pretrain", ""),  # frozen: touched, but not run
 }
 
-# Every file under stages/ but the commands, without its ending; braces as in a shell.
+# Every file under stages/ but the commands, without its ending; braces as in a shell. A room is one dependency.
 CODE = {
     "__init__ core/__init__": ("", ""),
-    "core/process/{__init__ artifacts errors guard runtime}": (f"pretrain {ALL}", ALL),
+    "core/process/{__init__ artifacts command devices errors guard hub progress}": (f"pretrain {ALL}", ALL),
     "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
-    "core/architecture/hub": (f"pretrain articles {OPENERS}", ALL),
-    "core/architecture/families": (f"correlate {OPENERS}", BASE),
-    "core/architecture/models": (OPENERS, BASE),
-    "core/architecture/{__init__ gguf_header rules shape targets windows}": (
-        f"base extract align control search surgery finetune {MEASURES}",
+    "core/architecture/{__init__ depth families ffn gguf_header opening rules shape targets windows}": (
+        f"base extract correlate align {SHARED}",
         BASE,
     ),
-    "core/sources core/stories": ("pretrain prepare articles reviews", f"articles reviews {PREPARE}"),
-    "core/corpus": ("pretrain prepare extract control search finetune perplexity latency", PREPARE),
-    "core/labelled": ("reviews sentiment", "reviews sentiment report"),
-    "core/activations": ("extract", EXTRACT),
-    "core/ffn core/moments": ("extract correlate align search surgery", EXTRACT),
-    "core/alignment": ("correlate align", CORRELATE),
-    "core/calibration": ("align search surgery", ALIGN),
-    "core/ranks core/search": ("search", SEARCH),
-    "core/shrinking/{__init__ baselines budgets fitting lowrank merging repair surgery}": ("search surgery", SEARCH),
-    "core/sharing": (f"control search surgery finetune {MEASURES}", f"control {SEARCH}"),
-    "core/depth": ("control search surgery finetune sentiment", f"control {SEARCH}"),
-    "core/perplexity": ("control search finetune perplexity sentiment", f"control {SEARCH}"),
-    "core/resume core/training": ("pretrain control finetune sentiment summarize", CONTROL),
-    "core/recovery": ("control finetune sentiment", CONTROL),
-    "core/trials": ("control finetune", CONTROL),
-    "core/seeds": ("perplexity latency summarize", "perplexity latency summarize report"),
-    "core/classification core/scoring": ("sentiment", "sentiment report"),
-    "core/latency": ("latency", "latency report"),
-    "core/rouge core/summaries": ("summarize", "summarize report"),
+    "core/text/{__init__ corpus labelled sources stories tokenizer}": (
+        f"pretrain prepare articles reviews extract {SHARED}",
+        f"articles reviews {PREPARE}",
+    ),
+    "core/tasks/{__init__ language}": ("pretrain control search finetune perplexity sentiment", f"control {SEARCH}"),
+    "core/forms/{__init__ sharing}": (SHARED, f"control {SEARCH}"),
+    "core/calibration/{__init__ activations alignment moments statistics}": (
+        "extract correlate align search surgery",
+        EXTRACT,
+    ),
+    "core/shrinking/{__init__ ablation baselines budgets fitting lowrank merging operations ranks repair"
+    " window_search}": (
+        "search surgery",
+        SEARCH,
+    ),
+    "core/training/{__init__ loop recovery resuming runs}": ("pretrain control finetune sentiment summarize", CONTROL),
+    "core/evaluation/{__init__ classification intervals notebook rouge summaries timing}": (
+        "perplexity sentiment latency summarize",
+        "perplexity sentiment latency summarize report",
+    ),
     "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
-    "core/ablation core/estimates core/leftovers core/verification": ("", ""),  # of commands
+    "core/running/{__init__ estimates leftovers verification}": ("", ""),  # of commands
     "pretrain": ("pretrain", ""),
     "base": ("base", BASE),
     "prepare": ("prepare", PREPARE),
@@ -144,6 +142,37 @@ def test_code_dependencies_are_the_import_closure(name):
     code = [dep for dep in STAGES[name]["deps"] if dep.startswith("stages/")]
     assert len(code) == len(set(code))
     assert set(code) == dependencies(f"stages.{name}")
+
+
+def allowed(room: str) -> set[str]:
+    """The rooms that the docstring of a room's `__init__` lets it import."""
+    tree = ast.parse((CORE / room / "__init__.py").read_text())
+    assert len(tree.body) == 1, f"{room}/__init__.py holds more than its docstring"
+    what, _, said = ast.get_docstring(tree).split("\n")
+    named = said.removeprefix("May import: ").removesuffix(".")
+    assert what and said == f"May import: {named}."
+    return set() if named == "nothing of this project" else set(named.split(", "))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_its_docstring_says(room):
+    found = {name.split(".")[2] for path in (CORE / room).glob("*.py") for name in imports(path)} - {room}
+    assert found == allowed(room)
+
+
+def test_arrows_between_rooms_run_one_way():
+    arrows = networkx.DiGraph([(room, other) for room in ROOMS for other in allowed(room)])
+    assert not list(networkx.simple_cycles(arrows))
+
+
+def test_no_module_lies_beside_the_rooms():
+    assert [path.name for path in CORE.glob("*.py")] == ["__init__.py"]
+    assert {path.name for path in CORE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
+
+
+def test_no_module_has_the_name_of_a_stage():
+    assert not {path.stem for path in CORE.rglob("*.py")} & set(STAGES)
+    assert not set(ROOMS) & set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -238,8 +267,6 @@ def test_every_code_file_stands_in_one_row():
     listed = [f"stages/{name}.py" for row in CODE for name in files(row)]
     there = [path.relative_to(ROOT) for path in (ROOT / "stages").rglob("*.py")]
     assert sorted(listed) == sorted(str(path) for path in there if path.parent.name != "commands")
-    # A package's own file runs with its modules, of which a stage may use a few only: it must be empty.
-    assert not any(path.read_text() for path in ROOT.glob("stages/**/__init__.py"))
 
 
 def test_every_dependency_that_no_stage_makes_has_a_row():

@@ -4,8 +4,9 @@ import pytest
 import tiny
 import torch
 
-from stages.core import activations, ffn
+from stages.core.architecture import ffn
 from stages.core.architecture.families import FAMILIES, family_of
+from stages.core.calibration import activations
 from stages.core.process.errors import UserError
 
 

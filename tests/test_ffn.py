@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import ffn
+from stages.core.architecture import ffn
 
 
 def shuffled(model, keep=()):

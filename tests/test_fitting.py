@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.moments import Moments, MomentStream, from_tensors, to_tensors
-from stages.core.shrinking import fitting, lowrank, merging, surgery
+from stages.core.calibration.moments import Moments, MomentStream, from_tensors, to_tensors
+from stages.core.shrinking import fitting, lowrank, merging, operations
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)
@@ -199,7 +199,7 @@ def test_a_layer_that_reads_next_to_nothing_does_not_break_the_joint_fit(count, 
 def test_without_biases_their_correction_changes_nothing(name):
     specs = [tiny.share(4, base="regression", delta="joint", bias_correction=on) for on in (True, False)]
     model = tiny.model(name)
-    changed = [surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)[0] for spec in specs]
+    changed = [operations.operate(model, tiny.GROUPS, tiny.calibration(model), spec)[0] for spec in specs]
     assert tiny.same(*map(tiny.state, changed))
 
 
@@ -208,11 +208,11 @@ def test_a_corrected_bias_takes_up_the_mean_error(name):
     model = tiny.model(name)
     known, group = tiny.calibration(model), [0, 1, 2]
     spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
-    shared, _ = surgery.operate(model, [group], known, spec)
-    members = surgery.aligned(model, group, known, spec)
+    shared, _ = operations.operate(model, [group], known, spec)
+    members = operations.aligned(model, group, known, spec)
     for layer, member in zip(group, members):
         for role, linear in tiny.family(model).linears(shared, layer).items():
-            x = member.moments[surgery.SITE[role]].mean
+            x = member.moments[operations.SITE[role]].mean
             weight = linear.base.weight.double()
             weight = (weight.T if tiny.family(model).transposed else weight) + linear.delta().double()
             expected = member.ffn[f"w_{role}"] @ x + member.ffn[f"b_{role}"]

@@ -15,11 +15,13 @@ import tiny
 import torch
 from closure import ROOT
 
-from stages.core import corpus, labelled, sharing
-from stages.core.architecture import models
+from stages.core.architecture import opening
+from stages.core.forms import sharing
 from stages.core.process import artifacts
 from stages.core.process.errors import UserError
 from stages.core.settings import params
+from stages.core.text import corpus, labelled
+from stages.core.text.tokenizer import open_tokenizer
 
 TRIES = 500
 
@@ -78,17 +80,17 @@ def _shared(path):
 
 
 def model_config(path):
-    return _stock(path) / "config.json", lambda file: models.open_source(str(file.parent), None, None)
+    return _stock(path) / "config.json", lambda file: opening.open_source(str(file.parent), None, None)
 
 
 def model_weights(path):
-    return _stock(path) / "model.safetensors", lambda file: models.open_source(str(file.parent), None, None)
+    return _stock(path) / "model.safetensors", lambda file: opening.open_source(str(file.parent), None, None)
 
 
 def _stock(path):
     folder = path.parent / "stock"
     tiny.model("gpt2", vocab_size=2048).save_pretrained(folder)
-    models.open_tokenizer(ROOT / "data" / "model").save_pretrained(folder)
+    open_tokenizer(ROOT / "data" / "model").save_pretrained(folder)
     return folder
 
 
@@ -116,7 +118,7 @@ def gguf(path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path, lambda file: models.open_source(str(file.parent), None, file.name)
+    return path, lambda file: opening.open_source(str(file.parent), None, file.name)
 
 
 # How many damaged files each reader is given; those that build a model take longer.
@@ -191,7 +193,7 @@ def test_weights_that_are_pickled_are_not_taken(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(state))
     with pytest.raises(UserError, match="safetensors"):
-        models.open_source(str(folder), None, None)
+        opening.open_source(str(folder), None, None)
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):
@@ -201,7 +203,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="base.model"):
-        models.open_source(str(folder), None, None)
+        opening.open_source(str(folder), None, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -213,11 +215,11 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
 
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="h.1.mlp.c_fc.weight holds a value that is not finite"):
-        models.open_source(str(folder), None, None)
+        opening.open_source(str(folder), None, None)
 
 
 def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(tmp_path):
     folder = _stock(tmp_path / "file")
     tiny.model("gpt2", vocab_size=97).save_pretrained(folder)
     with pytest.raises(UserError, match="stock' has 2048 tokens, its model only 97"):
-        models.open_source(str(folder), None, None)
+        opening.open_source(str(folder), None, None)

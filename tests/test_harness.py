@@ -7,8 +7,9 @@ import pytest
 from closure import ROOT
 
 from stages.commands import harness
-from stages.core import sharing
-from stages.core.architecture.models import open_snapshot, open_tokenizer
+from stages.core.architecture.opening import open_snapshot
+from stages.core.forms import sharing
+from stages.core.text.tokenizer import open_tokenizer
 
 
 def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):

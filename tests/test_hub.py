@@ -7,10 +7,11 @@ import sys
 import pytest
 from closure import ROOT
 
-from stages.core import sources
-from stages.core.architecture import hub, models
+from stages.core.architecture import opening
+from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import Dataset
+from stages.core.text import sources
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_user_who_has_settled_it_is_not_overruled(setting, unsettled):
 
 def test_models_and_text_that_cannot_be_had_name_the_profile_that_can():
     with pytest.raises(UserError, match="base.model = 'openai-community/no-such'.*profile small needs no network"):
-        models.open_source("openai-community/no-such", None, None)
+        opening.open_source("openai-community/no-such", None, None)
     source = Dataset(kind="dataset", path="nobody/no-such", train="train", validation="validation", test="test")
     with pytest.raises(UserError, match="prepare.source.*nobody/no-such.*Profile small needs no network"):
         sources.rows(source, "train", ROOT / "data" / "lexicon.yaml")

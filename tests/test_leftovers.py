@@ -9,7 +9,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from shrunk import STUDY, run, stages_run
 
-from stages.core.leftovers import HEAD, mend, readable
+from stages.core.running.leftovers import HEAD, mend, readable
 
 LOCK = "".join((ROOT / "dvc.lock").read_text().splitlines(keepends=True)[:300])
 

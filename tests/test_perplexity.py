@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.perplexity import perplexity, spans
 from stages.core.process.errors import UserError
+from stages.core.tasks.language import perplexity, spans
 
 TEXT = tiny.ids(1, 101)[0]
 

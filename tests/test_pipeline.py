@@ -77,7 +77,7 @@ def test_export_opens_in_stock_transformers_and_agrees(clone):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages.core import sharing
+    from stages.core.forms import sharing
 
     run(clone, sys.executable, "-m", "stages.commands.export", "--variant", "softshare", "--to", "exported/softshare")
     stock = AutoModelForCausalLM.from_pretrained(clone / "exported/softshare").eval()

@@ -6,9 +6,10 @@ import pytest
 import tiny
 import torch
 
-from stages.core import recovery, sharing, training
+from stages.core.forms import sharing
 from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.variants import Distill, Recovery
+from stages.core.training import loop, recovery
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 USUAL = Schedule(epochs=3, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0)
@@ -23,7 +24,7 @@ RECIPE = Finetune(
 
 
 def run(model, objective, rates, recipe=USUAL, **options):
-    return training.train(model, len(ROWS), objective, rates, recipe, 0, **options)
+    return loop.train(model, len(ROWS), objective, rates, recipe, 0, **options)
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -146,6 +147,6 @@ def test_accumulation_takes_the_same_steps_as_a_larger_batch():
 @pytest.mark.parametrize("kind, end", [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])
 def test_schedules_rise_and_end_where_they_should(kind, end):
     recipe = Schedule(epochs=1, batch_size=1, schedule=kind, warmup=0.1, weight_decay=0.0, clip=1.0)
-    rates = [training.rate(recipe, step, 100) for step in range(101)]
+    rates = [loop.rate(recipe, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(end) and all(a >= b for a, b in zip(rates[10:], rates[11:]))

@@ -136,7 +136,7 @@ def test_the_loss_of_many_small_batches_is_drawn_as_their_mean():
 
 
 def test_names_that_differ_in_their_number_share_a_colour_and_no_two_look_alike():
-    looks = pictures.looks(made_up.NAMES)
+    looks = pictures.styles(made_up.NAMES)
     assert looks["merged_4"]["color"] == looks["merged_10"]["color"] != looks["softshare"]["color"]
     assert looks["softshare"]["color"] != looks["softshare_seed"]["color"]
     assert len({tuple(look.values()) for look in looks.values()}) == len(looks)

@@ -8,8 +8,9 @@ import tiny
 import torch
 from closure import ROOT
 
-from stages.core import recovery, resume, training
 from stages.core.settings.profiles import Schedule
+from stages.core.tasks import language
+from stages.core.training import loop, recovery, resuming
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 RECIPE = Schedule(epochs=4, batch_size=2, accumulation=2, warmup=0.2, weight_decay=0.01, clip=1.0)
@@ -33,12 +34,12 @@ def train(folder=None, kill_at=None, seed=3):
 
     def validate():
         with torch.no_grad():
-            return training.next_token_loss(model(ROWS).logits, ROWS).item()
+            return language.next_token_loss(model(ROWS).logits, ROWS).item()
 
     parameters = [p for p in model.parameters() if p.ndim == 2]
-    course = training.train(
+    course = loop.train(
         model, len(ROWS), objective, [(parameters, 3e-2)], RECIPE, seed, validate=validate, times=3,
-        unfinished=resume.Unfinished(folder, seconds=0, share=1e9) if folder else None,
+        unfinished=resuming.Unfinished(folder, seconds=0, share=1e9) if folder else None,
     )  # fmt: skip
     return model, course, len(parts) // 2
 
@@ -114,7 +115,7 @@ def test_a_place_is_made_of_facts_and_inputs(tmp_path):
     found = []
     for facts, content in [({"rate": 1}, b"2"), ({"rate": 1}, b"2"), ({"rate": 2}, b"2"), ({"rate": 1}, b"3")]:
         inputs[1].write_bytes(content)
-        found.append(resume.place(tmp_path / "unfinished", facts, inputs))
+        found.append(resuming.state_folder(tmp_path / "unfinished", facts, inputs))
         found[-1].mkdir(parents=True, exist_ok=True)
         assert list((tmp_path / "unfinished").iterdir()) == [found[-1]]
     assert found[0] == found[1] and len(set(found)) == 3
@@ -122,9 +123,9 @@ def test_a_place_is_made_of_facts_and_inputs(tmp_path):
 
 def test_keeping_is_rare_enough_to_be_cheap(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    unfinished = resume.Unfinished(tmp_path, seconds=30)
-    monkeypatch.setattr(resume, "write_tensors", lambda *a: now.__setitem__(0, now[0] + 5))
+    monkeypatch.setattr(resuming.time, "monotonic", lambda: now[0])
+    unfinished = resuming.Unfinished(tmp_path, seconds=30)
+    monkeypatch.setattr(resuming, "write_tensors", lambda *a: now.__setitem__(0, now[0] + 5))
     now[0] = 29.0
     assert not unfinished.due()
     now[0] = 30.0

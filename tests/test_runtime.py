@@ -8,7 +8,7 @@ import pytest
 import torch
 from closure import ROOT
 
-from stages.core.process import runtime
+from stages.core.process import devices
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Runtime
 
@@ -28,30 +28,30 @@ def without_cuda(monkeypatch, available=False):
 def test_cuda_without_a_device_is_refused(device, monkeypatch):
     without_cuda(monkeypatch)
     with pytest.raises(UserError, match=f"runtime.device = {device}, but torch sees no CUDA device; use cpu or auto"):
-        runtime.start(Runtime(device=device, threads=1))
+        devices.start(Runtime(device=device, threads=1))
 
 
 @pytest.mark.parametrize(("available", "expected"), [(False, "cpu"), (True, "cuda")])
 def test_auto_takes_what_is_there(available, expected, monkeypatch):
     without_cuda(monkeypatch, available)
-    assert runtime.start(Runtime(device="auto", threads=1)).type == expected
+    assert devices.start(Runtime(device="auto", threads=1)).type == expected
 
 
 def test_what_was_taken_is_on_record():
-    device = runtime.start(Runtime(device="cpu", threads=1))
-    found = runtime.environment(device, "bfloat16")
+    device = devices.start(Runtime(device="cpu", threads=1))
+    found = devices.environment(device, "bfloat16")
     assert found["threads"] == 1 and found["precision"] == "bfloat16" and found["torch"] == torch.__version__
 
 
 def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert runtime.precision(torch.device("cuda"), "bfloat16") == "float32"
-    assert runtime.precision(torch.device("cuda"), "float32") == "float32"
+    assert devices.precision(torch.device("cuda"), "bfloat16") == "float32"
+    assert devices.precision(torch.device("cuda"), "float32") == "float32"
 
 
 MEMORY = """
 import psutil, torch
-from stages.core.process import runtime
+from stages.core.process import command, devices
 from stages.core.settings.profiles import Runtime
 torch.zeros(9)
 {start}
@@ -66,7 +66,7 @@ print((resident() - before) / (held - before) > 0.9)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 @pytest.mark.parametrize(
-    ("start", "kept"), [("", "False"), ('runtime.start(Runtime(device="cpu", threads=None))', "True")]
+    ("start", "kept"), [("", "False"), ('devices.start(Runtime(device="cpu", threads=None))', "True")]
 )
 def test_memory_once_taken_serves_the_next_step(start, kept):
     command = [sys.executable, "-c", MEMORY.format(start=start)]
@@ -75,12 +75,12 @@ def test_memory_once_taken_serves_the_next_step(start, kept):
 
 SCRIPT = """
 from pathlib import Path
-from stages.core.process import runtime
+from stages.core.process import command, devices
 from stages.core.process.errors import UserError
 def main(model: Path, profile: str):
     assert isinstance(model, Path) and isinstance(profile, str)
     {what}
-runtime.entry(main)
+command.entry(main)
 """
 
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import ranks, sharing
 from stages.core.architecture import windows
-from stages.core.search import search
+from stages.core.forms import sharing
 from stages.core.settings.variants import Best, Budget
-from stages.core.shrinking import budgets, surgery
+from stages.core.shrinking import budgets, operations, ranks
+from stages.core.shrinking.window_search import search
 
 
 @given(depth=st.integers(4, 9), seed=st.integers(0, 999), keep=st.integers(1, 3))
@@ -61,12 +61,12 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
 def test_gains_are_the_relative_errors_that_ranks_take_away():
     built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
     known = tiny.calibration(built)
-    members = surgery.aligned(built, [0, 1, 2], known, spec)
+    members = operations.aligned(built, [0, 1, 2], known, spec)
     for (layer, role), values in ranks.gains(built, [0, 1, 2], known, spec).items():
-        moments = members[layer].moments[surgery.SITE[role]]
+        moments = members[layer].moments[operations.SITE[role]]
         left = []
         for rank in (0, 4):
-            fitted = surgery.fit_role(members, role, "regression", "weighted" if rank else "none", [rank] * 3)
+            fitted = operations.fit_role(members, role, "regression", "weighted" if rank else "none", [rank] * 3)
             missing = members[layer].ffn[f"w_{role}"] - fitted.weight(layer)
             left.append((missing @ moments.root).square().sum())
         whole = (members[layer].ffn[f"w_{role}"] @ moments.root).square().sum()
@@ -100,7 +100,7 @@ def test_two_windows_are_disjoint_and_scored_together():
     assert len(layouts) == 3 and result.chosen == min(layouts, key=lambda layout: layout.perplexity)
     groups = [windows.layers(window) for window in result.chosen.windows]
     assert not set(groups[0]) & set(groups[1])
-    alone = surgery.operate(built, groups, tiny.calibration(built), spec)[0]
+    alone = operations.operate(built, groups, tiny.calibration(built), spec)[0]
     assert result.chosen.perplexity == score(alone)
 
 
@@ -108,7 +108,7 @@ def test_two_windows_are_disjoint_and_scored_together():
 def test_a_budget_is_kept_and_spent(target):
     built, spec, result = found(choose="budget", sizes=[2, 3], target_parameters=target)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, structure = surgery.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    changed, structure = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
     whole, stored = (sum(p.numel() for p in model.parameters()) for model in (built, changed))
     assert stored <= target * whole and stored > target * whole - tiny.WIDTH - 4 * tiny.WIDTH
     assert result.chosen.perplexity == score(changed)
@@ -117,7 +117,7 @@ def test_a_budget_is_kept_and_spent(target):
 def test_ranks_of_single_matrices_survive_a_file(tmp_path):
     built, spec, result = found(choose="budget", sizes=[3], target_parameters=0.9)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, structure = surgery.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    changed, structure = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
     sharing.save(changed, structure, tmp_path / "model")
     back, again = sharing.load(tmp_path / "model")
     assert again == structure and torch.equal(tiny.logits(back), tiny.logits(changed))

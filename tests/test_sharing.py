@@ -7,10 +7,11 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.core import ffn, sharing
+from stages.core.architecture import ffn
+from stages.core.forms import sharing
 from stages.core.process.artifacts import read_tensors, write_tensors
 from stages.core.process.errors import UserError
-from stages.core.shrinking import surgery
+from stages.core.shrinking import operations
 
 KINDS = {
     "tied": {"rank": 0, "biases": "own"},
@@ -66,7 +67,7 @@ def test_size_is_the_formula_is_what_the_file_stores(name, kind, tmp_path):
 @tiny.every_family
 def test_size_of_dense_and_collapsed_models_is_the_formula(name):
     model = tiny.model(name)
-    shallow, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
+    shallow, _ = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
     for built, layers in ((model, tiny.LAYERS), (shallow, 2)):
         total, ffns = formula(name, layers=layers)
         assert sharing.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
@@ -105,7 +106,7 @@ def test_saved_and_loaded_it_is_the_same(name, kind, tmp_path):
 @tiny.every_family
 def test_collapsed_and_untouched_models_survive_the_disk_too(name, tmp_path):
     model = tiny.model(name)
-    shallow = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
+    shallow = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
     for built in (model, shallow):
         sharing.save(built, sharing.Sharing(), tmp_path / "model")
         loaded, structure = sharing.load(tmp_path / "model")
@@ -118,7 +119,7 @@ def test_a_checkpoint_of_either_kind_is_opened(name, tmp_path):
     sharing.save(model, structure, tmp_path / "shared")
     sharing.dense(model).save_pretrained(tmp_path / "stock")
     for kind, wanted in (("shared", structure), ("stock", sharing.Sharing())):
-        opened, found = sharing.opened(tmp_path / kind)
+        opened, found = sharing.open_checkpoint(tmp_path / kind)
         assert found == wanted and not opened.training and tiny.gap(opened, model) < 1e-5
 
 

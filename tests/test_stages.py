@@ -33,7 +33,7 @@ from stages import (
     summarize,
     surgery,
 )
-from stages.core import sharing
+from stages.core.forms import sharing
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core.stories import stories, summarised
+from stages.core.text.stories import stories, summarised
 
 LEXICON, SUMMARIES = (
     YAML(typ="safe").load(Path(__file__).parents[1] / f"data/{name}.yaml") for name in ("lexicon", "summaries")

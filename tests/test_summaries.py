@@ -9,10 +9,10 @@ import tiny
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from stages.core import rouge, summaries
+from stages.core.evaluation import rouge, summaries
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import ArticleDataset
-from stages.core.sources import pairs
+from stages.core.text.sources import pairs
 
 PROMPTS = [tiny.ids(1, length, seed=length)[0].tolist() for length in (5, 17, 9, 30)]
 TARGETS = [tiny.ids(1, length, seed=50 + length)[0].tolist() for length in (3, 8, 1, 5)]

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core import depth, ffn, sharing
-from stages.core.architecture import windows
-from stages.core.moments import Moments
+from stages.core.architecture import depth, ffn, windows
+from stages.core.calibration.moments import Moments
+from stages.core.forms import sharing
 from stages.core.settings.variants import Keep
-from stages.core.shrinking import merging, surgery
+from stages.core.shrinking import merging, operations
 from stages.core.shrinking.repair import least_squares
 
 # Windows
@@ -46,7 +46,7 @@ def test_sharing_twins_changes_nothing(name, alike, base, biases):
     twins = tiny.twins(name, alike)
     alignment = "pre_activation" if alike == "shuffled" else "identity"
     spec = tiny.share(base=base, biases=biases, alignment=alignment)
-    shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
+    shared, _ = operations.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)
     for layer in range(tiny.LAYERS):
         found, expected = ffn.read(shared, family, layer), ffn.read(twins, family, 0)
@@ -57,7 +57,7 @@ def test_sharing_twins_changes_nothing(name, alike, base, biases):
 @tiny.every_family
 def test_shuffled_twins_shared_without_alignment_would_show(name):
     twins = tiny.twins(name, "shuffled")
-    shared, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), tiny.share(alignment="identity"))
+    shared, _ = operations.operate(twins, tiny.GROUPS, tiny.calibration(twins), tiny.share(alignment="identity"))
     assert tiny.gap(twins, shared) > 0.1
 
 
@@ -67,7 +67,7 @@ def test_shuffled_twins_shared_without_alignment_would_show(name):
 def test_base_and_biases_are_those_asked_for(name, base, biases):
     model = tiny.model(name)
     family, known = tiny.family(model), tiny.calibration(model)
-    shared, _ = surgery.operate(model, tiny.GROUPS, known, tiny.share(base=base, biases=biases))
+    shared, _ = operations.operate(model, tiny.GROUPS, known, tiny.share(base=base, biases=biases))
     for first, *others in tiny.GROUPS:
         members = [ffn.read(model, family, first)]
         members += [
@@ -107,7 +107,7 @@ def test_zero_deltas_start_where_plain_sharing_starts(name):
 def test_a_window_of_one_gives_the_original(name, spec):
     model = tiny.model(name)
     for groups in ([[2]], [], [[layer] for layer in range(tiny.LAYERS)]):
-        assert tiny.gap(model, surgery.operate(model, groups, tiny.calibration(model), spec)[0]) <= 1e-5
+        assert tiny.gap(model, operations.operate(model, groups, tiny.calibration(model), spec)[0]) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_window_of_one_gives_the_original(name, spec):
 def test_the_original_stays_as_it_is(name, spec):
     model = tiny.model(name)
     before = tiny.state(model)
-    changed, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
+    changed, _ = operations.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter.zero_()
@@ -137,7 +137,7 @@ def test_collapsing_twins_keeps_their_ffn(name, alike, base):
     twins = tiny.twins(name, alike)
     alignment = "pre_activation" if alike == "shuffled" else "identity"
     spec = tiny.collapse(base=base, alignment=alignment)
-    shallow, _ = surgery.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
+    shallow, _ = operations.operate(twins, tiny.GROUPS, tiny.calibration(twins), spec)
     family = tiny.family(twins)
     for layer in range(2):
         found, expected = ffn.read(shallow, family, layer), ffn.read(twins, family, 0)
@@ -148,7 +148,7 @@ def test_collapsing_twins_keeps_their_ffn(name, alike, base):
 def test_collapse_keeps_the_first_layer_of_a_group_and_all_outside(name):
     model = tiny.model(name)
     family = tiny.family(model)
-    shallow, structure = surgery.operate(model, [[1, 2, 3]], tiny.calibration(model), tiny.collapse())
+    shallow, structure = operations.operate(model, [[1, 2, 3]], tiny.calibration(model), tiny.collapse())
     assert shallow.config.num_hidden_layers == len(family.blocks(shallow)) == 3 and not structure.groups
     ffns = [ffn.read(shallow, family, layer) for layer in range(3)]
     assert tiny.same(ffns[0], ffn.read(model, family, 0)) and tiny.same(ffns[2], ffn.read(model, family, 4))
@@ -163,7 +163,7 @@ def test_collapse_keeps_the_first_layer_of_a_group_and_all_outside(name):
 def test_collapse_shortens_settings_with_one_entry_a_layer():
     kinds = ["full_attention", "sliding_attention", "full_attention", "full_attention", "sliding_attention"]
     model = tiny.model("qwen2", use_sliding_window=True, sliding_window=4, layer_types=kinds)
-    shallow, _ = surgery.operate(model, [[0, 1, 2]], tiny.calibration(model), tiny.collapse())
+    shallow, _ = operations.operate(model, [[0, 1, 2]], tiny.calibration(model), tiny.collapse())
     assert shallow.config.layer_types == ["full_attention", "full_attention", "sliding_attention"]
     assert model.config.layer_types == kinds
 
@@ -172,7 +172,7 @@ def test_collapse_shortens_settings_with_one_entry_a_layer():
 @tiny.every_family
 def test_generation_with_a_cache_equals_the_loop_without(name, spec):
     model = tiny.model(name)
-    changed = surgery.operate(model, [[1, 2, 3]], tiny.calibration(model), spec)[0]
+    changed = operations.operate(model, [[1, 2, 3]], tiny.calibration(model), spec)[0]
     ids = prompt = tiny.ids(1, 9)
     for _ in range(12):
         ids = torch.cat([ids, tiny.logits(changed, ids)[:, -1:].argmax(-1)], dim=1)
@@ -185,7 +185,9 @@ def test_operations_do_not_depend_on_the_global_seed():
     for seed in range(2):
         torch.manual_seed(seed)
         spec = tiny.share(4, delta="zero")
-        states.append(tiny.state(surgery.operate(copy.deepcopy(model), tiny.GROUPS, tiny.calibration(model), spec)[0]))
+        states.append(
+            tiny.state(operations.operate(copy.deepcopy(model), tiny.GROUPS, tiny.calibration(model), spec)[0])
+        )
     assert tiny.same(*states)
 
 
@@ -220,7 +222,7 @@ def test_a_group_whose_others_do_nothing_is_its_first_layer(name, how):
     known = tiny.calibration(model)
     # More rows than neurons, so that the least squares are determined.
     known = replace(known, text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
-    shallow, _ = surgery.operate(model, [[0, 1, 2]], known, spec)
+    shallow, _ = operations.operate(model, [[0, 1, 2]], known, spec)
     assert tiny.gap(model, shallow) <= 1e-3 < tiny.gap(tiny.model(name), shallow)
 
 
@@ -230,7 +232,7 @@ def test_a_repair_never_hurts_on_its_own_objective_and_more_freedom_helps(name, 
     model = tiny.model(name)
     known = tiny.calibration(model)
     errors = [
-        missed(model, surgery.operate(model, [[0, 1, 2]], known, tiny.collapse(base=base, repair=how))[0], known)
+        missed(model, operations.operate(model, [[0, 1, 2]], known, tiny.collapse(base=base, repair=how))[0], known)
         for how in ("none", "scale", "least_squares")
     ]
     assert errors[2] < errors[1] * (1 + 1e-6) and errors[1] < errors[0] * (1 + 1e-6)
@@ -256,8 +258,8 @@ def test_a_repaired_share_answers_more_like_each_of_its_layers(name, biases):
     known = tiny.calibration(model)
     known = replace(known, text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
     spec = tiny.share(base="regression", biases=biases)
-    plain, _ = surgery.operate(model, tiny.GROUPS, known, spec)
-    better, _ = surgery.operate(model, tiny.GROUPS, known, spec.model_copy(update={"repair": "least_squares"}))
+    plain, _ = operations.operate(model, tiny.GROUPS, known, spec)
+    better, _ = operations.operate(model, tiny.GROUPS, known, spec.model_copy(update={"repair": "least_squares"}))
     for group in tiny.GROUPS:
         pairs = [unlike(model, shared, known, group) for shared in (plain, better)]
         errors = [sum((y - z).square().sum() for y, z in found.values()) for found in pairs]
@@ -274,7 +276,7 @@ def test_a_repaired_share_answers_more_like_each_of_its_layers(name, biases):
 def test_layers_that_are_alike_need_no_repair(name):
     model = tiny.twins(name, "shuffled")
     spec = tiny.share(alignment="cost", repair="least_squares")
-    shared, _ = surgery.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
+    shared, _ = operations.operate(model, tiny.GROUPS, tiny.calibration(model), spec)
     assert tiny.gap(model, shared) < 1e-4
 
 
@@ -282,14 +284,14 @@ def test_layers_that_are_alike_need_no_repair(name):
 @tiny.every_family
 def test_one_window_after_the_other_is_repaired_as_alone_and_walks_through_the_first_layers_once(name, spec):
     model, passes, windows = tiny.model(name), [], [[0, 1], [1, 2], [1, 2, 3], [2, 3], [2, 3, 4], [3, 4], [0, 1, 2]]
-    alone = [tiny.state(surgery.operate(model, [group], tiny.calibration(model), spec)[0]) for group in windows]
+    alone = [tiny.state(operations.operate(model, [group], tiny.calibration(model), spec)[0]) for group in windows]
     known = tiny.calibration(model)
     part = next(tiny.family(model).blocks(model)[0].children())  # a block that is passed over calls none of its parts
     part.register_forward_hook(lambda *_: passes.append(1))
     for group, wanted in zip(windows, alone):
         if group == windows[-1]:  # back to the start; until then layer 0 was passed on the way to 1 and for its own
             assert len(passes) <= 4 * len(known.text())
-        assert tiny.same(tiny.state(surgery.operate(model, [group], known, spec)[0]), wanted)
+        assert tiny.same(tiny.state(operations.operate(model, [group], known, spec)[0]), wanted)
 
 
 @pytest.mark.parametrize("ridge", [1e-9, 1e-2])
@@ -313,7 +315,7 @@ def test_least_squares_leave_no_gradient(biased, ridge):
 def test_differences_add_up(name):
     model = tiny.model(name)
     spec = tiny.collapse(alignment="identity", base="first", repair="differences")
-    shallow, _ = surgery.operate(model, [[0, 1, 2]], tiny.calibration(model), spec)
+    shallow, _ = operations.operate(model, [[0, 1, 2]], tiny.calibration(model), spec)
     ffns = [ffn.read(model, tiny.family(model), layer) for layer in range(3)]
     for key, found in ffn.read(shallow, tiny.family(model), 0).items():
         torch.testing.assert_close(found, ffns[1][key] + ffns[2][key] - ffns[0][key], atol=1e-5, rtol=0)

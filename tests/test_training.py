@@ -4,9 +4,10 @@ import pytest
 import tiny
 import torch
 
-from stages.core import recovery, sharing, training
+from stages.core.forms import sharing
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
+from stages.core.training import loop, recovery
 
 # Eight rows of one endless cycle: a text that can be learnt by heart.
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
@@ -17,7 +18,7 @@ def train(model, rows, parameters, *, learning_rate, seed, penalty=None, watch=i
     """The curve of a training on the next-token loss alone, or with a penalty."""
     objective = recovery.end_to_end(model, rows, None, None, penalty)
     rates = [(parameters, learning_rate)]
-    return training.train(model, len(rows), objective, rates, Schedule(**recipe), seed, watch=watch).curve
+    return loop.train(model, len(rows), objective, rates, Schedule(**recipe), seed, watch=watch).curve
 
 
 def factors(model):

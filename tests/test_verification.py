@@ -14,7 +14,7 @@ from dvc.repo import Repo
 from shrunk import commit, run
 
 from stages.commands.verify import commands
-from stages.core.verification import verify
+from stages.core.running.verification import verify
 
 GRAPH = """
 stages:

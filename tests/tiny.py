@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.core import ffn
+from stages.core.architecture import ffn
 from stages.core.architecture.families import family_of
-from stages.core.calibration import Calibration
-from stages.core.moments import Moments
+from stages.core.calibration.moments import Moments
+from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Collapse, Share
-from stages.core.shrinking import surgery
+from stages.core.shrinking import operations
 
 torch.set_num_threads(1)
 
@@ -125,4 +125,4 @@ def collapse(**changes: Any) -> Collapse:
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:
     """A model that shares the FFNs of GROUPS, and its Sharing."""
     built = model(name)
-    return surgery.operate(built, GROUPS, calibration(built), share(rank, **changes))
+    return operations.operate(built, GROUPS, calibration(built), share(rank, **changes))

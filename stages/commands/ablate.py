@@ -6,14 +6,18 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 
 from pathlib import Path
 
-from stages.core import ablation, calibration, corpus, recovery
-from stages.core.architecture import models, rules, shape
+from stages.core.architecture import opening, rules, shape
 from stages.core.architecture.families import family_of
-from stages.core.perplexity import perplexity
-from stages.core.process import runtime
+from stages.core.calibration import statistics
+from stages.core.process import command, devices
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
+from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.shrinking import ablation
+from stages.core.tasks.language import perplexity
+from stages.core.text import corpus
+from stages.core.training import recovery
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
 
@@ -22,16 +26,16 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     import pandas as pd
 
     profile = params.load().profile
-    rules.door(profile, Path("artifacts/model"))
-    place, search = params.section(profile, "runtime"), params.section(profile, "search")
+    rules.validate(profile, Path("artifacts/model"))
+    runtime, search = params.section(profile, "runtime"), params.section(profile, "search")
     recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
-    device = runtime.start(place)
-    original = models.open_snapshot(Path("artifacts/model")).to(device)
+    device = devices.start(runtime)
+    original = opening.open_snapshot(Path("artifacts/model")).to(device)
     group = layers(window, len(family_of(original.config.model_type).blocks(original)))
     most = min(shape.of_model(original).matrices["in"])
     if not rank.isdigit() or not 1 <= int(rank) <= most:
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
-    known = calibration.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
+    known = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
     held_out = corpus.read_tokens(Path("artifacts/text/validation.parquet"), search.max_tokens)
     rows = corpus.pack(
         corpus.read_tokens(Path("artifacts/text/train.parquet"), recipe.max_tokens), recipe.sequence_length
@@ -43,11 +47,11 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     def train(model, structure, wanted):
         recovery.recover(
             model, structure, original, rows, held_out, recipe, wanted, recipe.seeds[0],
-            autocast=runtime.autocast(device, place.precision), watch=iter,
+            autocast=devices.autocast(device, runtime.precision), watch=iter,
         )  # fmt: skip
         return score(model)
 
-    watch = lambda arms: runtime.progress(arms, f"ablate layers {window}")  # noqa: E731
+    watch = lambda arms: progress(arms, f"ablate layers {window}")  # noqa: E731
     found = list(ablation.untrained(original, group, known, sites, int(rank), score, watch))
     if recover != "no":
         found += ablation.recovered(original, group, known, int(rank), train, watch)
@@ -101,4 +105,4 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -9,11 +9,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from stages.core import estimates
 from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.errors import UserError
+from stages.core.running import estimates
 from stages.core.settings import params
 from stages.core.settings.params import Params
 
@@ -31,7 +31,7 @@ def main() -> None:
             "the hub), so nothing was held against it."
         )
         return
-    rules.refuse(rules.mistakes(found, found.profile, known) + rivals(found, known))
+    rules.refuse(rules.mistakes(found, found.profile, known) + externals(found, known))
     print(f"params.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
     for line in rules.warnings(found, known):
         print(f"warning: {line}")
@@ -53,13 +53,13 @@ def model_of(base) -> Shape | None:
     return known
 
 
-def rivals(found: Params, known: Shape) -> list[str]:
+def externals(found: Params, known: Shape) -> list[str]:
     """What is wrong with the other checkpoints that variants name, as far as their shape is known."""
     lines = []
     for name, variant in found.variants.items():
         if variant.surgery.method == "external":
             other = shape.of_source(variant.surgery.model, variant.surgery.revision)
-            lines += rules.rival(name, known, other) if other else []
+            lines += rules.external_mistakes(name, known, other) if other else []
     return lines
 
 
@@ -161,4 +161,4 @@ def rounded(value: float) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -5,11 +5,12 @@ Run from the repository's root after `dvc repro`: make export VARIANT=softshare 
 
 from pathlib import Path
 
-from stages.core import sharing
-from stages.core.architecture.models import open_snapshot, open_tokenizer
-from stages.core.process import runtime
+from stages.core.architecture.opening import open_snapshot
+from stages.core.forms import sharing
+from stages.core.process import command
 from stages.core.process.artifacts import replacing
 from stages.core.process.errors import UserError
+from stages.core.text.tokenizer import open_tokenizer
 
 
 def main(variant: str, to: Path) -> None:
@@ -29,4 +30,4 @@ def main(variant: str, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

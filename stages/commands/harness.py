@@ -7,13 +7,13 @@ make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; 
 import json
 from pathlib import Path
 
-from stages.core import sharing
-from stages.core.architecture.models import open_tokenizer
-from stages.core.process import runtime
+from stages.core.forms import sharing
+from stages.core.process import command
 from stages.core.process.artifacts import write_json, write_text
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import Reviews
-from stages.core.sources import labelled
+from stages.core.text.sources import labelled
+from stages.core.text.tokenizer import open_tokenizer
 
 
 def main(variant: str, task: str, to: Path) -> None:
@@ -51,4 +51,4 @@ def write_reviews(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

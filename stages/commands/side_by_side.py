@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from stages.core import leftovers
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.errors import UserError
+from stages.core.running import leftovers
 from stages.core.settings import params
 from stages.core.settings.profiles import Runtime
 
@@ -60,11 +60,11 @@ def mend() -> None:
         print(line, file=sys.stderr)
 
 
-def fitting(cuda: list[str], place: Runtime) -> int:
+def fitting(cuda: list[str], runtime: Runtime) -> int:
     """How many chains the machine has room for: one a CUDA device, else one for each `runtime.threads` cores."""
-    if cuda and place.device != "cpu":
+    if cuda and runtime.device != "cpu":
         return len(cuda)
-    return max(1, len(os.sched_getaffinity(0)) // place.threads) if place.threads else 1
+    return max(1, len(os.sched_getaffinity(0)) // runtime.threads) if runtime.threads else 1
 
 
 def stages(graph: Path) -> tuple[list[str], list[str]]:
@@ -98,4 +98,4 @@ def run(*arguments: str, device: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

@@ -5,9 +5,10 @@ Run from the repository's root while no stage runs. Exit status 1 where a file i
 
 from collections import Counter
 
-from stages.core.process import runtime
+from stages.core.process import command
 from stages.core.process.errors import UserError
-from stages.core.verification import verify
+from stages.core.process.progress import progress
+from stages.core.running.verification import verify
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
 
     def watch(paths):
         files.extend(paths)
-        return runtime.progress(paths, "verify", unit="file")
+        return progress(paths, "verify", unit="file")
 
     try:
         found = verify(Repo(), watch)
@@ -47,4 +48,4 @@ def commands(damaged) -> list[str]:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    command.entry(main)

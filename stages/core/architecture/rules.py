@@ -27,7 +27,7 @@ from stages.core.settings.variants import (
 )
 
 
-def door(profile: str, model: Path) -> None:
+def validate(profile: str, model: Path) -> None:
     """Raise UserError where params.yaml asks for what the model in the folder `model` has not, before it is opened.
 
     Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
@@ -37,7 +37,7 @@ def door(profile: str, model: Path) -> None:
     refuse(list(lengths(profile, found.profiles[profile], shape)) if changed else mistakes(found, profile, shape))
 
 
-def hold(profile: str, shape: Shape) -> None:
+def validate_shape(profile: str, shape: Shape) -> None:
     """Raise UserError where params.yaml asks for what a model of this shape, the one under study, has not."""
     refuse(mistakes(params.load(), profile, shape))
 
@@ -80,7 +80,7 @@ def lengths(profile: str, asked: Profile, shape: Shape) -> Iterator[str]:
             yield f"profiles.{profile}.{key} = {length}: this model takes at most {shape.positions} positions"
 
 
-def rival(name: str, own: Shape, other: Shape) -> Iterator[str]:
+def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
     """Why another checkpoint cannot be measured on the tokens of the model under study."""
     if own.vocabulary != other.vocabulary:
         yield (

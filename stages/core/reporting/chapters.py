@@ -114,7 +114,7 @@ def _tasks(study: Study) -> Chapter:
 
 
 def _recovery(study: Study) -> Chapter:
-    budgets = " and ".join(sorted({f"{course['tokens']:,}" for course in study.recovery.values()}))
+    budgets = " and ".join(sorted({f"{recovery['tokens']:,}" for recovery in study.recovery.values()}))
     return Chapter(
         "Recovery",
         [

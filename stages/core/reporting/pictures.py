@@ -53,7 +53,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Any]]:
     }
 
 
-def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each variant: a colour for names that differ in their last number only."""
     kinds: dict[str, int] = {}
     found, members = {}, {}
@@ -69,13 +69,13 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def perplexity_by_size(study: Study) -> Any:
     """Every variant at its stored parameters, before (hollow) and after (filled); beside it those near the control."""
     figure, (whole, near) = _figure(2)
-    for name, look in looks(study.variants).items():
+    for name, style in styles(study.variants).items():
         millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
-        whole.plot([millions] * 2, [found["before"], found["after"]], color=look["color"], alpha=0.3, linewidth=1)
-        whole.plot(millions, found["before"], **look, fillstyle="none", linestyle="")
-        whole.plot(millions, found["after"], **look, label=name, linestyle="")
+        whole.plot([millions] * 2, [found["before"], found["after"]], color=style["color"], alpha=0.3, linewidth=1)
+        whole.plot(millions, found["before"], **style, fillstyle="none", linestyle="")
+        whole.plot(millions, found["after"], **style, label=name, linestyle="")
         if found["after"] <= 2 * study.control:
-            near.plot(millions, found["after"], **look, linestyle="")
+            near.plot(millions, found["after"], **style, linestyle="")
     line = [(study.sizes[name]["parameters"] / 1e6, study.perplexity[name]["after"]) for name in by_size(study)]
     whole.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
     close = [point for point in line if point[1] <= 2 * study.control]
@@ -93,8 +93,8 @@ def perplexity_by_size(study: Study) -> Any:
 def perplexity_by_speed(study: Study) -> Any:
     """Every variant after fine-tuning at its speed-up over the original."""
     figure, axes = _figure(1)
-    for name, look in looks(study.variants).items():
-        axes.plot(study.latency[name]["speedup"], study.perplexity[name]["after"], **look, label=name, linestyle="")
+    for name, style in styles(study.variants).items():
+        axes.plot(study.latency[name]["speedup"], study.perplexity[name]["after"], **style, label=name, linestyle="")
     line = [(study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in by_speed(study)]
     axes.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
     axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning")
@@ -109,13 +109,13 @@ def window_search(study: Study) -> Any:
     A line ends where a start was not scored.
     """
     figure, axes = _figure(1)
-    styles, drawn = ("-", "--", "-.", ":"), looks(study.variants)
+    lines, drawn = ("-", "--", "-.", ":"), styles(study.variants)
     for name, found in study.windows.items():
         single = [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
         for number, size in enumerate(sorted({_size(candidate) for candidate in single})):
             scored = {c["windows"][0][0]: c["perplexity"] for c in single if size == _size(c)}
             starts = range(min(scored), max(scored) + 1)
-            line = {"linestyle": styles[number % len(styles)], "linewidth": 1.2, "label": f"{name}, {size} layers"}
+            line = {"linestyle": lines[number % len(lines)], "linewidth": 1.2, "label": f"{name}, {size} layers"}
             axes.plot(starts, [scored.get(start, np.nan) for start in starts], **drawn[name], **line)
     originals = {found["original_perplexity"] for found in study.windows.values() if found["candidates"]}
     for value in sorted(originals):
@@ -161,14 +161,14 @@ def training(study: Study) -> Any:
     A loss is the mean of the last fortieth of the steps, for the batches of one sequence that a small machine takes.
     """
     figure, (losses, validation) = _figure(2)
-    for name, look in looks(study.variants).items():
+    for name, style in styles(study.variants).items():
         rows = study.training[name]
-        thin = {"color": look["color"], "linewidth": 1.1, "marker": "." if len(rows) == 1 else ""}
+        thin = {"color": style["color"], "linewidth": 1.1, "marker": "." if len(rows) == 1 else ""}
         loss = pd.Series([row["loss"] for row in rows]).rolling(max(1, len(rows) // 40), min_periods=1).mean()
         losses.plot([row["tokens"] / 1e3 for row in rows], loss, **thin)
         seen = study.recovery[name]["looks"]
         points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
-        validation.plot(*zip(*points), **look, linewidth=1.1, markersize=4, label=name)
+        validation.plot(*zip(*points), **style, linewidth=1.1, markersize=4, label=name)
     losses.set(title="Training loss, running mean")
     validation.set(title="Validation perplexity")
     for axes in (losses, validation):

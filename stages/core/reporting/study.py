@@ -111,11 +111,11 @@ def training_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def validation_rows(study: Study) -> list[dict[str, Any]]:
-    """Every look at the validation split during a recovery."""
+    """Every evaluation at the validation split during a recovery."""
     return [
-        {"variant": name, "tokens": look["tokens"], "perplexity": look["perplexity"]}
-        for name, course in study.recovery.items()
-        for look in course["looks"]
+        {"variant": name, "tokens": evaluation["tokens"], "perplexity": evaluation["perplexity"]}
+        for name, recovery in study.recovery.items()
+        for evaluation in recovery["looks"]
     ]
 
 

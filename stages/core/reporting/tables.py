@@ -100,11 +100,11 @@ def recovery(study: Study) -> Table:
     rows = [
         (
             name,
-            perplexity(course["validation_before"]),
-            perplexity(course["validation_after"]),
-            f"{course['kept_tokens']:,}",
+            perplexity(recovery["validation_before"]),
+            perplexity(recovery["validation_after"]),
+            f"{recovery['kept_tokens']:,}",
         )
-        for name, course in study.recovery.items()
+        for name, recovery in study.recovery.items()
     ]
     return Table(("variant", "validation before", "validation after", "kept after tokens"), rows)
 

@@ -1,0 +1,4 @@
+"""What params.yaml may say, defaults included.
+
+May import: process.
+"""

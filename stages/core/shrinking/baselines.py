@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import ffn
-from stages.core.architecture import shape, targets
+from stages.core.architecture import ffn, shape, targets
+from stages.core.architecture.depth import influence, keep_layers
 from stages.core.architecture.families import family_of
-from stages.core.calibration import Calibration
-from stages.core.depth import influence, keep_layers
-from stages.core.moments import SITE
+from stages.core.calibration.moments import SITE
+from stages.core.calibration.statistics import Calibration
+from stages.core.forms.sharing import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
-from stages.core.sharing import Sharing, install
 from stages.core.shrinking import budgets
 from stages.core.shrinking.lowrank import DELTAS
 

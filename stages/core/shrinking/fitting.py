@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.core.moments import Moments
+from stages.core.calibration.moments import Moments
 from stages.core.shrinking.lowrank import DELTAS, weighted
 from stages.core.shrinking.merging import BASES, regression
 

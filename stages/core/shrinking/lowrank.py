@@ -7,7 +7,7 @@ are float64.
 import torch
 from torch import Tensor
 
-from stages.core.moments import Moments
+from stages.core.calibration.moments import Moments
 
 
 def zero(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:

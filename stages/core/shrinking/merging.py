@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.core.moments import Moments
+from stages.core.calibration.moments import Moments
 
 
 def first(weights: list[Tensor], moments: list[Moments]) -> Tensor:

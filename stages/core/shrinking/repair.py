@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import ffn
-from stages.core.depth import Walk, watching
-from stages.core.moments import Moments, MomentStream
+from stages.core.architecture import ffn
+from stages.core.architecture.depth import Walk, watching
+from stages.core.calibration.moments import Moments, MomentStream
 
 # How strongly least squares hold to the matrix as it was. Along directions that calibration text hardly uses they
 # would else make entries a hundred times larger, from which no training of a usual rate recovers.

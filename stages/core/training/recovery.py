@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.core import sharing
+from stages.core.architecture.depth import watching
 from stages.core.architecture.families import Family, family_of
-from stages.core.depth import watching
-from stages.core.perplexity import perplexity
-from stages.core.resume import Unfinished
+from stages.core.forms import sharing
+from stages.core.forms.sharing import Sharing
 from stages.core.settings.profiles import Finetune
 from stages.core.settings.variants import Distill, Recovery
-from stages.core.sharing import Sharing
-from stages.core.training import Course, next_token_loss, train
+from stages.core.tasks.language import next_token_loss, perplexity
+from stages.core.training.loop import History, train
+from stages.core.training.resuming import Unfinished
 
 
 def recover(
@@ -32,7 +32,7 @@ def recover(
     autocast: AbstractContextManager,
     watch: Callable[[Any], Any],
     unfinished: Path | None = None,
-) -> Course:
+) -> History:
     """Train one variant with one seed, in place: FFN by FFN for a share of the rows, then end to end.
 
     rows: int64 (n, length); held_out: int64 (tokens,), on which the best state is chosen; `teacher` is the original,

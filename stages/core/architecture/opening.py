@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from stages.core.architecture import hub
 from stages.core.architecture.families import family_of
+from stages.core.process import hub
 from stages.core.process.errors import UserError
 
 
@@ -43,8 +43,8 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     return (dequantised(loaded) if gguf_file else loaded).eval(), tokenizer
 
 
-def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) -> Any:
-    """Another checkpoint that is to be measured on tokens of `words`, the tokenizer of the model under study.
+def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: int) -> Any:
+    """Another checkpoint that is to be measured on tokens of `tokenizer`, the tokenizer of the model under study.
 
     Opened as `open_source` opens it, but it need not bring a tokenizer. Raises UserError where its vocabulary has
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
@@ -58,20 +58,20 @@ def open_rival(model: str, revision: str | None, words: Any, vocabulary: int) ->
     from transformers.utils.hub import has_file
 
     try:
-        rival = AutoModelForCausalLM.from_pretrained(model, dtype="float32", use_safetensors=True, **options)
+        external = AutoModelForCausalLM.from_pretrained(model, dtype="float32", use_safetensors=True, **options)
     except Exception as error:  # as above
         raise UserError(f"cannot open surgery.model = {model!r}: {' '.join(str(error).split())[:400]}") from error
-    family_of(rival.config.model_type)
-    own = words
+    family_of(external.config.model_type)
+    own = tokenizer
     # Asked first, because the library makes up an empty tokenizer where there is none.
     if any(has_file(model, name, revision) for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         own = AutoTokenizer.from_pretrained(model, **options)
-    if rival.config.vocab_size != vocabulary or own.get_vocab() != words.get_vocab():
+    if external.config.vocab_size != vocabulary or own.get_vocab() != tokenizer.get_vocab():
         raise UserError(
-            f"params.yaml: surgery.model = {model!r} has another vocabulary ({rival.config.vocab_size} entries, the "
+            f"params.yaml: surgery.model = {model!r} has another vocabulary ({external.config.vocab_size} entries, the "
             f"model under study has {vocabulary}): perplexities over different tokens cannot be compared"
         )
-    return rival.eval()
+    return external.eval()
 
 
 def dequantised(model: Any) -> Any:
@@ -97,13 +97,6 @@ def open_snapshot(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer that stage `base` wrote."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def check_fits(model: Any, key: str, length: int) -> None:

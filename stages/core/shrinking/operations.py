@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core import ffn
+from stages.core.architecture import ffn
+from stages.core.architecture.depth import Walk, keep_layers
 from stages.core.architecture.families import family_of
-from stages.core.calibration import Calibration
-from stages.core.depth import Walk, keep_layers
-from stages.core.moments import SITE, Moments
+from stages.core.calibration.moments import SITE, Moments
+from stages.core.calibration.statistics import Calibration
+from stages.core.forms.sharing import Sharing, install
 from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
-from stages.core.sharing import Sharing, install
 from stages.core.shrinking import baselines
 from stages.core.shrinking.fitting import Fit, fit
 from stages.core.shrinking.repair import refit, repair

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core import ffn
-from stages.core.moments import SITE, Moments
+from stages.core.architecture import ffn
+from stages.core.calibration.moments import SITE, Moments
 
 REFERENCES = ("first", "centre")
 

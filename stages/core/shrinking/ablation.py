@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from stages.core.alignment import REFERENCES
-from stages.core.calibration import Calibration
+from stages.core.calibration.alignment import REFERENCES
+from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Distill, Recovery, Share
-from stages.core.shrinking import surgery
+from stages.core.shrinking import operations
 
 START = ("alignment", "reference", "base", "delta", "repair")  # what names an untrained arm
 # (base, delta, repair) of each closed form; the first two are what the rest is to be compared with.
@@ -57,7 +57,7 @@ def untrained(
     """A row for each alignment and form: what sharing the layers of `group` scores before any training."""
     for arm in watch([(*way, *form) for way in alignments(sites) for form in FORMS]):
         choices = dict(zip(START, arm))
-        shared, _ = surgery.operate(model, [group], calibration, specification(rank, **choices))
+        shared, _ = operations.operate(model, [group], calibration, specification(rank, **choices))
         yield {**choices, "recovery": "none", "perplexity": score(shared)}
 
 
@@ -68,6 +68,6 @@ def recovered(
     """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
     for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
         choices = {"reference": "first", "repair": "none", **STARTS[start]}
-        shared, structure = surgery.operate(model, [group], calibration, specification(rank, **choices))
+        shared, structure = operations.operate(model, [group], calibration, specification(rank, **choices))
         wanted = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
         yield {**choices, "recovery": name + pace, "perplexity": train(shared, structure, wanted)}

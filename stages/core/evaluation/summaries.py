@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.evaluation.notebook import end_token
 from stages.core.process.artifacts import parquet_reader, parquet_writer
 from stages.core.process.errors import UserError
-from stages.core.seeds import end_token
 
 
 def prompts(tokenizer: Any, articles: Iterable[str], form: str, most: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.moments import Moments, from_tensors
+from stages.core.calibration.moments import Moments, from_tensors
 from stages.core.process.artifacts import read_arrays, read_tensors
 
 TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass

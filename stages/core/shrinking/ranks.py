@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from stages.core.architecture.families import family_of
-from stages.core.calibration import Calibration
-from stages.core.moments import SITE
+from stages.core.calibration.moments import SITE
+from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Share
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.surgery import aligned, fit_role
+from stages.core.shrinking.operations import aligned, fit_role
 
 
 @torch.no_grad()

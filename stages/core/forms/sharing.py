@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.architecture.families import Family, family_of
-from stages.core.architecture.models import blank, open_snapshot
+from stages.core.architecture.opening import blank, open_snapshot
 from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
 from stages.core.process.errors import UserError
 
@@ -164,7 +164,7 @@ def load(folder: Path) -> tuple[Any, Sharing]:
     return model.eval(), sharing
 
 
-def opened(folder: Path) -> tuple[Any, Sharing]:
+def open_checkpoint(folder: Path) -> tuple[Any, Sharing]:
     """The model that `save` wrote and its sharing, or the snapshot that stage `base` wrote, which shares nothing."""
     config = read_json(folder / "config.json")
     if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:

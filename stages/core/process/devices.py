@@ -1,50 +1,13 @@
-"""What every stage needs around its work: a command line, one-line errors, device, threads, progress."""
+"""Where a stage computes: device, threads, precision, and what is recorded of them."""
 
-import argparse
 import ctypes
-import inspect
-import os
-import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from stages.core.process.errors import UserError
-from stages.core.process.guard import guarded
-
-# Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 # mallopt(3): no block is mapped on its own (M_MMAP_MAX), and free memory is never given back (M_TRIM_THRESHOLD).
 MALLOC = {-4: 0, -1: -1}
-
-
-def entry(main: Callable[..., None]) -> None:
-    """Run a stage: each parameter of `main` is a required option of the same name.
-
-    Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
-    standard error and exit status 1.
-    """
-    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
-    for name, parameter in inspect.signature(main).parameters.items():
-        kind = Path if parameter.annotation is Path else str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
-    arguments = vars(parser.parse_args())
-    try:
-        with guarded():
-            main(**arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def progress(items: Iterable, what: str, **options: Any) -> Iterable:
-    """`items` behind a progress bar on standard error that says what is being done."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, file=sys.stderr, dynamic_ncols=True, mininterval=0.5, **options)
 
 
 def start(runtime: Any) -> Any:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.process.errors import UserError
-from stages.core.resume import Unfinished
 from stages.core.settings.profiles import Schedule
+from stages.core.training.resuming import Unfinished
 
 
 @dataclass(frozen=True)
-class Course:
+class History:
     """How a training went.
 
     curve: {step, examples, loss} after every step, `examples` being all seen so far.
-    validation: {step, examples, value} of every look at held-out data, the first before any step.
+    validation: {step, examples, value} of every evaluation on held-out data, the first before any step.
     """
 
     curve: list[dict[str, float]]
@@ -39,7 +39,7 @@ def train(
     autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
     unfinished: Unfinished | None = None,
-) -> Course:
+) -> History:
     """Minimise an objective over numbered examples, in place.
 
     `objective(batch)` takes example numbers (int64, (n,)) and returns the loss to show and the loss to minimise,
@@ -47,7 +47,7 @@ def train(
     AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), decay on matrices only; a linear warm-up, then the recipe's
     schedule; gradients clipped by their norm. Every epoch sees every example once in a seeded order.
 
-    With `validate`, the state with the lowest value among the start and `times` evenly spaced looks is what the
+    With `validate`, the state with the lowest value among the start and `times` evenly spaced evaluations is what the
     model keeps. Raises UserError with the step where a loss is not finite. The model is left in evaluation mode.
 
     With `unfinished`, the state is kept on disk from time to time, and a training that finds one goes on from there:
@@ -60,10 +60,10 @@ def train(
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
     batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed))
-    best = _Best(model, parameters, validate)
-    curve = _take_up(unfinished, optimizer, best)
+    best = _BestState(model, parameters, validate)
+    curve = _load_state(unfinished, optimizer, best)
     if not curve:
-        best.look(0, 0)
+        best.evaluate(0, 0)
     context = autocast or nullcontext()
     model.train()
     shown = watch(batches[len(curve) :])
@@ -90,31 +90,31 @@ def train(
         curve.append({"step": step, "examples": seen, "loss": total})
         show(f"loss {total:.3f}", refresh=False)
         if step * times // len(batches) > (step - 1) * times // len(batches):
-            best.look(step, seen)
+            best.evaluate(step, seen)
         if unfinished and unfinished.due():
-            _put_by(unfinished, optimizer, best, curve)
+            _save_state(unfinished, optimizer, best, curve)
     best.restore()
     model.eval()
-    return Course(curve, best.looks)
+    return History(curve, best.evaluations)
 
 
-class _Best:
+class _BestState:
     """The trained parameters at their lowest validation value, and every value there was."""
 
     def __init__(self, model: nn.Module, parameters: list[nn.Parameter], validate: Callable[[], float] | None):
         self.model, self.parameters, self.validate = model, parameters, validate
-        self.looks: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
         self.kept: list[Tensor] = []
 
-    def look(self, step: int, examples: int) -> None:
+    def evaluate(self, step: int, examples: int) -> None:
         if self.validate is None:
             return
         self.model.eval()
         value = self.validate()
         self.model.train()
-        if not self.looks or value < min(look["value"] for look in self.looks):
+        if not self.evaluations or value < min(at["value"] for at in self.evaluations):
             self.kept = [parameter.detach().clone() for parameter in self.parameters]
-        self.looks.append({"step": step, "examples": examples, "value": value})
+        self.evaluations.append({"step": step, "examples": examples, "value": value})
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -122,47 +122,46 @@ class _Best:
             parameter.copy_(kept)
 
 
-def _put_by(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: _Best, curve: list) -> None:
+def _save_state(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: _BestState, curve: list) -> None:
     """Keep all that the rest of a training depends on."""
     tensors = {f"parameter.{i}": parameter for i, parameter in enumerate(best.parameters)}
     tensors |= {f"kept.{i}": kept for i, kept in enumerate(best.kept)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
-    tensors["chance.cpu"] = torch.get_rng_state()
+    tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        tensors |= {f"chance.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    unfinished.keep(len(curve), tensors, {"curve": curve, "looks": best.looks})
+        tensors |= {f"random.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    unfinished.keep(len(curve), tensors, {"curve": curve, "evaluations": best.evaluations})
 
 
 @torch.no_grad()
-def _take_up(unfinished: Unfinished | None, optimizer: torch.optim.Optimizer, best: _Best) -> list[dict[str, float]]:
-    """Restore what `_put_by` kept, in place, and return the curve so far (empty where there is nothing)."""
+def _load_state(
+    unfinished: Unfinished | None, optimizer: torch.optim.Optimizer, best: _BestState
+) -> list[dict[str, float]]:
+    """Restore what `_save_state` kept, in place, and return the curve so far (empty where there is nothing)."""
     found = unfinished.newest() if unfinished else None
     if found is None:
         return []
     tensors, progress = found
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        kind, place, *name = key.split(".")
+        kind, index, *name = key.split(".")
         if kind == "parameter":
-            best.parameters[int(place)].copy_(value)
+            best.parameters[int(index)].copy_(value)
         elif kind == "optimizer":
-            state.setdefault(int(place), {})[name[0]] = value
-        elif kind == "chance" and place == "cpu":
+            state.setdefault(int(index), {})[name[0]] = value
+        elif kind == "random" and index == "cpu":
             torch.set_rng_state(value)
-        elif kind == "chance":
-            torch.cuda.set_rng_state(value, int(place))
+        elif kind == "random":
+            torch.cuda.set_rng_state(value, int(index))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    best.looks = progress["looks"]
+    best.evaluations = progress["evaluations"]
     best.kept = (
-        [tensors[f"kept.{i}"].to(parameter.device) for i, parameter in enumerate(best.parameters)] if best.looks else []
+        [tensors[f"kept.{i}"].to(parameter.device) for i, parameter in enumerate(best.parameters)]
+        if best.evaluations
+        else []
     )
     return progress["curve"]
-
-
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean cross-entropy of each next token: logits (n, length, vocabulary) for ids (n, length)."""
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def rate(recipe: Schedule, step: int, steps: int) -> float:

@@ -1,4 +1,6 @@
-"""Perplexity by the field's convention: one token stream, a sliding window, every token scored once.
+"""Language modelling: the loss that is trained, and perplexity, the score.
+
+Perplexity follows the field's convention: one token stream, a sliding window, every token scored once.
 
 Windows of `context` tokens start every `stride` tokens; in each, only the tokens that no earlier window has
 scored count, so all but the first window's have at least context - stride tokens before them. The result is
@@ -14,6 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.process.errors import UserError
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean cross-entropy of each next token: logits (n, length, vocabulary) for ids (n, length)."""
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def spans(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:

@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core import ranks
 from stages.core.architecture import shape, targets, windows
 from stages.core.architecture.families import family_of
 from stages.core.architecture.windows import SPARE, Window
-from stages.core.calibration import Calibration
+from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget
-from stages.core.shrinking import budgets
+from stages.core.shrinking import budgets, ranks
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.surgery import Ranks, operate
+from stages.core.shrinking.operations import Ranks, operate
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.core.process.artifacts import parquet_writer
 from stages.core.settings.profiles import HeadRecipe
-from stages.core.training import train
+from stages.core.training.loop import train
 
 
 class Classifier(nn.Module):

@@ -51,7 +51,7 @@ class Unfinished:
         return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
 
 
-def place(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
+def state_folder(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
     """Where in `folder` a training keeps its state: a name made of `facts` (a JSON value), inputs and this code.
 
     States of other facts, inputs or code are of no use any more, and deleted.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.architecture.families import Family
-from stages.core.architecture.models import blank
+from stages.core.architecture.opening import blank
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ class Walk:
     def __init__(self, model: Any, family: Family, batches: Sequence[Tensor]):
         """`batches` hold token ids, (rows, length), on the model's device."""
         self.model, self.family, self.batches = model, family, batches
-        self.stands: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
+        self.positions: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
 
     @torch.no_grad()
     def on(self, number: int, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -79,21 +79,21 @@ class Walk:
 
         No batch can go back.
         """
-        ids, (start, states) = self.batches[number], self.stands[number]
+        ids, (start, states) = self.batches[number], self.positions[number]
         with watching(self.model, self.family, [layer]) as seen, self._between(start, layer, states):
-            with suppress(_Enough):
+            with suppress(_StopForward):
                 self.model.base_model(ids, use_cache=False)
-        self.stands[number] = layer, seen[layer]["block"][0].view(*ids.shape, -1)
+        self.positions[number] = layer, seen[layer]["block"][0].view(*ids.shape, -1)
         return seen[layer]
 
     def is_beyond(self, layer: int) -> bool:
         """Whether a batch has passed `layer`."""
-        return any(start > layer for start, _ in self.stands)
+        return any(start > layer for start, _ in self.positions)
 
     def fork(self, model: Any = None) -> "Walk":
         """Another walk from where this one stands; through `model` if given, which is the same up to there."""
         other = Walk(model or self.model, self.family, self.batches)
-        other.stands = list(self.stands)
+        other.positions = list(self.positions)
         return other
 
     @contextmanager
@@ -102,7 +102,7 @@ class Walk:
         blocks = self.family.blocks(self.model)
 
         def enough(*_: Any) -> None:
-            raise _Enough
+            raise _StopForward
 
         handles = [blocks[last].register_forward_hook(enough)]
         if states is not None:
@@ -118,7 +118,7 @@ class Walk:
                 del block.forward
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """All that was to be seen has been."""
 
 

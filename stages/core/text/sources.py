@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from stages.core.architecture import hub
+from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Loaded, Reviews, Stories
-from stages.core.stories import stories, summarised
+from stages.core.text.stories import stories, summarised
 
 # Each split of the generated text has a seed of its own, and pretraining (split "pretrain") one more.
 SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3, "pretrain": 4, "article train": 5, "article test": 6}

@@ -1,0 +1,35 @@
+"""The command line of a stage: its options are the parameters of its `main`, its errors one line each."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.core.process.errors import UserError
+from stages.core.process.guard import guarded
+
+# Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def entry(main: Callable[..., None]) -> None:
+    """Run a stage: each parameter of `main` is a required option of the same name.
+
+    Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
+    standard error and exit status 1.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
+    for name, parameter in inspect.signature(main).parameters.items():
+        kind = Path if parameter.annotation is Path else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+    arguments = vars(parser.parse_args())
+    try:
+        with guarded():
+            main(**arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
