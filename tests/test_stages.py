@@ -120,7 +120,7 @@ def for_variant(variant: str) -> None:
         unfinished=Path("unfinished"),
         out=tuned,
         curve=Path(f"training/{variant}.csv"),
-        course=Path(f"recovery/{variant}.json"),
+        history=Path(f"recovery/{variant}.json"),
     )
     sentiment.main(
         **here,
@@ -295,7 +295,7 @@ def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
         teachers.append(teacher)
         raise InterruptedError
 
-    monkeypatch.setattr(finetune.trials.recovery, "recover", seen)
+    monkeypatch.setattr(finetune.runs.recovery, "recover", seen)
     try:
         write_settings(values)
         paths = ("model", "control", "surgery/merged_4", "text/train.parquet", "text/validation.parquet")

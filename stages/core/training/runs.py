@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.core.forms import sharing
 from stages.core.process import devices
 from stages.core.process.artifacts import replacing, write_json, write_text
+from stages.core.process.progress import progress
 from stages.core.settings.profiles import Finetune, Runtime
 from stages.core.settings.variants import Recovery
 from stages.core.text import corpus
@@ -61,7 +62,7 @@ def recover(
     teacher = sharing.open_checkpoint(inputs.teacher)[0].to(device) if inputs.teacher else None
     environment = devices.environment(device, runtime.precision)
     facts = [recipe.model_dump(), wanted.model_dump(), environment]
-    progress = resuming.state_folder(unfinished, facts, inputs.paths())
+    states = resuming.state_folder(unfinished, facts, inputs.paths())
     histories = {}
     with replacing(outputs.checkpoint) as draft:
         for seed in recipe.seeds:
@@ -71,7 +72,7 @@ def recover(
                 changed, structure, teacher, rows, held_out, recipe, wanted, seed,
                 autocast=devices.autocast(device, runtime.precision),
                 watch=lambda batches: progress(batches, f"{name}, seed {seed}"),
-                unfinished=progress / str(seed),
+                unfinished=states / str(seed),
             )  # fmt: skip
             # The first seed's model is the one that is measured; those of the others only say how far seeds differ.
             sharing.save(changed, structure, draft if seed == recipe.seeds[0] else draft / "seeds" / str(seed))
