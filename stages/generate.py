@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
@@ -24,7 +24,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path,
     }
     samples = []
     for stage, folder in {"before": before, "after": after}.items():
-        model = sharing.load(folder)[0].to(device)
+        model = checkpoint.load(folder)[0].to(device)
         for prompt in progress(spec.prompts, f"generate {variant} {stage}"):
             ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], device=device)
             opening.check_fits(model, f"prompt {prompt!r} + generate.new_tokens", ids.shape[1] + spec.new_tokens)

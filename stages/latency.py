@@ -5,7 +5,7 @@ from pathlib import Path
 from stages.core.architecture import opening, rules
 from stages.core.evaluation import notebook
 from stages.core.evaluation.timing import compare
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
@@ -17,7 +17,7 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "latency")
-    pair = {"original": opening.open_snapshot(original).to(device), "variant": sharing.load(model)[0].to(device)}
+    pair = {"original": opening.open_snapshot(original).to(device), "variant": checkpoint.load(model)[0].to(device)}
     prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
     turns = lambda turns: progress(turns, f"latency {variant}")  # noqa: E731
     measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages.core.architecture import rules
 from stages.core.evaluation import notebook
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
@@ -21,12 +21,12 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
 
     def measure(folder):
-        model, _ = sharing.load(folder)
+        model, _ = checkpoint.load(folder)
         watch = lambda batches: progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
         return perplexity(model.to(device), text, spec.context, spec.stride, spec.batch_size, watch)
 
     def as_the_seeds(folder):
-        model = sharing.load(folder)[0]
+        model = checkpoint.load(folder)[0]
         chosen = corpus.read_rows(rows, protocol.rows)
         return notebook.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
 

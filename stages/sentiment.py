@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.core.architecture import rules
 from stages.core.architecture.families import family_of
 from stages.core.evaluation import classification, intervals
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
@@ -23,11 +23,11 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
     (rows, labels), (held_out, wanted) = labelled.read(train), labelled.read(test)
     found = []
     for seed in recipe.seeds:
-        changed, structure = sharing.load(model)
+        changed, sharing = checkpoint.load(model)
         changed.to(device)
         # Without deltas `deltas` leaves nothing of the model to train: the head alone.
         parts = {} if recipe.train == "head" else recovery.parts(
-            changed, family_of(changed.config.model_type), structure.groups, recipe.train
+            changed, family_of(changed.config.model_type), sharing.groups, recipe.train
         )  # fmt: skip
         watch = lambda items: progress(items, f"sentiment {variant}, seed {seed}")  # noqa: B023, E731
         # Where only the head trains, the model never changes: its states are taken once for all seeds.

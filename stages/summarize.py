@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.core.architecture import opening, rules
 from stages.core.evaluation import summaries
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.errors import UserError
@@ -36,7 +36,7 @@ def main(
     watch = lambda batches: progress(batches, f"summarize {variant}")  # noqa: E731
 
     def opened():
-        return sharing.load(model)[0].to(device)
+        return checkpoint.load(model)[0].to(device)
 
     def summarise(seed):
         changed = opened()

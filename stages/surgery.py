@@ -5,7 +5,8 @@ from pathlib import Path
 
 from stages.core.architecture import opening, rules
 from stages.core.calibration import statistics
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting
+from stages.core.forms.structure import Sharing
 from stages.core.process import command, devices
 from stages.core.process.artifacts import read_json, write_json
 from stages.core.process.progress import progress
@@ -23,18 +24,18 @@ def main(
     dense, spec = opening.open_snapshot(model).to(device), params.variant(variant, "surgery")
     if spec.method == "external":
         external = opening.open_external(spec.model, spec.revision, open_tokenizer(tokenizer), dense.config.vocab_size)
-        changed, structure = external, sharing.Sharing()
+        changed, sharing = external, Sharing()
     else:
         watch = lambda items: progress(items, f"surgery {variant}")  # noqa: E731
         known, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
-        changed, structure = operations.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
-    sharing.save(changed, structure, out)
-    counts = sharing.count(changed, structure)
+        changed, sharing = operations.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
+    checkpoint.save(changed, sharing, out)
+    counts = counting.count(changed, sharing)
     write_json(
         size,
         {
             **counts,
-            "parameter_ratio": counts["parameters"] / sharing.count(dense)["parameters"],
+            "parameter_ratio": counts["parameters"] / counting.count(dense)["parameters"],
             "checkpoint_mb": (out / "model.safetensors").stat().st_size / 1e6,
         },
     )

@@ -29,8 +29,8 @@ def test_every_arm_is_scored_once_and_only_deltas_have_rank(name):
 def test_every_start_meets_every_recovery():
     model, asked = tiny.model("gpt2"), []
 
-    def train(shared, structure, wanted):
-        asked.append((structure.rank, wanted.train, wanted.rate))
+    def train(shared, sharing, wanted):
+        asked.append((sharing.rank, wanted.train, wanted.rate))
         return 1.0
 
     rows = list(ablation.recovered(model, [1, 2], tiny.calibration(model), 2, train))

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from stages.core.architecture import ffn, opening, shape, targets
 from stages.core.architecture.depth import influence
 from stages.core.calibration.moments import SITE
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting
+from stages.core.forms.dense import to_dense
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
@@ -46,25 +47,25 @@ def test_a_target_like_a_window_is_what_the_window_stores(name):
     model = tiny.model(name)
     known = tiny.calibration(model)
     shared, _ = operations.operate(model, [[0, 1, 2]], known, tiny.share(2))
-    assert targets.target(shape.of_model(model), TARGET) == sharing.count(shared)["parameters"]
+    assert targets.target(shape.of_model(model), TARGET) == counting.count(shared)["parameters"]
 
 
 @every_baseline
 @tiny.every_family
 def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path):
-    model, structure = built(name, spec)
-    counts, target = sharing.count(model, structure), targets.target(shape.of_model(tiny.model(name)), TARGET)
+    model, sharing = built(name, spec)
+    counts, target = counting.count(model, sharing), targets.target(shape.of_model(tiny.model(name)), TARGET)
     # Whole layers are coarse: one layer fewer dropped would miss the target.
     step = 13000 if isinstance(spec, Drop) else 0.03 * target
     assert target - step < counts["parameters"] <= target
-    sharing.save(model, structure, tmp_path / "model")
+    checkpoint.save(model, sharing, tmp_path / "model")
     stored = read_tensors(tmp_path / "model/model.safetensors")
-    zeros = sum((t == 0).sum().item() for t in stored.values()) if structure.pruned else 0
+    zeros = sum((t == 0).sum().item() for t in stored.values()) if sharing.pruned else 0
     assert sum(t.numel() for t in stored.values()) - zeros == counts["parameters"]
-    loaded, found = sharing.load(tmp_path / "model")
-    assert found == structure and sharing.count(loaded, found) == counts
+    loaded, found = checkpoint.load(tmp_path / "model")
+    assert found == sharing and counting.count(loaded, found) == counts
     assert tiny.same(tiny.state(loaded), tiny.state(model)) and tiny.gap(loaded, model) == 0
-    dense = sharing.dense(loaded)
+    dense = to_dense(loaded)
     assert sum(p.numel() for p in dense.parameters()) == counts["dense_parameters"]
     dense.save_pretrained(tmp_path / "dense")
     assert tiny.gap(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), model) <= 1e-4
@@ -72,12 +73,12 @@ def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path)
 
 @tiny.every_family
 def test_factors_count_by_the_formula(name):
-    model, structure = built(name, low_rank())
+    model, sharing = built(name, low_rank())
     shapes, (total, _) = shape.of_model(model_of := tiny.model(name)).matrices, formula(name)
     whole = tiny.LAYERS * sum(d_out * d_in for d_out, d_in in shapes.values())
-    thin = sum(rank * sum(shapes[role]) for ranks in structure.ranks.values() for role, rank in ranks.items())
+    thin = sum(rank * sum(shapes[role]) for ranks in sharing.ranks.values() for role, rank in ranks.items())
     assert sum(p.numel() for p in model_of.parameters()) == total
-    assert sharing.count(model, structure)["parameters"] == total - whole + thin
+    assert counting.count(model, sharing)["parameters"] == total - whole + thin
 
 
 @tiny.every_family
@@ -114,9 +115,9 @@ def test_the_weighted_fit_wins_on_its_own_objective_and_rank_never_hurts(name):
 
 @tiny.every_family
 def test_zeros_stay_zero_in_training(name, tmp_path):
-    sharing.save(*built(name, SPECS["pruned all"]), tmp_path / "model")
-    model, structure = sharing.load(tmp_path / "model")
-    before, count = tiny.state(model), sharing.count(model, structure)
+    checkpoint.save(*built(name, SPECS["pruned all"]), tmp_path / "model")
+    model, sharing = checkpoint.load(tmp_path / "model")
+    before, count = tiny.state(model), counting.count(model, sharing)
     rows = tiny.ids(8)
     recipe = Schedule(epochs=2, batch_size=4, warmup=0.0, weight_decay=0.1, clip=1.0)
     objective = recovery.end_to_end(model, rows, None, None, None)
@@ -124,7 +125,7 @@ def test_zeros_stay_zero_in_training(name, tmp_path):
     for linear in (m for layer in range(tiny.LAYERS) for m in tiny.family(model).linears(model, layer).values()):
         key = next(key for key, p in model.named_parameters() if p is linear.weight)
         assert torch.equal(linear.weight == 0, before[key] == 0) and not torch.equal(linear.weight, before[key])
-    assert sharing.count(model, structure) == count
+    assert counting.count(model, sharing) == count
 
 
 @tiny.every_family

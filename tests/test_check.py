@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from stages.commands import check
 from stages.core.architecture import ffn, opening, rules, shape, targets, windows
 from stages.core.calibration import moments
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting
 from stages.core.process.errors import UserError
 from stages.core.running import estimates
 from stages.core.settings import params, splits
@@ -324,7 +324,7 @@ def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
     model = tiny.model("gpt2")
     model.config.save_pretrained(tmp_path / "dense")
     shallow = {**model.config.to_dict(), "n_layer": 2}
-    config(tmp_path / "variant", {"model_type": sharing.MODEL_TYPE, "sharing": {}, "dense": shallow})
+    config(tmp_path / "variant", {"model_type": checkpoint.MODEL_TYPE, "sharing": {}, "dense": shallow})
     (tmp_path / "params.yaml").write_text("profile: 3")
     with pytest.raises(UserError, match="params.yaml: profile = 3"):  # a mistake of the file itself comes first
         rules.validate("small", Path("nowhere"))
@@ -431,8 +431,8 @@ def test_a_checkpoint_holds_as_many_numbers_as_estimated(name, tmp_path):
     variant = write(tmp_path, **FITTING).variants[name]
     model = tiny.model("gpt2")
     groups = windows.blocks(5, variant.windows.size) if name.endswith("4") else []
-    changed, structure = operations.operate(model, groups, tiny.calibration(model), variant.surgery)
-    assert estimates.stored(variant, FIVE) == pytest.approx(sharing.count(changed, structure)["parameters"], rel=0.03)
+    changed, sharing = operations.operate(model, groups, tiny.calibration(model), variant.surgery)
+    assert estimates.stored(variant, FIVE) == pytest.approx(counting.count(changed, sharing)["parameters"], rel=0.03)
 
 
 @pytest.mark.parametrize("rows, length", [(1, 8), (2, 64)])

@@ -75,7 +75,7 @@ CODE = {
         f"articles reviews {PREPARE}",
     ),
     "core/tasks/{__init__ language}": ("pretrain control search finetune perplexity sentiment", f"control {SEARCH}"),
-    "core/forms/{__init__ sharing}": (SHARED, f"control {SEARCH}"),
+    "core/forms/{__init__ checkpoint counting dense linears structure}": (SHARED, f"control {SEARCH}"),
     "core/calibration/{__init__ activations alignment moments statistics}": (
         "extract correlate align search surgery",
         EXTRACT,

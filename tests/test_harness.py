@@ -7,8 +7,10 @@ import pytest
 from closure import ROOT
 
 from stages.commands import harness
+from stages.core.architecture.families import family_of
 from stages.core.architecture.opening import open_snapshot
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, structure
+from stages.core.forms.structure import Sharing
 from stages.core.text.tokenizer import open_tokenizer
 
 
@@ -16,10 +18,10 @@ def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(ROOT / "data")
-    structure = sharing.Sharing(groups=[[4, 5, 6]], rank=2, biases="own")
+    sharing = Sharing(groups=[[4, 5, 6]], rank=2, biases="own")
     model = open_snapshot(ROOT / "data/model")
-    sharing.install(model, sharing.family_of("gpt2"), structure)
-    sharing.save(model, structure, Path("artifacts/finetuned/shared"))
+    structure.install(model, family_of("gpt2"), sharing)
+    checkpoint.save(model, sharing, Path("artifacts/finetuned/shared"))
     open_tokenizer(ROOT / "data/model").save_pretrained("artifacts/tokenizer")
     harness.main("shared", "reviews", Path("found.json"))
     (scores,) = json.loads(Path("found.json").read_text())["results"].values()

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from stages.core.forms import sharing
+from stages.core.forms import structure
 from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.training import loop, recovery
@@ -30,7 +30,7 @@ def run(model, objective, rates, recipe=USUAL, **options):
 @pytest.mark.parametrize("rank", [0, 3])
 @tiny.every_family
 def test_the_window_s_parts_are_all_of_the_window_and_nothing_else(name, rank):
-    model, structure = tiny.shared(name, rank)
+    model, sharing = tiny.shared(name, rank)
     parts = recovery.parts(model, tiny.family(model), [[0, 1, 2]], "window")
     chosen = [parameter for group in parts.values() for parameter in group]
     assert len({id(p) for p in chosen}) == len(chosen)
@@ -45,25 +45,25 @@ def test_the_window_s_parts_are_all_of_the_window_and_nothing_else(name, rank):
 @pytest.mark.parametrize("around", ["zero", "start"])
 def test_the_penalty_is_the_squared_norm_from_where_it_is_anchored(around):
     model, _ = tiny.shared("gpt2", 3)
-    starts = [delta.delta().detach().clone() for delta in sharing.deltas(model)]
+    starts = [delta.delta().detach().clone() for delta in structure.deltas(model)]
     penalty = recovery.frobenius(model, around)
     if around == "start":
         assert penalty().abs() < 1e-4
     with torch.no_grad():
-        for delta in sharing.deltas(model):
+        for delta in structure.deltas(model):
             delta.A.add_(torch.randn(delta.A.shape, generator=torch.Generator().manual_seed(1)))
     anchor = starts if around == "start" else [0.0] * len(starts)
-    wanted = sum((d.delta() - a).square().sum() for d, a in zip(sharing.deltas(model), anchor))
+    wanted = sum((d.delta() - a).square().sum() for d, a in zip(structure.deltas(model), anchor))
     torch.testing.assert_close(penalty(), wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_a_variant_s_rate_multiplies_every_learning_rate_in_both_phases(monkeypatch):
     given = []
     monkeypatch.setattr(recovery, "train", lambda _, examples, objective, rates, *rest, **options: given.append(rates))
-    model, structure = tiny.shared("gpt2", 3)
+    model, sharing = tiny.shared("gpt2", 3)
     wanted = Recovery(train="window", frobenius=0.0, warm_start=0.5, rate=0.1)
     recovery.recover(
-        model, structure, model, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
+        model, sharing, model, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
     )  # fmt: skip
     early, late = ([rate for _, rate in rates] for rates in given)
     assert early == pytest.approx([3e-3, 2e-3]) and late == pytest.approx([3e-3, 2e-3, 1e-3])
@@ -82,7 +82,7 @@ def test_an_untouched_model_is_at_no_distance_from_its_teacher(name):
 def test_each_way_to_learn_brings_the_model_nearer_to_its_teacher(name):
     teacher = tiny.model(name)
     for objective in ("logits", "hidden", "layers"):
-        model, structure = tiny.shared(name, 3)
+        model, sharing = tiny.shared(name, 3)
         family = tiny.family(model)
         if objective == "layers":
             wanted = recovery.layer_by_layer(model, ROWS, teacher, family, [0, 1, 2, 3, 4])
@@ -91,7 +91,7 @@ def test_each_way_to_learn_brings_the_model_nearer_to_its_teacher(name):
             wanted = recovery.end_to_end(model, ROWS, teacher, distill, None)
         with torch.no_grad():
             before = wanted(torch.arange(8))[1]
-        parts = recovery.parts(model, family, structure.groups, "window")
+        parts = recovery.parts(model, family, sharing.groups, "window")
         rates = [(parts[key], 3e-3) for key in ("deltas", "base")]
         run(model, wanted, rates, Schedule(epochs=15, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0))
         with torch.no_grad():

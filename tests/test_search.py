@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.architecture import windows
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
+from stages.core.forms.dense import to_dense
 from stages.core.settings.variants import Best, Budget
 from stages.core.shrinking import budgets, operations, ranks
 from stages.core.shrinking.window_search import search
@@ -108,7 +109,7 @@ def test_two_windows_are_disjoint_and_scored_together():
 def test_a_budget_is_kept_and_spent(target):
     built, spec, result = found(choose="budget", sizes=[2, 3], target_parameters=target)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, structure = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    changed, sharing = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
     whole, stored = (sum(p.numel() for p in model.parameters()) for model in (built, changed))
     assert stored <= target * whole and stored > target * whole - tiny.WIDTH - 4 * tiny.WIDTH
     assert result.chosen.perplexity == score(changed)
@@ -117,8 +118,8 @@ def test_a_budget_is_kept_and_spent(target):
 def test_ranks_of_single_matrices_survive_a_file(tmp_path):
     built, spec, result = found(choose="budget", sizes=[3], target_parameters=0.9)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, structure = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
-    sharing.save(changed, structure, tmp_path / "model")
-    back, again = sharing.load(tmp_path / "model")
-    assert again == structure and torch.equal(tiny.logits(back), tiny.logits(changed))
-    assert tiny.gap(sharing.dense(back), changed) < 1e-4
+    changed, sharing = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    checkpoint.save(changed, sharing, tmp_path / "model")
+    back, again = checkpoint.load(tmp_path / "model")
+    assert again == sharing and torch.equal(tiny.logits(back), tiny.logits(changed))
+    assert tiny.gap(to_dense(back), changed) < 1e-4

@@ -8,7 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.core.architecture import ffn
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting, structure
+from stages.core.forms.dense import to_dense
+from stages.core.forms.structure import Sharing
 from stages.core.process.artifacts import read_tensors, write_tensors
 from stages.core.process.errors import UserError
 from stages.core.shrinking import operations
@@ -53,13 +55,13 @@ def contents(folder):
 @every_kind
 @tiny.every_family
 def test_size_is_the_formula_is_what_the_file_stores(name, kind, tmp_path):
-    model, structure = tiny.shared(name, **kind)
+    model, sharing = tiny.shared(name, **kind)
     stock = sum(parameter.numel() for parameter in tiny.model(name).parameters())
     total, ffns = formula(name, tiny.GROUPS, **kind)
     expected = {"parameters": total, "dense_parameters": stock, "ffn_parameters": ffns}
-    assert sharing.count(model) == expected
-    assert stock == formula(name)[0] == sum(p.numel() for p in sharing.dense(model).parameters())
-    sharing.save(model, structure, tmp_path / "model")
+    assert counting.count(model) == expected
+    assert stock == formula(name)[0] == sum(p.numel() for p in to_dense(model).parameters())
+    checkpoint.save(model, sharing, tmp_path / "model")
     assert sum(t.numel() for t in read_tensors(tmp_path / "model" / "model.safetensors").values()) == total
     assert (tmp_path / "model" / "model.safetensors").stat().st_size == pytest.approx(4 * total, rel=0.1)
 
@@ -70,7 +72,7 @@ def test_size_of_dense_and_collapsed_models_is_the_formula(name):
     shallow, _ = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
     for built, layers in ((model, tiny.LAYERS), (shallow, 2)):
         total, ffns = formula(name, layers=layers)
-        assert sharing.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
+        assert counting.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
 
 
 def assert_shared(model, biases):
@@ -89,17 +91,17 @@ def assert_shared(model, biases):
 @every_kind
 @tiny.every_family
 def test_saved_and_loaded_it_is_the_same(name, kind, tmp_path):
-    model, structure = tiny.shared(name, **kind)
+    model, sharing = tiny.shared(name, **kind)
     assert_shared(model, kind["biases"])
-    sharing.save(model, structure, tmp_path / "a")
-    loaded, found = sharing.load(tmp_path / "a")
-    assert found == structure and not loaded.training
+    checkpoint.save(model, sharing, tmp_path / "a")
+    loaded, found = checkpoint.load(tmp_path / "a")
+    assert found == sharing and not loaded.training
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
     assert tiny.same(tiny.state(loaded), tiny.state(model))
     assert_shared(loaded, kind["biases"])
-    assert sharing.count(loaded) == sharing.count(model)
-    sharing.save(model, structure, tmp_path / "b")
-    sharing.save(loaded, found, tmp_path / "c")
+    assert counting.count(loaded) == counting.count(model)
+    checkpoint.save(model, sharing, tmp_path / "b")
+    checkpoint.save(loaded, found, tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
@@ -108,32 +110,32 @@ def test_collapsed_and_untouched_models_survive_the_disk_too(name, tmp_path):
     model = tiny.model(name)
     shallow = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
     for built in (model, shallow):
-        sharing.save(built, sharing.Sharing(), tmp_path / "model")
-        loaded, structure = sharing.load(tmp_path / "model")
-        assert structure == sharing.Sharing() and torch.equal(tiny.logits(loaded), tiny.logits(built))
+        checkpoint.save(built, Sharing(), tmp_path / "model")
+        loaded, sharing = checkpoint.load(tmp_path / "model")
+        assert sharing == Sharing() and torch.equal(tiny.logits(loaded), tiny.logits(built))
 
 
 @tiny.every_family
 def test_a_checkpoint_of_either_kind_is_opened(name, tmp_path):
-    model, structure = tiny.shared(name)
-    sharing.save(model, structure, tmp_path / "shared")
-    sharing.dense(model).save_pretrained(tmp_path / "stock")
-    for kind, wanted in (("shared", structure), ("stock", sharing.Sharing())):
-        opened, found = sharing.open_checkpoint(tmp_path / kind)
+    model, sharing = tiny.shared(name)
+    checkpoint.save(model, sharing, tmp_path / "shared")
+    to_dense(model).save_pretrained(tmp_path / "stock")
+    for kind, wanted in (("shared", sharing), ("stock", Sharing())):
+        opened, found = checkpoint.open_checkpoint(tmp_path / kind)
         assert found == wanted and not opened.training and tiny.gap(opened, model) < 1e-5
 
 
 def test_a_group_of_one_is_the_dense_model():
     model, other = tiny.model("qwen2"), tiny.model("qwen2")
-    sharing.install(other, tiny.family(other), sharing.Sharing([[2]]))
-    assert tiny.gap(model, other) == 0 and sharing.count(other) == sharing.count(model)
+    structure.install(other, tiny.family(other), Sharing([[2]]))
+    assert tiny.gap(model, other) == 0 and counting.count(other) == counting.count(model)
 
 
 def test_the_norm_of_a_delta_is_the_frobenius_norm():
     model, _ = tiny.shared("llama", 5)
-    for delta in sharing.deltas(model):
+    for delta in structure.deltas(model):
         torch.testing.assert_close(delta.squared_norm(), delta.delta().square().sum(), rtol=1e-5, atol=0)
-    assert len(list(sharing.deltas(model))) == 3 * tiny.LAYERS
+    assert len(list(structure.deltas(model))) == 3 * tiny.LAYERS
 
 
 # Damage
@@ -156,36 +158,36 @@ def transposed(tensors):
 @every_kind
 @tiny.every_family
 def test_tensors_that_do_not_fit_are_refused(name, kind, damage, tmp_path):
-    sharing.save(*tiny.shared(name, **kind), tmp_path / "model")
+    checkpoint.save(*tiny.shared(name, **kind), tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     tensors = read_tensors(file)
     damage(tensors)
     write_tensors(file, tensors)
     with pytest.raises(UserError, match=f"{file} does not fit its config.json"):
-        sharing.load(tmp_path / "model")
+        checkpoint.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("left", [0, 7, 100, -1, None])
 def test_files_cut_short_or_missing_are_refused(file, left, tmp_path):
-    sharing.save(*tiny.shared("gpt2"), tmp_path / "model")
+    checkpoint.save(*tiny.shared("gpt2"), tmp_path / "model")
     path = tmp_path / "model" / file
     whole = path.read_bytes().rstrip(b"\n")
     path.unlink() if left is None else path.write_bytes(whole[:left])
     with pytest.raises(UserError, match=str(path)):
-        sharing.load(tmp_path / "model")
+        checkpoint.load(tmp_path / "model")
 
 
 def test_a_stock_checkpoint_is_not_taken_for_a_shared_one(tmp_path):
     tiny.model("gpt2").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="'gpt2', not 'shared_ffn'"):
-        sharing.load(tmp_path)
+        checkpoint.load(tmp_path)
 
 
 @every_kind
 @tiny.every_family
 def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
-    sharing.save(*tiny.shared(name, **kind), tmp_path / "model")
+    checkpoint.save(*tiny.shared(name, **kind), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "shared_ffn"
     with pytest.raises(ValueError, match="shared_ffn"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -199,7 +201,7 @@ def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
 def test_dense_opens_in_the_stock_class(name, kind, tmp_path):
     model, _ = tiny.shared(name, **kind)
     before = tiny.state(model)
-    dense = sharing.dense(model)
+    dense = to_dense(model)
     dense.save_pretrained(tmp_path)
     opened, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -212,7 +214,7 @@ def test_dense_opens_in_the_stock_class(name, kind, tmp_path):
 
 @tiny.every_family
 def test_layers_of_the_dense_model_are_independent(name):
-    dense = sharing.dense(tiny.shared(name)[0])
+    dense = to_dense(tiny.shared(name)[0])
     family = tiny.family(dense)
     others = [ffn.read(dense, family, layer) for layer in range(1, tiny.LAYERS)]
     ffn.write(dense, family, 0, {key: 0 * value for key, value in ffn.read(dense, family, 0).items()})

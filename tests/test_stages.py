@@ -33,7 +33,7 @@ from stages import (
     summarize,
     surgery,
 )
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 
@@ -291,7 +291,7 @@ def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
     values, teachers = settings(), []
     values["variants"]["merged_4"]["finetune"] = {"train": "all", "frobenius": 0.0} | changes
 
-    def seen(model, structure, teacher, *rest, **options):
+    def seen(model, sharing, teacher, *rest, **options):
         teachers.append(teacher)
         raise InterruptedError
 
@@ -319,7 +319,7 @@ def test_another_checkpoint_is_measured_as_it_is(study):
 def test_baselines_store_no_more_than_softshare_even_after_training(study):
     sizes = {name: json.loads((study / f"sizes/{name}.json").read_text())["parameters"] for name in VARIANTS}
     assert all(sizes[name] <= sizes["softshare"] < sizes["original"] for name in ("dropped", "svd_weighted", "pruned"))
-    tuned = sharing.count(*sharing.load(study / "finetuned/pruned"))
+    tuned = counting.count(*checkpoint.load(study / "finetuned/pruned"))
     assert tuned["parameters"] == sizes["pruned"]
 
 

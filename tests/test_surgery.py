@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.core.architecture import depth, ffn, windows
 from stages.core.calibration.moments import Moments
-from stages.core.forms import sharing
+from stages.core.forms import counting, structure
 from stages.core.settings.variants import Keep
 from stages.core.shrinking import merging, operations
 from stages.core.shrinking.repair import least_squares
@@ -99,7 +99,7 @@ def test_deltas_of_full_rank_give_the_original(name, delta, base):
 def test_zero_deltas_start_where_plain_sharing_starts(name):
     plain, zero = tiny.shared(name)[0], tiny.shared(name, 4, delta="zero")[0]
     assert tiny.gap(plain, zero) == 0
-    assert all(delta.B.any() for delta in sharing.deltas(zero))
+    assert all(delta.B.any() for delta in structure.deltas(zero))
 
 
 @pytest.mark.parametrize("spec", [tiny.share(), tiny.share(4), tiny.collapse()], ids=["share", "deltas", "collapse"])
@@ -148,8 +148,8 @@ def test_collapsing_twins_keeps_their_ffn(name, alike, base):
 def test_collapse_keeps_the_first_layer_of_a_group_and_all_outside(name):
     model = tiny.model(name)
     family = tiny.family(model)
-    shallow, structure = operations.operate(model, [[1, 2, 3]], tiny.calibration(model), tiny.collapse())
-    assert shallow.config.num_hidden_layers == len(family.blocks(shallow)) == 3 and not structure.groups
+    shallow, sharing = operations.operate(model, [[1, 2, 3]], tiny.calibration(model), tiny.collapse())
+    assert shallow.config.num_hidden_layers == len(family.blocks(shallow)) == 3 and not sharing.groups
     ffns = [ffn.read(shallow, family, layer) for layer in range(3)]
     assert tiny.same(ffns[0], ffn.read(model, family, 0)) and tiny.same(ffns[2], ffn.read(model, family, 4))
     for layer, old in enumerate([0, 1, 4]):
@@ -269,7 +269,7 @@ def test_a_repaired_share_answers_more_like_each_of_its_layers(name, biases):
         if "b_out" in ffn.read(model, tiny.family(model), 0):
             for rest in left if biases == "own" else [sum(left)]:
                 assert rest.abs().max() < 1e-5
-    assert sharing.count(better) == sharing.count(plain)
+    assert counting.count(better) == counting.count(plain)
 
 
 @tiny.every_family

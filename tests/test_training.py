@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint, counting, structure
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.training import loop, recovery
@@ -22,24 +22,24 @@ def train(model, rows, parameters, *, learning_rate, seed, penalty=None, watch=i
 
 
 def factors(model):
-    return [parameter for delta in sharing.deltas(model) for parameter in (delta.A, delta.B)]
+    return [parameter for delta in structure.deltas(model) for parameter in (delta.A, delta.B)]
 
 
 def penalty(model, strength):
-    return lambda: strength * sum(delta.squared_norm() for delta in sharing.deltas(model))
+    return lambda: strength * sum(delta.squared_norm() for delta in structure.deltas(model))
 
 
 def trained(name, rank, parameters=lambda model: list(model.parameters()), strength=0.0, **changes):
-    model, structure = tiny.shared(name, rank)
+    model, sharing = tiny.shared(name, rank)
     pull = penalty(model, strength) if strength else None
-    return model, structure, train(model, ROWS, parameters(model), penalty=pull, **{**USUAL, **changes})
+    return model, sharing, train(model, ROWS, parameters(model), penalty=pull, **{**USUAL, **changes})
 
 
 @pytest.mark.parametrize("rank", [0, 3])
 @tiny.every_family
 def test_a_text_is_learnt_and_members_stay_one_tensor(name, rank, tmp_path):
     fresh = tiny.shared(name, rank)[0]
-    model, structure, curve = trained(name, rank, epochs=15)
+    model, sharing, curve = trained(name, rank, epochs=15)
     assert sum(row["loss"] for row in curve[-3:]) < 0.5 * sum(row["loss"] for row in curve[:3])
     assert [row["step"] for row in curve] == list(range(1, 46)) and curve[-1]["examples"] == 15 * len(ROWS)
     assert not model.training
@@ -49,10 +49,10 @@ def test_a_text_is_learnt_and_members_stay_one_tensor(name, rank, tmp_path):
             linears = [family.linears(model, layer)[role] for layer in group]
             weights = [getattr(linear, "base", linear).weight for linear in linears]
             assert all(weight is weights[0] for weight in weights)
-    assert sharing.count(model) == sharing.count(fresh)
+    assert counting.count(model) == counting.count(fresh)
     assert not any(torch.equal(new, old) for new, old in zip(model.parameters(), fresh.parameters()))
-    sharing.save(model, structure, tmp_path / "model")
-    assert torch.equal(tiny.logits(sharing.load(tmp_path / "model")[0]), tiny.logits(model))
+    checkpoint.save(model, sharing, tmp_path / "model")
+    assert torch.equal(tiny.logits(checkpoint.load(tmp_path / "model")[0]), tiny.logits(model))
 
 
 @pytest.mark.parametrize("delta", ["svd", "zero"])
@@ -87,7 +87,7 @@ def test_the_penalty_pulls_deltas_down_and_is_no_part_of_the_curve(name):
     norms, curves = [], []
     for strength in (0.0, 10.0):
         model, _, curve = trained(name, 3, factors, strength, epochs=10, weight_decay=0.0, learning_rate=1e-2)
-        norms.append(sum(delta.squared_norm().item() for delta in sharing.deltas(model)))
+        norms.append(sum(delta.squared_norm().item() for delta in structure.deltas(model)))
         curves.append(curve)
     assert norms[1] < 0.7 * norms[0]
     assert curves[0][0] == curves[1][0]

@@ -44,9 +44,9 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     def score(model):
         return perplexity(model, held_out, search.context, search.context, search.batch_size)
 
-    def train(model, structure, wanted):
+    def train(model, sharing, wanted):
         recovery.recover(
-            model, structure, original, rows, held_out, recipe, wanted, recipe.seeds[0],
+            model, sharing, original, rows, held_out, recipe, wanted, recipe.seeds[0],
             autocast=devices.autocast(device, runtime.precision), watch=iter,
         )  # fmt: skip
         return score(model)

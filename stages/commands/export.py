@@ -6,7 +6,8 @@ Run from the repository's root after `dvc repro`: make export VARIANT=softshare 
 from pathlib import Path
 
 from stages.core.architecture.opening import open_snapshot
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
+from stages.core.forms.dense import to_dense
 from stages.core.process import command
 from stages.core.process.artifacts import replacing
 from stages.core.process.errors import UserError
@@ -19,9 +20,9 @@ def main(variant: str, to: Path) -> None:
     source = Path("artifacts/finetuned") / variant
     if not source.is_dir():
         raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
-    shared, _ = sharing.load(source)
+    shared, _ = checkpoint.load(source)
     with replacing(to) as draft:
-        sharing.dense(shared).save_pretrained(draft)
+        to_dense(shared).save_pretrained(draft)
         open_tokenizer(Path("artifacts/tokenizer")).save_pretrained(draft)
         ids = torch.arange(64).remainder(shared.config.vocab_size)[None]
         with torch.no_grad():

@@ -7,7 +7,7 @@ make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; 
 import json
 from pathlib import Path
 
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import command
 from stages.core.process.artifacts import write_json, write_text
 from stages.core.process.errors import UserError
@@ -32,7 +32,7 @@ def main(variant: str, task: str, to: Path) -> None:
         raise UserError(f"task {missing[0]!r} is not known to the harness; `lm_eval ls tasks` lists its own")
     # The model goes in as an object: no stock class would open the shared checkpoint.
     model = HFLM(
-        pretrained=sharing.load(source)[0], tokenizer=open_tokenizer(Path("artifacts/tokenizer")), batch_size=8
+        pretrained=checkpoint.load(source)[0], tokenizer=open_tokenizer(Path("artifacts/tokenizer")), batch_size=8
     )
     found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)
     results = {

@@ -68,6 +68,6 @@ def recovered(
     """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
     for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
         choices = {"reference": "first", "repair": "none", **STARTS[start]}
-        shared, structure = operations.operate(model, [group], calibration, specification(rank, **choices))
+        shared, sharing = operations.operate(model, [group], calibration, specification(rank, **choices))
         wanted = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
-        yield {**choices, "recovery": name + pace, "perplexity": train(shared, structure, wanted)}
+        yield {**choices, "recovery": name + pace, "perplexity": train(shared, sharing, wanted)}

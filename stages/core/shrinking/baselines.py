@@ -12,7 +12,7 @@ from stages.core.architecture.depth import influence, keep_layers
 from stages.core.architecture.families import family_of
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
-from stages.core.forms.sharing import Sharing, install
+from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
 from stages.core.shrinking.lowrank import DELTAS
@@ -41,21 +41,21 @@ def low_rank(
     `bias_correction`, and where the model has biases, b takes up the mean error (W - A B) E[x].
     """
     family, thin = family_of(model.config.model_type), copy.deepcopy(model)
-    structure = Sharing(ranks=ranks or _ranks(model, calibration, spec), factored=True)
-    install(thin, family, structure)
+    sharing = Sharing(ranks=ranks or _ranks(model, calibration, spec), factored=True)
+    install(thin, family, sharing)
     for layer in calibration.watch(range(len(family.blocks(model)))):
         known, moments = _double(model, layer), calibration.moments(layer)
         for role, linear in family.linears(thin, layer).items():
             weight, seen = known[f"w_{role}"], moments[SITE[role]]
             corrected = spec.bias_correction and linear.bias is not None
-            if structure.rank_of(layer, role):
+            if sharing.rank_of(layer, role):
                 read = seen.centred() if corrected else seen
-                product = DELTAS[spec.fit](weight, structure.rank_of(layer, role), read)
+                product = DELTAS[spec.fit](weight, sharing.rank_of(layer, role), read)
                 for factor, value in zip((linear.A, linear.B), product):
                     factor.copy_(value)
             if corrected:
                 linear.bias.copy_(known[f"b_{role}"] + (weight - linear.delta().double()) @ seen.mean)
-    return thin, structure
+    return thin, sharing
 
 
 def _ranks(model: Any, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:

@@ -13,7 +13,7 @@ from stages.core.architecture.depth import Walk, keep_layers
 from stages.core.architecture.families import family_of
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
-from stages.core.forms.sharing import Sharing, install
+from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
 from stages.core.shrinking import baselines
 from stages.core.shrinking.fitting import Fit, fit

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from stages.core.architecture.depth import watching
 from stages.core.architecture.families import Family, family_of
-from stages.core.forms import sharing
-from stages.core.forms.sharing import Sharing
+from stages.core.forms import structure
+from stages.core.forms.structure import Sharing
 from stages.core.settings.profiles import Finetune
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.tasks.language import next_token_loss, perplexity
@@ -21,7 +21,7 @@ from stages.core.training.resuming import Unfinished
 
 def recover(
     model: Any,
-    structure: Sharing,
+    sharing: Sharing,
     teacher: Any,
     rows: Tensor,
     held_out: Tensor,
@@ -54,9 +54,9 @@ def recover(
 
     early = round(wanted.warm_start * len(rows))
     if early:
-        layers = [layer for group in structure.groups for layer in group]
+        layers = [layer for group in sharing.groups for layer in group]
         # FFN by FFN, norms see no gradient; where only deltas are to move, bases keep still here too.
-        alone = parts(model, family, structure.groups, "deltas" if wanted.train == "deltas" else "window")
+        alone = parts(model, family, sharing.groups, "deltas" if wanted.train == "deltas" else "window")
         train(
             model,
             early,
@@ -74,7 +74,7 @@ def recover(
         end_to_end(
             model, rows[early:], teacher, wanted.distill, (lambda: wanted.frobenius * penalty()) if penalty else None
         ),
-        paced(parts(model, family, structure.groups, wanted.train)),
+        paced(parts(model, family, sharing.groups, wanted.train)),
         recipe,
         seed,
         validate=validate,
@@ -93,7 +93,7 @@ def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dic
     """
     if what == "all":
         return {"all": list(model.parameters())}
-    factors = [p for delta in sharing.deltas(model) for p in (delta.A, delta.B)]
+    factors = [p for delta in structure.deltas(model) for p in (delta.A, delta.B)]
     if what == "deltas":
         return {"deltas": factors}
     blocks = [family.blocks(model)[layer] for group in groups for layer in group]
@@ -109,7 +109,7 @@ def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dic
 
 def frobenius(model: Any, around: str) -> Callable[[], Tensor]:
     """sum ||A B||_F^2 over all deltas, or sum ||A B - A_0 B_0||_F^2 where `around` is start, as a function of now."""
-    deltas = list(sharing.deltas(model))
+    deltas = list(structure.deltas(model))
     starts = [(delta.A.detach().clone(), delta.B.detach().clone()) for delta in deltas]
 
     def penalty() -> Tensor:

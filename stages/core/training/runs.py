@@ -4,7 +4,7 @@ import shutil
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from stages.core.forms import sharing
+from stages.core.forms import checkpoint
 from stages.core.process import devices
 from stages.core.process.artifacts import replacing, write_json, write_text
 from stages.core.process.progress import progress
@@ -59,23 +59,23 @@ def recover(
     device = devices.start(runtime)
     rows = corpus.pack(corpus.read_tokens(inputs.tokens, recipe.max_tokens), recipe.sequence_length)
     held_out = corpus.read_tokens(inputs.validation, recipe.validation.max_tokens)
-    teacher = sharing.open_checkpoint(inputs.teacher)[0].to(device) if inputs.teacher else None
+    teacher = checkpoint.open_checkpoint(inputs.teacher)[0].to(device) if inputs.teacher else None
     environment = devices.environment(device, runtime.precision)
     facts = [recipe.model_dump(), wanted.model_dump(), environment]
     states = resuming.state_folder(unfinished, facts, inputs.paths())
     histories = {}
     with replacing(outputs.checkpoint) as draft:
         for seed in recipe.seeds:
-            changed, structure = sharing.open_checkpoint(inputs.model)
+            changed, sharing = checkpoint.open_checkpoint(inputs.model)
             changed.to(device)
             histories[seed] = recovery.recover(
-                changed, structure, teacher, rows, held_out, recipe, wanted, seed,
+                changed, sharing, teacher, rows, held_out, recipe, wanted, seed,
                 autocast=devices.autocast(device, runtime.precision),
                 watch=lambda batches: progress(batches, f"{name}, seed {seed}"),
                 unfinished=states / str(seed),
             )  # fmt: skip
             # The first seed's model is the one that is measured; those of the others only say how far seeds differ.
-            sharing.save(changed, structure, draft if seed == recipe.seeds[0] else draft / "seeds" / str(seed))
+            checkpoint.save(changed, sharing, draft if seed == recipe.seeds[0] else draft / "seeds" / str(seed))
     length = recipe.sequence_length
     first = histories[recipe.seeds[0]]
     lines = [f"{s['step']},{s['examples'] * length},{s['loss']:.6f}\n" for s in first.curve]
