@@ -32,6 +32,7 @@ def main(
     articles, wanted = (column[: spec.articles] for column in summaries.read(test_pairs))
     if len(articles) < spec.articles:
         raise UserError(f"params.yaml: summarize.articles = {spec.articles}: there are only {len(articles)}")
+    rouge.check(wanted)
     asked = summaries.prompts(tokenizer, articles, spec.format, spec.context - spec.new_tokens)
     watch = lambda batches: progress(batches, f"summarize {variant}")  # noqa: E731
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from stages.core.evaluation import rouge, summaries
 from stages.core.process.errors import UserError
@@ -75,6 +76,59 @@ def test_rouge_is_the_reference_s():
 
 def test_lead_is_the_first_sentences():
     assert rouge.lead('One. "Two!" said he. Three?\nFour. Five.', 3) == 'One. "Two!" said he. Three?'
+
+
+SCRIPTS = {
+    "thai": ("สวัสดีครับ วันนี้อากาศดี", "พรุ่งนี้", 1),
+    "chinese": ("今天天气很好。我们去公园！他说：「好。」然后走了。", "电脑", 4),
+    "japanese": ("３．１４です．はい。ラーメンとカレー？", "犬", 3),
+    "russian": ("Сегодня хорошая погода. Мы идём в парк. «Да!» Потом 5. Дом.", "собака", 5),
+    "greek": ("Γειά σου Κόσμε. Είναι μέρα!", "σκύλος", 2),
+    "hindi": ("आज मौसम अच्छा है। हम पार्क जा रहे हैं।", "कुत्ता", 2),
+    "urdu": ("یہ اچھا ہے۔ ہم جاتے ہیں۔", "کتا", 2),
+    "arabic": ("مرحبا بالعالم. كيف حالك؟ بخير", "كلب", 3),
+    "hebrew": ("שלום עולם. מה נשמע?", "כלב", 2),
+    "armenian": ("Բարեւ։ Ինչպես ես։", "շուն", 2),
+    "amharic": ("ሰላም። እንዴት ነህ።", "ውሻ", 2),
+    "korean": ("안녕하세요. 반갑습니다.", "개", 2),
+    "burmese": ("မင်္ဂလာပါ။ နေကောင်းလား။", "ခွေး", 2),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rouge_and_sentences_of_other_scripts(script):
+    text, other, count = SCRIPTS[script]
+    assert rouge.rouge([text], [text]) == dict.fromkeys(rouge.KINDS, 1.0)
+    assert rouge.rouge([other], [text])["rouge2"] == 0
+    found = rouge.sentences(text)
+    assert len(found) == count and "".join(found).replace(" ", "") == text.replace(" ", "").replace("»", "")
+    assert rouge.lead(text, 1) == found[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The goats of Ada ran away; they'd been found (in 2019) at 3.5 m² by café “Naïve”.",
+        "ﬁnd the K\u212a and \u0130stanbul, don't_stop: e.g. U.S.A. — naïve coöperation",
+        "Über Größe: l'été à Łódź",
+    ],
+)
+@pytest.mark.parametrize("stemmer", [True, False])
+def test_words_of_the_latin_script_are_those_of_rouge_score(text, stemmer):
+    assert rouge.Tokenizer(stemmer).tokenize(text) == DefaultTokenizer(stemmer).tokenize(text)
+
+
+def test_words_of_two_scripts_stand_in_order():
+    assert rouge.Tokenizer(True).tokenize("Running iPhone手机 on β-carotene, 2024年") == [
+        *("run", "iphon", "手", "机", "on", "β", "caroten", "2024", "年"),
+    ]
+
+
+@pytest.mark.parametrize("empty", ["!!! ...", "🙂", "。", ""])
+def test_a_reference_without_a_word_is_refused(empty):
+    with pytest.raises(UserError, match="articles.source: summary 1 of the test split has no word"):
+        rouge.rouge(["A word", "A word"], ["A word", empty])
+    assert rouge.rouge([empty], ["A word"])["rouge1"] == 0
 
 
 @pytest.mark.parametrize("column", ["article", "highlights"])
