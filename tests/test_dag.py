@@ -64,9 +64,9 @@ PARAMS = {
 # Every file under stages/ but the commands, without its ending; braces as in a shell. A room is one dependency.
 CODE = {
     "__init__ core/__init__": ("", ""),
-    "core/process/{__init__ artifacts command devices errors guard hub progress}": (f"pretrain {ALL}", ALL),
+    "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
     "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
-    "core/architecture/{__init__ depth families ffn gguf_header opening rules shape targets windows}": (
+    "core/architecture/{__init__ attention depth families ffn gguf_header opening rules shape targets windows}": (
         f"base extract correlate align {SHARED}",
         BASE,
     ),

@@ -44,7 +44,7 @@ def test_what_was_taken_is_on_record():
 
 
 def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     assert devices.precision(torch.device("cuda"), "bfloat16") == "float32"
     assert devices.precision(torch.device("cuda"), "float32") == "float32"
 

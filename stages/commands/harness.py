@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 from stages.core.forms import checkpoint
-from stages.core.process import command
+from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json, write_text
 from stages.core.process.errors import UserError
+from stages.core.settings import params
 from stages.core.settings.texts import Reviews
 from stages.core.text.sources import labelled
 from stages.core.text.tokenizer import open_tokenizer
@@ -31,8 +32,11 @@ def main(variant: str, task: str, to: Path) -> None:
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:
         raise UserError(f"task {missing[0]!r} is not known to the harness; `lm_eval ls tasks` lists its own")
     # The model goes in as an object: no stock class would open the shared checkpoint.
+    device = devices.start(params.section(params.load().profile, "runtime"))
     model = HFLM(
-        pretrained=checkpoint.load(source)[0], tokenizer=open_tokenizer(Path("artifacts/tokenizer")), batch_size=8
+        pretrained=checkpoint.load(source)[0].to(device),
+        tokenizer=open_tokenizer(Path("artifacts/tokenizer")),
+        batch_size=8,
     )
     found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)
     results = {

@@ -88,6 +88,9 @@ def blank(config: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from stages.core.architecture import attention
+
+    attention.register()
     options = {key: value for key, value in config.items() if key != "model_type"}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32)
 
@@ -96,6 +99,9 @@ def open_snapshot(folder: Path) -> Any:
     """The snapshot that stage `base` wrote, float32, on the CPU, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
+    from stages.core.architecture import attention
+
+    attention.register()
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.evaluation.timing import waiting
 from stages.core.process.errors import UserError
 
 
@@ -49,7 +50,7 @@ def generation_ms(model: Any, prompt: Tensor, length: int, repeats: int) -> floa
 
     A model that writes its end token stops there, and is called fast for it.
     """
-    synchronise = torch.cuda.synchronize if prompt.device.type == "cuda" else lambda: None
+    synchronise = waiting(prompt.device)
     synchronise()
     begin = time.perf_counter()
     for _ in range(repeats):

@@ -6,16 +6,23 @@ both. Every run writes exactly the asked number of tokens, one forward pass each
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def waiting(device: torch.device) -> Callable[[], None]:
+    """What waits until `device` has done all it was asked: a CUDA device answers before it has."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
 @torch.no_grad()
 def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds for the prompt (int64, shape (1, length)) and seconds per token after it, greedy, with a KV cache."""
-    synchronise = torch.cuda.synchronize if prompt.device.type == "cuda" else lambda: None
+    synchronise = waiting(prompt.device)
     synchronise()
     begin = time.perf_counter()
     state = model(prompt, use_cache=True)

@@ -42,7 +42,8 @@ def install(model: Any, family: Family, sharing: Sharing) -> None:
                     linear.bias = owners[role].bias
                 if rank := sharing.rank_of(layer, role):
                     d_out, d_in = _shape(family, linear)
-                    setattr(block_ffn, family.matrices[role], SharedLinear(linear, rank, d_in, d_out))
+                    changed = SharedLinear(linear, rank, d_in, d_out).to(linear.weight.device)
+                    setattr(block_ffn, family.matrices[role], changed)
     if sharing.factored:
         for layer, ranks in sharing.ranks.items():
             linears = family.linears(model, int(layer))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.core.process import memory
 from stages.core.process.errors import UserError
 from stages.core.process.guard import guarded
 
@@ -20,7 +21,7 @@ def entry(main: Callable[..., None]) -> None:
     """Run a stage: each parameter of `main` is a required option of the same name.
 
     Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
-    standard error and exit status 1.
+    standard error and exit status 1, and so does a shortage of memory.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
     for name, parameter in inspect.signature(main).parameters.items():
@@ -31,5 +32,12 @@ def entry(main: Callable[..., None]) -> None:
         with guarded():
             main(**arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        message = str(error)
+    except Exception as error:
+        if not memory.is_shortage(error):
+            raise
+        message = memory.shortage(Path(sys.modules[main.__module__].__file__).stem, error)
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

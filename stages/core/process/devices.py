@@ -1,6 +1,8 @@
 """Where a stage computes: device, threads, precision, and what is recorded of them."""
 
 import ctypes
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +10,55 @@ from stages.core.process.errors import UserError
 
 # mallopt(3): no block is mapped on its own (M_MMAP_MAX), and free memory is never given back (M_TRIM_THRESHOLD).
 MALLOC = {-4: 0, -1: -1}
+# How the driver shows its devices, below the root of the file system.
+CARDS = "dev/nvidia[0-9]*"
 
 
 def start(runtime: Any) -> Any:
-    """Apply a `Runtime` section: set the thread count and return the torch device.
+    """Apply a `Runtime` section: set the thread count and return the torch device, which becomes the current one.
 
-    `auto` takes a CUDA device where there is one. Raises UserError where `cuda` is asked for in vain.
+    `auto` takes a CUDA device where there is one, and says so where it must leave one unused. Raises UserError where
+    `cuda` is asked for in vain.
     """
     import torch
 
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     _keep_memory()
+    if runtime.device == "cpu":
+        return torch.device("cpu")
     available = torch.cuda.is_available()
-    if runtime.device.startswith("cuda") and not available:
+    if not available and runtime.device == "auto":
+        if unused := unused_card():
+            print(f"warning: runtime.device = auto takes the CPU: {unused}", file=sys.stderr)
+        return torch.device("cpu")
+    if not available:
         raise UserError(
             f"params.yaml: runtime.device = {runtime.device}, but torch sees no CUDA device; use cpu or auto"
         )
-    return torch.device(("cuda" if available else "cpu") if runtime.device == "auto" else runtime.device)
+    device = torch.device("cuda" if runtime.device == "auto" else runtime.device)
+    if device.index is not None:
+        if device.index >= (count := torch.cuda.device_count()):
+            raise UserError(
+                f"params.yaml: runtime.device = {runtime.device}, but torch sees {count} of them, cuda:0 to "
+                f"cuda:{count - 1}"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def unused_card() -> str:
+    """Why torch does not use the NVIDIA device of this machine ("": it has none, or the user hides it)."""
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not any(Path("/").glob(CARDS)):
+        return ""
+    if torch.version.cuda is None:
+        return f"this machine has an NVIDIA device, but torch {torch.__version__} is built without CUDA"
+    return (
+        f"this machine has an NVIDIA device, but torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it; "
+        "look at its driver and at CUDA_VISIBLE_DEVICES"
+    )
 
 
 def _keep_memory() -> None:
@@ -40,11 +73,15 @@ def _keep_memory() -> None:
 
 
 def precision(device: Any, wanted: str) -> str:
-    """What training computes in where a `Runtime` section asks for `wanted`: a CUDA device may lack bfloat16."""
+    """What training computes in where a `Runtime` section asks for `wanted`: a CUDA device may lack bfloat16.
+
+    Emulated, it would be slower than float32.
+    """
     import torch
 
-    lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported()
-    return "float32" if lacking else wanted
+    if wanted != "bfloat16" or device.type != "cuda":
+        return wanted
+    return wanted if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def autocast(device: Any, wanted: str) -> Any:
@@ -55,7 +92,10 @@ def autocast(device: Any, wanted: str) -> Any:
 
 
 def environment(device: Any, wanted: str = "float32") -> dict[str, Any]:
-    """Where a figure was measured: device, precision taken for `wanted`, threads and library versions, plain values."""
+    """Where a figure was measured: device, precision taken for `wanted`, threads and library versions, plain values.
+
+    Of CUDA also its version, the driver's, how many devices there are, and whether float32 products are TF32.
+    """
     import platform
 
     import torch
@@ -69,7 +109,28 @@ def environment(device: Any, wanted: str = "float32") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **(_cuda() if cuda else {}),
     }
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    return {
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "devices": torch.cuda.device_count(),
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+    }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, where its kernel module says it."""
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return next((word for word in line.split() if word[:1].isdigit()), None)
 
 
 def _processor() -> str:

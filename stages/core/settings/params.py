@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from stages.core.process import memory
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Pretrain, Profile
 from stages.core.settings.section import Section
@@ -71,7 +72,9 @@ def load(path: Path = PARAMS) -> Params:
 
 def section(profile: str, name: str) -> Section:
     """One section of a profile, `profiles.<profile>.<name>`."""
-    return getattr(load().profiles[profile], name)
+    found = getattr(load().profiles[profile], name)
+    memory.note(f"profiles.{profile}.{name}", found)
+    return found
 
 
 def variant(key: str, name: str) -> Section:

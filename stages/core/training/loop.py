@@ -129,8 +129,10 @@ def _save_state(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: 
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors |= {f"random.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    # Of one device: the machine that goes on may show this process fewer, or number them otherwise.
+    device = best.parameters[0].device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     unfinished.keep(len(curve), tensors, {"curve": curve, "evaluations": best.evaluations})
 
 
@@ -153,7 +155,7 @@ def _load_state(
         elif kind == "random" and index == "cpu":
             torch.set_rng_state(value)
         elif kind == "random":
-            torch.cuda.set_rng_state(value, int(index))
+            torch.cuda.set_rng_state(value, best.parameters[0].device)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     best.evaluations = progress["evaluations"]
     best.kept = (

@@ -46,8 +46,8 @@ def recover(
         return [(chosen, wanted.rate * getattr(rates, name)) for name, chosen in groups.items() if chosen]
 
     def validate():
-        with autocast:
-            return perplexity(model, held_out, recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
+        # Outside `autocast`: every evaluation is float32.
+        return perplexity(model, held_out, recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
 
     def kept(phase):
         return Unfinished(unfinished / phase) if unfinished else None
@@ -108,16 +108,20 @@ def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dic
 
 
 def frobenius(model: Any, around: str) -> Callable[[], Tensor]:
-    """sum ||A B||_F^2 over all deltas, or sum ||A B - A_0 B_0||_F^2 where `around` is start, as a function of now."""
-    deltas = list(structure.deltas(model))
+    """sum ||A B||_F^2 over all deltas, or sum ||A B - A_0 B_0||_F^2 where `around` is start, as a function of now.
+
+    Always in float32: the small differences of the second form are lost in bfloat16.
+    """
+    device, deltas = next(model.parameters()).device, list(structure.deltas(model))
     starts = [(delta.A.detach().clone(), delta.B.detach().clone()) for delta in deltas]
 
     def penalty() -> Tensor:
-        total = sum(delta.squared_norm() for delta in deltas)
-        if around == "start":
-            for delta, (a, b) in zip(deltas, starts):
-                total = total - 2 * ((delta.A.T @ a) * (delta.B @ b.T)).sum() + ((a.T @ a) * (b @ b.T)).sum()
-        return total
+        with torch.autocast(device.type, enabled=False):
+            total = sum(delta.squared_norm() for delta in deltas)
+            if around == "start":
+                for delta, (a, b) in zip(deltas, starts):
+                    total = total - 2 * ((delta.A.T @ a) * (delta.B @ b.T)).sum() + ((a.T @ a) * (b @ b.T)).sum()
+            return total
 
     return penalty
 

@@ -61,7 +61,9 @@ def recover(
     held_out = corpus.read_tokens(inputs.validation, recipe.validation.max_tokens)
     teacher = checkpoint.open_checkpoint(inputs.teacher)[0].to(device) if inputs.teacher else None
     environment = devices.environment(device, runtime.precision)
-    facts = [recipe.model_dump(), wanted.model_dump(), environment]
+    # One device does the work, however many this process may see.
+    machine = {key: value for key, value in environment.items() if key != "devices"}
+    facts = [recipe.model_dump(), wanted.model_dump(), machine]
     states = resuming.state_folder(unfinished, facts, inputs.paths())
     histories = {}
     with replacing(outputs.checkpoint) as draft:
