@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 # make repro JOBS=2 runs the chains of two variants at a time; without JOBS, as many as the machine has room for.
 repro: .venv/ready
-	python -m stages.commands.side_by_side --jobs $(JOBS)
+	python -m stages.commands.repro --jobs $(JOBS)
 
 # make check says in a second what is wrong in params.yaml, and what memory, disk and time the profile needs.
 check: .venv/ready

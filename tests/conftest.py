@@ -37,7 +37,7 @@ def clone(tmp_path_factory) -> Path:
     from shrunk import new_clone, run, stages_run
 
     folder = new_clone(tmp_path_factory.mktemp("clone") / "study")
-    assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "2"))
+    assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.repro", "--jobs", "2"))
     return folder
 
 

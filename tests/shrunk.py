@@ -9,7 +9,7 @@ from pathlib import Path
 from closure import ROOT
 from ruamel.yaml import YAML
 
-STUDY = (sys.executable, "-m", "stages.commands.side_by_side", "--jobs", "1")  # make repro
+STUDY = (sys.executable, "-m", "stages.commands.repro", "--jobs", "1")  # make repro
 KEPT = ("original", "softshare", "merged_4", "compressed_6")
 
 

@@ -6,8 +6,9 @@ import stat
 import pytest
 from closure import ROOT
 
-from stages.commands import side_by_side
+from stages.commands import repro
 from stages.core.process.errors import UserError
+from stages.core.running import gpus, graph
 from stages.core.settings.profiles import Runtime
 
 
@@ -25,31 +26,35 @@ from stages.core.settings.profiles import Runtime
 )
 def test_chains_fit_the_machine(cuda, device, threads, cores, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert side_by_side.fitting(cuda, Runtime(device=device, threads=threads)) == expected
+    assert gpus.fitting(cuda, Runtime(device=device, threads=threads)) == expected
 
 
 @pytest.mark.parametrize(("listed", "expected"), [("", []), ("3", ["3"]), ("2,5", ["2", "5"])])
 def test_a_user_s_choice_of_devices_is_kept(listed, expected, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
-    assert side_by_side.devices() == expected
+    assert gpus.devices() == expected
 
 
 def test_devices_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert side_by_side.devices() == []
+    assert gpus.devices() == []
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
     (tmp_path / "nvidia-smi").chmod(stat.S_IRWXU)
-    assert side_by_side.devices() == ["0", "1"]
+    assert gpus.devices() == ["0", "1"]
 
 
 def test_latency_is_in_no_chain_and_the_frozen_stage_nowhere():
-    shared, chain = side_by_side.stages(ROOT / "dvc.yaml")
-    assert shared[0] == "base" and "pretrain" not in shared and "report" not in shared
-    assert chain[:3] == ["search", "surgery", "finetune"] and "latency" not in chain
+    plan = graph.plan(ROOT / "dvc.yaml", ["svd", "pruned"])
+    assert plan.shared[0] == "base" and "report" not in plan.shared
+    assert list(plan.chains) == ["svd", "pruned"]
+    assert plan.chains["svd"][:3] == ["search@svd", "surgery@svd", "finetune@svd"]
+    assert plan.alone == ["latency@svd", "latency@pruned", "report"]
+    assert "pretrain" not in plan.stages() and len(set(plan.stages())) == len(plan.stages())
+    assert not set(plan.alone) & {stage for chain in plan.chains.values() for stage in chain}
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two", ""])
 def test_a_number_that_is_none_is_refused(jobs):
     with pytest.raises(UserError, match="JOBS = "):
-        side_by_side.main(jobs)
+        repro.main(jobs)
