@@ -24,7 +24,7 @@ from stages.core.architecture import ffn, opening, rules, shape, targets, window
 from stages.core.calibration import moments
 from stages.core.forms import checkpoint, counting
 from stages.core.process.errors import UserError
-from stages.core.running import estimates
+from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
 from stages.core.settings.variants import Variant
 from stages.core.shrinking import operations
@@ -514,7 +514,7 @@ def test_the_command_imports_no_torch_and_passes_here():
 def here(tmp_path, monkeypatch):
     """A folder with params.yaml and the embedded model's config.json alone, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "gpu", lambda: None)
+    monkeypatch.setattr(gpus, "smallest", lambda device: None)
     monkeypatch.setattr(check, "matmul_speed", lambda: 1e10)
     write(tmp_path)
     (tmp_path / "data/model").mkdir(parents=True)
@@ -565,11 +565,12 @@ def test_what_does_not_fit_is_said_and_ends_the_command(here, monkeypatch, capsy
 
 def test_with_a_gpu_no_time_is_claimed_and_its_memory_counts(here, monkeypatch, capsys):
     write(here, **{f"{SMALL}.finetune.batch_size": 8})
-    monkeypatch.setattr(check, "gpu", lambda: ("NVIDIA Something", 80e9))
+    cards = lambda free: lambda device: None if device == "cpu" else gpus.Card("NVIDIA Something", free)  # noqa: E731
+    monkeypatch.setattr(gpus, "smallest", cards(80e9))
     check.main()
     out = capsys.readouterr().out
     assert "not estimated: it would run on NVIDIA Something" in out and " s\n" not in out
-    monkeypatch.setattr(check, "gpu", lambda: ("NVIDIA Something", 8e8))
+    monkeypatch.setattr(gpus, "smallest", cards(8e8))
     with pytest.raises(UserError, match="stage finetune needs about .* of NVIDIA Something, 800 MB are free"):
         check.main()
     write(here, **{f"{SMALL}.finetune.batch_size": 8, f"{SMALL}.runtime.device": "cpu"})

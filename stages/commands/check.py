@@ -5,7 +5,6 @@ Run from the repository's root: make check. Ends with status 1 where params.yaml
 
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
 from stages.core.process import command
 from stages.core.process.errors import UserError
-from stages.core.running import estimates
+from stages.core.running import estimates, gpus
+from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
 
@@ -36,11 +36,11 @@ def main() -> None:
     for line in rules.warnings(found, known):
         print(f"warning: {line}")
     costs = estimates.estimate(profile, found.variants, known)
-    card = None if profile.runtime.device == "cpu" else gpu()
+    card = gpus.smallest(profile.runtime.device)
     speed = None if card else matmul_speed()
     print(table(costs, speed))
     print(f"All {len(found.variants)} variants; every figure is an estimate.")
-    print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card[0]}'}")
+    print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card.name}'}")
     if missing := misfits(costs, card):
         raise UserError("\n       ".join(missing))
 
@@ -83,14 +83,14 @@ def duration(costs: dict, speed: float) -> str:
     return text + (f"\n      not counted, as long as the text is: {', '.join(unknown)}" if unknown else "")
 
 
-def misfits(costs: dict, card: tuple[str, float] | None) -> list[str]:
+def misfits(costs: dict, card: Card | None) -> list[str]:
     """What does not fit into memory (the GPU's, where there is one) or onto the disk. Prints what there is."""
     import psutil
 
     # With a GPU, weights pass through the main memory, and most of the rest lies there.
     places = {"memory": (psutil.virtual_memory().available, ["base"] if card else list(costs))}
     if card:
-        places[card[0]] = (card[1], list(costs))
+        places[card.name] = (card.free, list(costs))
     lines = []
     for place, (free, stages) in places.items():
         stage = max(stages, key=lambda name: costs[name].memory)
@@ -125,19 +125,6 @@ def matmul_speed(seconds: float = 0.2) -> float:
         matrix @ matrix
         rounds += 1
     return 2 * len(matrix) ** 3 * rounds / spent
-
-
-def gpu() -> tuple[str, float] | None:
-    """The first GPU's name and its free memory in bytes, where there is one."""
-    question = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(question, text=True, capture_output=True)
-    except FileNotFoundError:
-        return None
-    if found.returncode or not found.stdout.strip():
-        return None
-    name, megabytes = found.stdout.splitlines()[0].rsplit(",", 1)
-    return name.strip(), float(megabytes) * 2**20
 
 
 def size(count: float) -> str:

@@ -24,13 +24,13 @@ def main(jobs: str) -> None:
         raise UserError(f"JOBS = {jobs}: a whole number from 1, or auto, is needed")
     mend()
     cuda, asked = gpus.devices(), params.load()
-    plan = graph.plan(Path("dvc.yaml"), asked.variants)
-    number = gpus.fitting(cuda, asked.profiles[asked.profile].runtime) if jobs == "auto" else int(jobs)
+    plan, runtime = graph.plan(Path("dvc.yaml"), asked.variants), asked.profiles[asked.profile].runtime
+    number = gpus.fitting(cuda, runtime) if jobs == "auto" else int(jobs)
     if number > 1:
         run("repro", *plan.shared)
         free = SimpleQueue()
-        for job in range(number):
-            free.put(cuda[job % len(cuda)] if len(cuda) > 1 else None)
+        for place in gpus.places(cuda, runtime, number):
+            free.put(place)
 
         def follow(chain: list[str]) -> None:
             device = free.get()
@@ -59,9 +59,10 @@ def mend() -> None:
 
 def run(*arguments: str, device: str | None = None) -> None:
     """One call of DVC; ends the program where it fails (DVC has said why)."""
-    chosen = {"CUDA_VISIBLE_DEVICES": device} if device is not None else {}
     # Not the script `dvc`: it names the folder in which it was installed, and fails once that is renamed.
-    code = subprocess.run([sys.executable, "-m", "dvc", *arguments], env={**os.environ, **chosen}).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], env={**os.environ, **gpus.environment(device)}
+    ).returncode
     if code:
         raise UserError(f"`dvc {' '.join(arguments)}` failed (exit status {code})")
 
