@@ -51,7 +51,7 @@ def write(folder, **changes):
         *parents, last = path.split(".")
         part = document
         for key in parents:
-            part = part[key]
+            part = part.setdefault(key, {})
         part[last] = copy.deepcopy(value)
     text = io.StringIO()
     YAML(typ="safe").dump(document, text)
@@ -313,9 +313,9 @@ def test_another_checkpoint_with_another_vocabulary_is_refused_unopened(tmp_path
     rival = {"windows": {"choose": "none"}, "finetune": {"train": "all", "frobenius": 0.0}}
     rival["surgery"] = {"method": "external", "model": str(tmp_path / "rival")}
     found = write(tmp_path, **{"variants.rival": rival})
-    (line,) = check.rivals(found, shape.of_folder(tmp_path / "own"))
+    (line,) = check.externals(found, shape.of_folder(tmp_path / "own"))
     assert line.startswith("variants.rival.surgery.model has a vocabulary of 50257") and "97 tokens" in line
-    assert check.rivals(found, shape.of_folder(tmp_path / "rival")) == []
+    assert check.externals(found, shape.of_folder(tmp_path / "rival")) == []
 
 
 def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
@@ -478,7 +478,7 @@ def test_more_of_anything_costs_more(tmp_path):
         found = write(tmp_path, **changes)
         return estimates.estimate(found.profiles["small"], found.variants, EMBEDDED)
 
-    usual = costs()
+    usual, profile = costs(), params.load(ROOT / "params.yaml").profiles["small"]
     for key, stage, what in [
         ("extract.max_tokens", "extract", "disk"),
         ("extract.moment_tokens", "extract", "work"),
@@ -493,7 +493,7 @@ def test_more_of_anything_costs_more(tmp_path):
         ("generate.new_tokens", "generation", "work"),
     ]:
         section, name = key.split(".")
-        less = DOCUMENT["profiles"]["small"][section][name]
+        less = getattr(getattr(profile, section), name)
         more = costs(**{f"{SMALL}.{key}": 11 if name == "reach" else 3 * less, f"{SMALL}.articles.source.test": 96})
         assert getattr(more[stage], what) > getattr(usual[stage], what), key
 

@@ -14,6 +14,8 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from shrunk import KEPT, run
 
+from stages.core.settings import params
+
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = {name: entry.get("do", entry) for name, entry in DVC["stages"].items()}
 
@@ -223,7 +225,7 @@ def test_core_reads_no_fixed_path():
 
 
 def leaves(values, path=()) -> list[tuple]:
-    """The keys of every value in params.yaml that is no mapping."""
+    """The keys of every value that is no mapping."""
     if not isinstance(values, dict):
         return [path]
     return [leaf for key, value in values.items() for leaf in leaves(value, (*path, key))]
@@ -248,7 +250,7 @@ def other(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return value + value[-1:]
+        return [*value, *(value[-1:] or [0])]
     return f"{value}x" if isinstance(value, str) else (value or 0) + 1
 
 
@@ -259,8 +261,8 @@ def files(row: str) -> list[str]:
 
 
 def test_every_leaf_of_params_falls_under_one_row():
-    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    assert {leaf: rows_of(leaf) for leaf in leaves(values) if len(rows_of(leaf)) != 1} == {}
+    found = leaves(params.load(ROOT / "params.yaml").model_dump())
+    assert {leaf: rows_of(leaf) for leaf in found if len(rows_of(leaf)) != 1} == {}
 
 
 def test_every_code_file_stands_in_one_row():
@@ -314,11 +316,13 @@ def check(folder: Path, touched: set[str], row: tuple[str, str], variant: str | 
 
 
 def test_every_value_touches_and_reruns_what_its_row_says(study):
-    """One value of every section at a time: DVC names the section, and so whose doing it is."""
+    """One value of every section at a time, said by the file or left to its default: DVC names the section."""
     path, yaml = study / "params.yaml", YAML(typ="safe")
-    before = path.read_text()
+    before, resolved = path.read_text(), params.load(path).model_dump()
+    said = set(leaves(yaml.load(before)))
+    assert {("profiles", "small", "finetune", "clip"), ("variants", "merged_4", "surgery", "base")}.isdisjoint(said)
     waiting = {}
-    for leaf in leaves(yaml.load(before)):
+    for leaf in leaves(resolved):
         if leaf != ("profile",):
             waiting.setdefault(".".join(leaf[:1] if leaf[0] == "pretrain" else leaf[:3]), []).append(leaf)
     try:
@@ -327,10 +331,10 @@ def test_every_value_touches_and_reruns_what_its_row_says(study):
             changed = {section: found.pop() for section, found in waiting.items()}
             waiting = {section: found for section, found in waiting.items() if found}
             for *above, key in changed.values():
-                place = values
+                place, known = values, resolved
                 for step in above:
-                    place = place[step]
-                place[key] = other(place[key])
+                    place, known = place.setdefault(step, {}), known[step]
+                place[key] = other(known[key])
             with path.open("w") as file:
                 yaml.dump(values, file)
             touched = changes(study)

@@ -3,14 +3,17 @@
 import copy
 import io
 import re
+import typing
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from shrunk import run
 
 from stages.core.process.errors import UserError
 from stages.core.settings import params
-from stages.core.settings.variants import SHALLOWER
+from stages.core.settings.section import Section
+from stages.core.settings.variants import CONTROL, SHALLOWER, Share
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 DOCUMENT = YAML(typ="safe").load(REPOSITORY.read_text())
@@ -25,11 +28,15 @@ def load(folder, changes):
         *parents, last = path.split(".")
         part = document
         for key in parents:
-            part = part[key]
+            part = part.setdefault(key, {})
         if value is GONE:
             del part[last]
         else:
             part[last] = value
+    return load_document(folder, document)
+
+
+def load_document(folder, document):
     text = io.StringIO()
     YAML(typ="safe").dump(document, text)
     return load_text(folder, text.getvalue())
@@ -125,15 +132,21 @@ OUT_OF_BOUNDS = [
     ("variants.softshare.finetune.rate", 0.0, "variants.softshare.finetune.rate = 0.0"),
     ("variants.softshare.finetune.rate", 11.0, "variants.softshare.finetune.rate = 11.0"),
     ("variants.a b", DOCUMENT["variants"]["original"], "variants.a b.*'a b'"),
+    ("variants.ORIGINAL", DOCUMENT["variants"]["original"], "variants.original: variants.ORIGINAL has the same files"),
+    ("variants.softshare.surgery.delta", "full", "variants.softshare.surgery.delta = 'full'"),
+    ("variants.merged_4.finetune.distill.hiden", 1.0, "variants.merged_4.finetune.distill.hiden = 1.0"),
     ("pretrain.vocabulary", 256, "pretrain.vocabulary = 256"),
 ]
 MISSING = [
     ("pretrain", GONE, "pretrain: Field required"),
     ("variants", GONE, "variants: Field required"),
     (f"{SMALL}.search", GONE, f"{SMALL}.search: Field required"),
-    (f"{SMALL}.finetune.seeds", GONE, f"{SMALL}.finetune.seeds: Field required"),
+    (f"{SMALL}.finetune", GONE, f"{SMALL}.finetune: Field required"),
+    (f"{SMALL}.summarize.training.epochs", GONE, f"{SMALL}.summarize.training.epochs: Field required"),
     ("profiles.gpt2.prepare.source.path", GONE, "profiles.gpt2.prepare.source.path: Field required"),
-    ("variants.softshare.surgery.rank", GONE, "variants.softshare.surgery.rank: Field required"),
+    ("variants.softshare.surgery.rank", GONE, "variants.softshare.surgery: rank = 0 with delta = joint"),
+    ("variants.merged_4.finetune", GONE, "variants.merged_4.finetune: Field required"),
+    ("variants.svd.surgery.fit", GONE, "variants.svd.surgery.fit: Field required"),
     ("variants.softshare.windows.choose", GONE, "variants.softshare.windows: .*'choose'"),
     ("profiles", {}, "profiles"),
 ]
@@ -162,6 +175,11 @@ DISAGREEING = [
         "profiles.gpt2: summarize.training needs pairs to learn from: articles.source.train is null",
     ),
     (f"{SMALL}.perplexity.stride", 257, f"{SMALL}.perplexity: stride = 257 exceeds context = 256"),
+    (
+        "profiles.smollm2_local.prepare.source.validation",
+        "dev",
+        "profiles.smollm2_local.prepare.source: validation = dev: data_files has train, no dev",
+    ),
     (
         "profiles.gpt2.prepare.source.validation",
         "train",
@@ -226,6 +244,136 @@ DISAGREEING = [
         r"variants.merged_4.windows.size = 11 exceeds profiles.small.correlate.reach = 10",
     ),
 ]
+
+
+NAMES = ["a", "svd-9", "Merged_4_b", "none", "x" * 64]
+NO_NAMES = ["svd_0.9", "-x", "_x", "4", "a b", "a/b", "a@b", "..", ".", "", "a:b", "a$b", "${a}", "ä", "a\n", "x" * 65]
+
+
+@pytest.mark.parametrize("kind, alike", [("variants", "svd"), ("profiles", "gpt2")])
+def test_names_are_what_dvc_and_file_systems_take(kind, alike, tmp_path):
+    document = copy.deepcopy(DOCUMENT)
+    for name in NAMES:
+        document[kind][name] = document[kind][alike]
+    assert set(NAMES) < set(getattr(load_document(tmp_path, document), kind))
+    for name in NO_NAMES:
+        document = copy.deepcopy(DOCUMENT)
+        document[kind][name] = document[kind][alike]
+        with pytest.raises(UserError) as caught:
+            load_document(tmp_path, document)
+        line = str(caught.value).removeprefix(f"{tmp_path / 'params.yaml'}: ")
+        assert line == f"{kind}.{name} = {name!r}: a name is a letter, then letters, digits, _ and -, 64 in all at most"
+
+
+STUDY = """
+vars: [params.yaml]
+stages:
+  surgery:
+    foreach: ${variants}
+    do:
+      cmd: mkdir -p sizes && echo ${key} > sizes/${key}.json
+      params: ["profiles.${profile}.runtime", "variants.${key}.windows", "variants.${key}.finetune"]
+      outs: ["sizes/${key}.json"]
+"""
+
+
+def test_dvc_takes_every_name_and_sections_that_say_nothing(tmp_path):
+    document = copy.deepcopy(DOCUMENT) | {"profile": NAMES[1], "profiles": {NAMES[1]: DOCUMENT["profiles"]["gpt2"]}}
+    document["variants"] = dict.fromkeys(["original", *NAMES], DOCUMENT["variants"]["original"])
+    load_document(tmp_path, document)
+    run(tmp_path, "dvc", "init", "-q", "--no-scm")
+    (tmp_path / "dvc.yaml").write_text((REPOSITORY.parent / "dvc.yaml").read_text())
+    listed = run(tmp_path, "dvc", "stage", "list", "--name-only").split()
+    assert {f"{stage}@{name}" for name in NAMES for stage in ("search", "latency")} < set(listed)
+    (tmp_path / "dvc.yaml").write_text(STUDY)
+    run(tmp_path, "dvc", "repro", "-q")
+    assert {path.stem for path in (tmp_path / "sizes").iterdir()} == set(document["variants"])
+    assert "up to date" in run(tmp_path, "dvc", "status")
+
+
+def test_what_the_file_leaves_out_has_always_been_so():
+    """Golden values of all profiles and variants; a new key may be added beside them."""
+    loaded = params.load(REPOSITORY).model_dump()
+    for path, value in leaves(YAML(typ="safe").load((Path(__file__).parent / "golden_params.yaml").read_text())):
+        part = loaded
+        for key in path:
+            part = part[key]
+        assert part == value and type(part) is type(value), ".".join(path)
+
+
+def leaves(values, path=()):
+    """(path, value) of every value that is no mapping."""
+    if not isinstance(values, dict):
+        return [(path, values)]
+    return [leaf for key, value in values.items() for leaf in leaves(value, (*path, key))]
+
+
+def test_the_file_says_little():
+    assert len(REPOSITORY.read_text().splitlines()) <= 220
+
+
+def test_a_variant_that_says_nothing_is_recovered_by_its_surgery(tmp_path):
+    """Every surgery's `finetune: {}`, and what follows where a part of it is said."""
+
+    def finetune(name, **said):
+        return load(tmp_path, {f"variants.{name}.finetune": said}).variants[name].finetune
+
+    logits, states = (
+        {"logits": 0.5, "temperature": 1.0, "hidden": 0.0},
+        {"logits": 0.5, "temperature": 1.0, "hidden": 20.0},
+    )
+    for name, distill in {
+        "merged_4": states,
+        "svd": states,
+        "pruned": states,
+        "compressed_4": logits,
+        "dropped": logits,
+    }.items():
+        found = finetune(name)
+        assert (found.distill.model_dump(), found.teacher, found.train, found.frobenius) == (
+            distill,
+            "control",
+            "all",
+            0.0,
+        )
+    assert finetune("original") == CONTROL and CONTROL.distill is None and CONTROL.teacher == "original"
+    assert finetune("merged_4", distill={"logits": 0.7}).distill.model_dump() == states | {"logits": 0.7}
+    assert finetune("merged_4", distill={"hidden": 0.0}).distill.model_dump() == logits
+    alone, warm = finetune("merged_4", distill=None), finetune("merged_4", distill=None, warm_start=0.5)
+    assert (alone.distill, alone.teacher) == (None, "original") and (warm.distill, warm.teacher) == (None, "control")
+    assert finetune("merged_4", teacher="original").teacher == "original"
+
+
+@pytest.mark.parametrize("delta, biases, repair", [("none", "shared", "least_squares"), ("svd", "own", "none")])
+def test_what_a_share_leaves_out_follows_its_delta(delta, biases, repair):
+    said = {"method": "share", "delta": delta, "rank": 0 if delta == "none" else 8}
+    found = Share(**said)
+    assert (found.alignment, found.reference, found.base) == ("cost", "centre", "regression")
+    assert (found.biases, found.repair, found.bias_correction) == (biases, repair, False)
+    assert Share(**said, biases="own", repair="none") == found.model_copy(update={"biases": "own", "repair": "none"})
+
+
+def sections(part):
+    """Every Section class that a Section's fields lead to."""
+    found, waiting = set(), [part]
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, type) and issubclass(kind, Section) and kind not in found:
+            found.add(kind)
+            waiting += [field.annotation for field in kind.model_fields.values()]
+        waiting += typing.get_args(kind)
+    return found
+
+
+def test_every_key_is_documented():
+    """By its description, or, where it is a section or says which kind a section is, by the section's docstring."""
+    for part in sections(params.Params) - {params.Params}:
+        assert part.__doc__ and part.__doc__ != Section.__doc__, part
+        for name, field in part.model_fields.items():
+            tag = typing.get_origin(field.annotation) is typing.Literal and len(typing.get_args(field.annotation)) == 1
+            assert field.description or tag or sections(field.annotation), f"{part.__name__}.{name}"
+            if field.default_factory:
+                assert field.description.startswith("default: "), f"{part.__name__}.{name}"
 
 
 CASES = UNKNOWN + MISTYPED + OUT_OF_BOUNDS + MISSING + DISAGREEING

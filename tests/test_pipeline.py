@@ -58,7 +58,7 @@ def test_metrics_show_and_diff_name_every_figure(clone):
 def test_one_variants_value_reruns_its_chain_only(clone):
     # merged_4 starts so far from the original that whatever it learns is kept: every stage after it has new input.
     def distilled(values):
-        values["variants"]["merged_4"]["finetune"]["distill"] = {"logits": 0.5}
+        values["variants"]["merged_4"]["finetune"]["distill"] = {"hidden": 0.0}
 
     before = (clone / "params.yaml").read_text()
     edit(clone, distilled)

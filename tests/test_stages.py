@@ -84,11 +84,11 @@ def settings() -> dict:
     values["profiles"]["tiny"]["summarize"]["training"] |= {"seeds": [0, 1]}
     values["profiles"]["tiny"]["generate"] |= {"prompts": ["The old"], "new_tokens": 3}
     values["variants"]["softshare"]["windows"] = {"choose": "best", "sizes": [4]}
-    values["variants"]["softshare"]["finetune"] = {"train": "deltas", "frobenius": 1e-4}
+    values["variants"]["softshare"]["finetune"] = {"train": "deltas", "frobenius": 1e-4, "distill": None}
     values["variants"]["rival"] = {
         "windows": {"choose": "none"},
         "surgery": {"method": "external", "model": "rival"},
-        "finetune": {"train": "all", "frobenius": 0.0},
+        "finetune": {"distill": None},
     }
     values["variants"] = {name: values["variants"][name] for name in VARIANTS}
     return values
@@ -289,7 +289,7 @@ def test_the_recovered_original_is_the_control(study):
 )
 def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
     values, teachers = settings(), []
-    values["variants"]["merged_4"]["finetune"] = {"train": "all", "frobenius": 0.0} | changes
+    values["variants"]["merged_4"]["finetune"] = {"distill": None} | changes
 
     def seen(model, sharing, teacher, *rest, **options):
         teachers.append(teacher)

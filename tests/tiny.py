@@ -114,12 +114,13 @@ def twins(name: str, alike: str) -> Any:
 
 def share(rank: int = 0, **changes: Any) -> Share:
     """A specification of sharing; a rank above 0 brings deltas by SVD."""
-    usual = {"alignment": "pre_activation", "base": "mean", "delta": "svd" if rank else "none", "biases": "own"}
+    usual = {"alignment": "pre_activation", "reference": "first", "base": "mean", "delta": "svd" if rank else "none"}
+    usual |= {"biases": "own", "repair": "none"}
     return Share(method="share", rank=rank, **{**usual, **changes})
 
 
 def collapse(**changes: Any) -> Collapse:
-    return Collapse(method="collapse", **{"alignment": "pre_activation", "base": "mean", **changes})
+    return Collapse(method="collapse", **{"alignment": "pre_activation", "base": "mean", "repair": "none", **changes})
 
 
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:

@@ -4,10 +4,11 @@ The whole file is checked whenever any part of it is read, so a mistake in one s
 a model loads; a stage is handed only the sections it asks for, which are the ones it declares in dvc.yaml.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from stages.core.process import memory
 from stages.core.process.errors import UserError
@@ -25,14 +26,32 @@ UNIONS = {
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
 }
 
-VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+
+def _name(name: str) -> str:
+    """The name, where DVC's stages and params, command lines and file systems take it as it is."""
+    if not NAME.fullmatch(name):
+        raise ValueError("a name is a letter, then letters, digits, _ and -, 64 in all at most")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class Params(Section):
     profile: str
-    profiles: Annotated[dict[str, Profile], Field(min_length=1)]
-    variants: Annotated[dict[VariantName, Variant], Field(min_length=1)]
+    profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     pretrain: Pretrain
+
+    @model_validator(mode="after")
+    def _names_are_apart(self):
+        kept = {}
+        for name in self.variants:
+            if (other := kept.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"variants.{name}: variants.{other} has the same files where case does not count")
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self):
@@ -67,7 +86,8 @@ def load(path: Path = PARAMS) -> Params:
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise UserError("\n       ".join(f"{path}: {_line(mistake)}" for mistake in error.errors())) from error
+        mistakes = [mistake for mistake in error.errors() if mistake["type"] != "default_factory_not_called"]
+        raise UserError("\n       ".join(f"{path}: {_line(mistake)}" for mistake in mistakes)) from error
 
 
 def section(profile: str, name: str) -> Section:
@@ -94,8 +114,8 @@ def pretrain() -> Pretrain:
 
 def _line(mistake: dict) -> str:
     """One mistake in the file's own terms: the key, the value and what is allowed."""
-    path = mistake["loc"]
-    steps = [str(step) for above, step in zip((None, *path), path) if not (above in UNIONS and step in UNIONS[above])]
+    path = [step for step in mistake["loc"] if step != "[key]"]  # pydantic's for a mistake in a name
+    steps = [str(step) for above, step in zip([None, *path], path) if not (above in UNIONS and step in UNIONS[above])]
     message = mistake["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(mistake["input"], dict) or not path else f" = {mistake['input']!r}"
     return f"{'.'.join(steps)}{shown}: {message}".removeprefix(": ")

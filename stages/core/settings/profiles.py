@@ -1,19 +1,31 @@
-"""What a profile in params.yaml may say: one typed section for each stage that reads one."""
+"""What a profile in params.yaml may say: one typed section for each stage that reads one.
 
-from typing import Annotated, Literal
+The defaults are those of GPT-2 on a GPU box: a profile says what differs.
+"""
+
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Rate, Section
+from stages.core.settings.section import Count, Natural, Rate, Section, Sequence
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
+
+PROMPTS = [
+    "India will become global leader in AI because",
+    "The history of the city begins with",
+    "In the second half of the season, the team",
+]
+SUMMARY_FORMAT = "{article}\nTL;DR:"
 
 
 class Runtime(Section):
-    """`precision` is that of training's forward and backward passes; weights and every evaluation are float32."""
+    """Where everything runs. Weights and every evaluation are float32."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    threads: Count | None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    threads: Count | None = Field(None, description="of one process on the CPU; null leaves it to torch")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of training's forward and backward passes"
+    )
 
 
 def _enough(section: Section, length: str) -> Section:
@@ -27,31 +39,37 @@ def _enough(section: Section, length: str) -> Section:
 class Base(Section):
     """The model under study, as `AutoModelForCausalLM.from_pretrained` takes it."""
 
-    model: str
-    revision: str | None = None
-    gguf_file: str | None = None
+    model: str = Field(description="a hub id, or a folder (best below data/local/model)")
+    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
+    gguf_file: str | None = Field(None, description="the file of the folder that holds the model, where it is GGUF")
 
 
 class Extract(Section):
-    """`sites` are the activations that neurons may be matched by."""
+    """What is recorded of the model on calibration text: activations to align by, moments to fit to."""
 
-    sites: Annotated[list[Literal["pre_activation", "post_activation"]], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=2)]
-    moment_tokens: Annotated[int, Field(ge=2)]
-    sequence_length: Count
-    batch_size: Count
+    sites: list[Literal["pre_activation", "post_activation"]] = Field(
+        ["pre_activation", "post_activation"],
+        min_length=1,
+        description="activations that neurons may be matched by",
+    )
+    max_tokens: int = Field(4000, ge=2, description="tokens whose activations are kept")
+    moment_tokens: int = Field(131072, ge=2, description="tokens that the moments are taken over")
+    sequence_length: Count = Field(1024, description="tokens of a sequence")
+    batch_size: Count = Field(4, description="sequences of a forward pass")
 
 
 class Correlate(Section):
-    reach: Annotated[int, Field(ge=2)]
+    """Which layers are correlated."""
+
+    reach: int = Field(10, ge=2, description="layers of the largest window that can be aligned")
 
 
 class Search(Section):
-    """Windows are compared on the head of the validation split, in chunks of `context` tokens."""
+    """Windows are compared on the head of the validation split."""
 
-    max_tokens: Annotated[int, Field(ge=2)]
-    context: Annotated[int, Field(ge=2)]
-    batch_size: Count
+    max_tokens: int = Field(65536, ge=2, description="tokens of the validation split")
+    context: Sequence = Field(1024, description="tokens of a chunk")
+    batch_size: Count = Field(8, description="chunks of a forward pass")
 
     @model_validator(mode="after")
     def _one_chunk_at_least(self):
@@ -61,19 +79,19 @@ class Search(Section):
 class Schedule(Section):
     """How any training goes: steps of batch_size x accumulation examples, a rising, then falling learning rate."""
 
-    epochs: Count
-    batch_size: Count
-    accumulation: Count = 1
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip: Annotated[float, Field(gt=0)]
+    epochs: Count = Field(description="passes over the training data")
+    batch_size: Count = Field(description="examples of a forward and backward pass")
+    accumulation: Count = Field(1, description="passes of a step")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rate after the warmup")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, of matrices")
+    clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
 
 class Repeated(Schedule):
     """A training that is done once for each seed, to say how far seeds differ."""
 
-    seeds: Annotated[list[Natural], Field(min_length=1)]
+    seeds: list[Natural] = Field([0], min_length=1, description="one training for each; no two are the same")
 
     @model_validator(mode="after")
     def _seeds_differ(self):
@@ -83,28 +101,31 @@ class Repeated(Schedule):
 
 
 class LearningRate(Section):
-    """By what is trained: a whole model; deltas A and B; a shared base; norms and biases of the shared layers."""
+    """By what is trained."""
 
-    all: Rate
-    deltas: Rate
-    base: Rate
-    norms: Rate
+    all: Rate = Field(5e-5, description="a whole model")
+    deltas: Rate = Field(1e-3, description="deltas A and B")
+    base: Rate = Field(1e-4, description="a shared base")
+    norms: Rate = Field(1e-3, description="norms and biases of the shared layers")
 
 
 class Validation(Section):
-    """How often, and on how many tokens of the validation split, the best state so far is looked for."""
+    """How the best state so far is looked for."""
 
-    times: Count
-    max_tokens: Annotated[int, Field(ge=2)]
+    times: Count = Field(8, description="evaluations in a training")
+    max_tokens: int = Field(32768, ge=2, description="tokens of the validation split")
 
 
 class Finetune(Repeated):
     """The budget and recipe that every variant, the original included, is fine-tuned with, once for each seed."""
 
-    max_tokens: Count | None
-    sequence_length: Annotated[int, Field(ge=2)]
-    learning_rate: LearningRate
-    validation: Validation
+    epochs: Count = Field(2, description="passes over the train split")
+    batch_size: Count = Field(4, description="sequences of a forward and backward pass")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    max_tokens: Count | None = Field(None, description="tokens of the train split; null is all of it")
+    sequence_length: Sequence = Field(1024, description="tokens of a sequence")
+    learning_rate: LearningRate = LearningRate()
+    validation: Validation = Validation()
 
     @model_validator(mode="after")
     def _one_sequence_at_least(self):
@@ -114,35 +135,38 @@ class Finetune(Repeated):
 class HeadRates(Section):
     """Of the task's head, and of whatever of the model is trained with it."""
 
-    head: Rate
-    model: Rate
+    head: Rate = Field(1e-3, description="the head")
+    model: Rate = Field(2e-5, description="what is trained with it")
 
 
 class HeadRecipe(Repeated):
-    """The one recipe by which every variant learns the sentiment task, once for each seed.
+    """The one recipe by which every variant learns the sentiment task, once for each seed."""
 
-    train: the head with `all` of the model, with its `deltas` (a variant without deltas: the head alone), or the
-    `head` alone.
-    """
-
-    train: Literal["all", "deltas", "head"]
-    learning_rate: HeadRates
+    epochs: Count = Field(2, description="passes over the training reviews")
+    batch_size: Count = Field(16, description="reviews of a forward and backward pass")
+    train: Literal["all", "deltas", "head"] = Field(
+        "all",
+        description="the head with `all` of the model, with its `deltas` (alone where there are none), or alone",
+    )
+    learning_rate: HeadRates = HeadRates()
 
 
 class SeedPerplexity(Section):
     """The seeds' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
 
-    rows: Count
-    length: Annotated[int, Field(ge=2)]
-    batch_size: Count
+    rows: Count = Field(200, description="test rows with text")
+    length: Sequence = Field(128, description="tokens of a row, padding counted")
+    batch_size: Count = Field(8, description="rows of a forward pass")
 
 
 class Perplexity(Section):
-    context: Annotated[int, Field(ge=2)]
-    stride: Count
-    batch_size: Count
-    max_tokens: Count | None
-    seed_protocol: SeedPerplexity | None = None
+    """Perplexity by a window that slides over the test split."""
+
+    context: Sequence = Field(1024, description="tokens of the window")
+    stride: Count = Field(512, description="tokens scored by a window")
+    batch_size: Count = Field(8, description="windows of a forward pass")
+    max_tokens: Count | None = Field(None, description="tokens of the test split; null is all of it")
+    seed_protocol: SeedPerplexity | None = Field(None, description="{} measures by the seeds' protocol as well")
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -152,19 +176,21 @@ class Perplexity(Section):
 
 
 class Generate(Section):
-    prompts: Annotated[list[str], Field(min_length=1)]
-    new_tokens: Count
-    temperature: Annotated[float, Field(gt=0)]
-    top_k: Count
-    seed: Natural
+    """Samples of text by every variant."""
+
+    prompts: list[str] = Field(PROMPTS, min_length=1, description="what is continued")
+    new_tokens: Count = Field(60, description="tokens of a continuation")
+    temperature: float = Field(0.8, gt=0, description="divides the logits")
+    top_k: Count = Field(40, description="tokens to draw from")
+    seed: Natural = Field(0, description="of the draw")
 
 
 class SeedLatency(Section):
     """The seeds' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
 
-    prompt_tokens: Count
-    length: Annotated[int, Field(ge=2)]
-    repeats: Count
+    prompt_tokens: Count = Field(8, description="tokens of the prompt")
+    length: Sequence = Field(64, description="tokens of prompt and continuation")
+    repeats: Count = Field(20, description="generations")
 
     @model_validator(mode="after")
     def _something_is_written(self):
@@ -174,39 +200,43 @@ class SeedLatency(Section):
 
 
 class Latency(Section):
-    prompt_tokens: Count
-    new_tokens: Count
-    warmup: Natural
-    repeats: Annotated[int, Field(ge=2)]
-    seed_protocol: SeedLatency | None = None
+    """Generations that are timed, by turns with the original's."""
+
+    prompt_tokens: Count = Field(128, description="tokens of the prompt")
+    new_tokens: Count = Field(128, description="tokens of the continuation")
+    warmup: Natural = Field(3, description="generations before any is timed")
+    repeats: int = Field(20, ge=2, description="generations that are timed")
+    seed_protocol: SeedLatency | None = Field(None, description="{} measures by the seeds' protocol as well")
 
 
 class SummaryTraining(Repeated):
     """Training of all weights on article/summary pairs, the loss on the summary alone, once for each seed."""
 
-    learning_rate: Rate
+    learning_rate: Rate = Field(description="of all weights")
 
 
 class SeedSummaries(Section):
     """The seeds' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
 
-    article_tokens: Count
-    new_tokens: Count
+    article_tokens: Count = Field(128, description="tokens of an article")
+    new_tokens: Count = Field(60, description="tokens of a summary")
 
 
 class Summarize(Section):
-    """`no_repeat_over`: whether the article's n-grams are forbidden too (`all`, transformers' way and the seeds')."""
+    """Summaries of articles by beam search, scored by ROUGE."""
 
-    format: str
-    articles: Count
-    context: Count
-    new_tokens: Count
-    beams: Count
-    no_repeat_ngram: Natural
-    no_repeat_over: Literal["continuation", "all"]
-    batch_size: Count
-    training: SummaryTraining | None = None
-    seed_protocol: SeedSummaries | None = None
+    format: str = Field(SUMMARY_FORMAT, description="the prompt, in which {article} stands once")
+    articles: Count = Field(100, description="test articles")
+    context: Count = Field(1024, description="tokens of prompt and summary; an article is cut to fit")
+    new_tokens: Count = Field(60, description="tokens of a summary")
+    beams: Count = Field(3, description="beams of the search")
+    no_repeat_ngram: Natural = Field(2, description="length of the n-grams that may not repeat; 0 allows all")
+    no_repeat_over: Literal["continuation", "all"] = Field(
+        "all", description="whether the article's n-grams are forbidden too (`all`, transformers' way and the seeds')"
+    )
+    batch_size: Count = Field(8, description="articles of a forward pass")
+    training: SummaryTraining | None = Field(None, description="null summarises untrained")
+    seed_protocol: SeedSummaries | None = Field(None, description="{} measures by the seeds' protocol as well")
 
     @model_validator(mode="after")
     def _format_has_the_article_once(self):
@@ -225,6 +255,8 @@ class Summarize(Section):
 
 
 class Profile(Section):
+    """Every section is there, as DVC asks for it; {} leaves all of it at its defaults."""
+
     runtime: Runtime
     base: Base
     prepare: Prepare
@@ -256,14 +288,14 @@ class Profile(Section):
 class Pretrain(Section):
     """The recipe of the embedded model."""
 
-    stories: Count
-    seed: Natural
-    vocabulary: Annotated[int, Field(ge=257)]
-    layers: Count
-    heads: Count
-    width: Count
-    context: Count
-    epochs: Count
-    batch_size: Count
-    learning_rate: Rate
-    threads: Count
+    stories: Count = Field(description="stories of the training text")
+    seed: Natural = Field(description="of the stories and the weights")
+    vocabulary: int = Field(ge=257, description="tokens of the byte-level BPE")
+    layers: Count = Field(description="blocks of the GPT-2")
+    heads: Count = Field(description="attention heads of a block")
+    width: Count = Field(description="size of the hidden states")
+    context: Count = Field(description="tokens of a sequence, and positions of the model")
+    epochs: Count = Field(description="passes over the text")
+    batch_size: Count = Field(description="sequences of a step")
+    learning_rate: Rate = Field(description="of all weights")
+    threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")

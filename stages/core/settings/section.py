@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Sequence = Annotated[int, Field(ge=2)]  # tokens, of which the first is only read
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -26,6 +26,11 @@ def parts(split: str) -> list[Part]:
     return found
 
 
+def names(split: str) -> list[str]:
+    """The splits, or files, that a split is put together from."""
+    return [name for name, _, _ in parts(split)]
+
+
 def _bound(text: str | None, otherwise: Bound) -> Bound:
     if text is None:
         return otherwise

@@ -5,45 +5,53 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.core.settings import splits
-from stages.core.settings.section import Count, Natural, Section
+from stages.core.settings.section import Count, Natural, Section, Sequence
+
+SPLITS = ("train", "validation", "test")
 
 
 class Stories(Section):
     """Text of the project's own grammar: one seed and a number of stories for each split."""
 
     kind: Literal["stories"]
-    seed: Natural
-    train: Count
-    validation: Count
-    test: Count
+    seed: Natural = Field(description="of the grammar's choices")
+    train: Count = Field(description="stories to train on")
+    validation: Count = Field(description="stories to choose windows and states by")
+    test: Count = Field(description="stories to measure on")
 
 
 class Loaded(Section):
     """Rows as `datasets.load_dataset` takes them: a hub name, or parquet, json or text with `data_files`."""
 
     kind: Literal["dataset"]
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    data_files: dict[str, str] | None = None
+    path: str = Field(description="a hub id; parquet, json or text with data_files")
+    name: str | None = Field(None, description="the data set's configuration")
+    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
+    data_files: dict[str, str] | None = Field(None, description="a file (best below data/local/text) for each split")
 
     @model_validator(mode="after")
-    def _splits_share_no_row(self):
-        named = {name: getattr(self, name, None) for name in ("train", "validation", "test")}
+    def _splits_are_there_and_share_no_row(self):
+        named = {name: getattr(self, name, None) for name in SPLITS}
         splits.check(named, self.data_files)
+        for name, split in named.items():
+            for file in [] if split is None or self.data_files is None else splits.names(split):
+                if file not in self.data_files:
+                    raise ValueError(f"{name} = {split}: data_files has {', '.join(self.data_files)}, no {file}")
         return self
 
 
 class Dataset(Loaded):
     """Text to model."""
 
-    column: str = "text"
-    train: str
-    validation: str
-    test: str
+    column: str = Field("text", description="the column with the text")
+    train: str = Field("train", description="rows to train on, as train, train[:80%] or train[100:200]")
+    validation: str = Field("validation", description="rows to choose windows and states by")
+    test: str = Field("test", description="rows to measure on")
 
 
 class Prepare(Section):
+    """Which text is modelled."""
+
     source: Annotated[Stories | Dataset, Field(discriminator="kind")]
 
 
@@ -51,18 +59,18 @@ class Reviews(Section):
     """Reviews of the project's own grammar, half of them positive; a number of rows for each split."""
 
     kind: Literal["reviews"]
-    seed: Natural
-    train: Annotated[int, Field(ge=4)]
-    test: Annotated[int, Field(ge=4)]
+    seed: Natural = Field(description="of the grammar's choices")
+    train: int = Field(ge=4, description="reviews to train on")
+    test: int = Field(ge=4, description="reviews to measure on")
 
 
 class LabelledDataset(Loaded):
     """Labelled text; labels are whole numbers from 0."""
 
-    text: str = "text"
-    label: str = "label"
-    train: str
-    test: str
+    text: str = Field("text", description="the column with the text")
+    label: str = Field("label", description="the column with the label")
+    train: str = Field("train", description="rows to train on")
+    test: str = Field("test", description="rows to measure on")
 
 
 class ReviewSet(Section):
@@ -72,12 +80,12 @@ class ReviewSet(Section):
     """
 
     source: Annotated[Reviews | LabelledDataset, Field(discriminator="kind")]
-    max_train: Count | None = None
-    max_test: Count | None = None
-    seed: Natural = 0
-    max_tokens: Annotated[int, Field(ge=2)]
-    keep: Literal["head", "tail"] = "head"
-    template: str = "{text}"
+    max_train: Count | None = Field(None, description="rows to train on, of every label alike; null takes all")
+    max_test: Count | None = Field(None, description="rows to measure on, of every label alike; null takes all")
+    seed: Natural = Field(0, description="of the choice of rows")
+    max_tokens: Sequence = Field(512, description="tokens of a text in its template")
+    keep: Literal["head", "tail"] = Field("tail", description="which end of a text that is too long")
+    template: str = Field("{text}\nThe sentiment of this review is", description="where {text} stands once")
 
     @model_validator(mode="after")
     def _template_takes_a_text(self):
@@ -90,9 +98,9 @@ class Articles(Section):
     """Brief stories of the project's own grammar, each with a summary: a seed and how many for each split."""
 
     kind: Literal["articles"]
-    seed: Natural
-    train: Count
-    test: Count
+    seed: Natural = Field(description="of the grammar's choices")
+    train: Count = Field(description="pairs to train on")
+    test: Count = Field(description="pairs to measure on")
 
     @property
     def most(self) -> int:
@@ -103,10 +111,10 @@ class Articles(Section):
 class ArticleDataset(Loaded):
     """Articles with summaries; without `train` nothing can be trained."""
 
-    article: str = "article"
-    summary: str = "highlights"
-    train: str | None = None
-    test: str
+    article: str = Field("article", description="the column with the article")
+    summary: str = Field("highlights", description="the column with the summary")
+    train: str | None = Field(None, description="rows to train on; null is none")
+    test: str = Field("test", description="rows to measure on")
 
     @property
     def most(self) -> int | None:
@@ -115,4 +123,6 @@ class ArticleDataset(Loaded):
 
 
 class ArticlePairs(Section):
+    """Which articles are summed up."""
+
     source: Annotated[Articles | ArticleDataset, Field(discriminator="kind")]

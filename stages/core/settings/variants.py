@@ -1,6 +1,11 @@
-"""What a variant in params.yaml may say: which layers belong together, what becomes of them, what is trained after."""
+"""What a variant in params.yaml may say: which layers belong together, what becomes of them, what is trained after.
 
-from typing import Annotated, Literal
+The defaults are the recipe that most variants share: neurons aligned by what a mismatch costs, to the centre of the
+group, a base by regression, a repair by least squares, and a recovery that is distilled from the control. A default
+that depends on another value says so in its description; for `finetune`, see `usual_recovery`.
+"""
+
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +17,8 @@ Reference = Literal["first", "centre"]
 
 
 class NoWindows(Section):
+    """No layers belong together."""
+
     choose: Literal["none"]
 
 
@@ -19,7 +26,7 @@ class Blocks(Section):
     """Consecutive blocks of `size` layers from layer 0."""
 
     choose: Literal["blocks"]
-    size: Size
+    size: Size = Field(description="layers of a block")
 
 
 class _Searched(Section):
@@ -29,9 +36,9 @@ class _Searched(Section):
     are compared by validation perplexity.
     """
 
-    sizes: Annotated[list[Size], Field(min_length=1)]
-    exclude_layers: list[Natural] = []
-    shortlist: Count = 4
+    sizes: list[Size] = Field(min_length=1, description="layers of a window")
+    exclude_layers: list[Natural] = Field([], description="layers that stay as they are, counted from 0")
+    shortlist: Count = Field(4, description="ways to lay several windows that are tried on text")
 
     @model_validator(mode="after")
     def _sizes_differ(self):
@@ -49,46 +56,53 @@ class Best(_Searched):
     """The `count` disjoint windows that cost least."""
 
     choose: Literal["best"]
-    count: Count = 1
+    count: Count = Field(1, description="windows")
 
 
 class Like(Section):
     """What a model stores that shares `count` windows of `size` layers, each with deltas of `rank` and own biases."""
 
-    size: Size
-    rank: Natural
-    count: Count = 1
+    size: Size = Field(description="layers of a window")
+    rank: Natural = Field(description="of the deltas")
+    count: Count = Field(1, description="windows")
 
 
 Target = Annotated[int, Field(ge=1)] | Rate | Like
+TARGET = "a number of stored parameters, a share of the original's, or what windows like {size: 4, rank: 8} store"
 
 
 class Budget(_Searched):
-    """As many windows, and for each matrix as much rank, as `target_parameters` ask for.
-
-    `target_parameters` is a number of stored parameters, a share of the original's, or those of windows like some.
-    """
+    """As many windows, and for each matrix as much rank, as `target_parameters` ask for."""
 
     choose: Literal["budget"]
-    target_parameters: Target
+    target_parameters: Target = Field(description=TARGET)
 
 
 class Keep(Section):
+    """The original."""
+
     method: Literal["none"]
 
 
 class _Merging(Section):
     """How layers of a group are laid upon each other, and become one FFN."""
 
-    alignment: Alignment
-    reference: Reference = "first"
-    base: Literal["first", "mean", "regression"]
-    repair: str = "none"
+    alignment: Alignment = Field("cost", description="what neurons are matched by: correlations at a site, or the cost")
+    reference: Reference = Field("centre", description="the layer of a group that the others are matched to")
+    base: Literal["first", "mean", "regression"] = Field("regression", description="the FFN that a group shares")
 
     @property
     def reads_text(self) -> bool:
         """Whether its `repair` is fitted to calibration text; the others are sums of weights, or none."""
         return self.repair not in ("none", "differences")
+
+
+def _own_where_deltas_are(share: dict[str, Any]) -> str:
+    return "shared" if share["delta"] == "none" else "own"
+
+
+def _repaired_without_deltas(share: dict[str, Any]) -> str:
+    return "least_squares" if share["delta"] == "none" else "none"
 
 
 class Share(_Merging):
@@ -98,11 +112,15 @@ class Share(_Merging):
     """
 
     method: Literal["share"]
-    delta: Literal["none", "zero", "svd", "weighted", "joint"]
-    rank: Natural
-    biases: Literal["own", "shared"]
-    bias_correction: bool = False
-    repair: Literal["none", "least_squares"] = "none"
+    delta: Literal["none", "zero", "svd", "weighted", "joint"] = Field("none", description="how a delta starts")
+    rank: Natural = Field(0, description="of the deltas; 0 exactly where delta is none")
+    biases: Literal["own", "shared"] = Field(
+        default_factory=_own_where_deltas_are, description="default: own with deltas, shared without"
+    )
+    bias_correction: bool = Field(False, description="whether a layer's own biases take up its mean error")
+    repair: Literal["none", "least_squares"] = Field(
+        default_factory=_repaired_without_deltas, description="default: least_squares without deltas, none with"
+    )
 
     @model_validator(mode="after")
     def _rank_fits_delta(self):
@@ -125,7 +143,12 @@ class Collapse(_Merging):
     """
 
     method: Literal["collapse"]
-    repair: Literal["none", "differences", "scale", "least_squares"] = "none"
+    alignment: Alignment = Field("identity", description="what neurons are matched by")
+    base: Literal["first", "mean", "regression"] = Field("first", description="the FFN that a group becomes")
+    reference: Reference = Field("first", description="the layer of a group that the others are matched to")
+    repair: Literal["none", "differences", "scale", "least_squares"] = Field(
+        "least_squares", description="what makes up for the layers that are gone"
+    )
 
     @model_validator(mode="after")
     def _repair_fits_base(self):
@@ -138,8 +161,8 @@ class Drop(Section):
     """The model without its least influential layers: so many, or the fewest that reach `target_parameters`."""
 
     method: Literal["drop"]
-    layers: Count | None = None
-    target_parameters: Target | None = None
+    layers: Count | None = Field(None, description="how many; or target_parameters")
+    target_parameters: Target | None = Field(None, description=TARGET)
 
     @model_validator(mode="after")
     def _one_of_two(self):
@@ -155,10 +178,10 @@ class LowRank(Section):
     """
 
     method: Literal["low_rank"]
-    fit: Literal["svd", "weighted"]
-    ranks: Literal["equal", "filled"]
-    bias_correction: bool = False
-    target_parameters: Target
+    fit: Literal["svd", "weighted"] = Field(description="to the matrix, or to what it does to calibration text")
+    ranks: Literal["equal", "filled"] = Field(description="how the target is spread over the matrices")
+    bias_correction: bool = Field(False, description="whether biases take up a matrix's mean error")
+    target_parameters: Target = Field(description=TARGET)
 
 
 class Prune(Section):
@@ -168,44 +191,47 @@ class Prune(Section):
     """
 
     method: Literal["prune"]
-    scope: Literal["matrix", "all"]
-    target_parameters: Target
+    scope: Literal["matrix", "all"] = Field("all", description="which entries are compared")
+    target_parameters: Target = Field(description=TARGET)
 
 
 class External(Section):
     """Another checkpoint with the same vocabulary: a hub id, or a folder (best below data/local/model)."""
 
     method: Literal["external"]
-    model: str
-    revision: str | None = None
+    model: str = Field(description="a hub id, or a folder")
+    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
 
 
 class Distill(Section):
     """loss = (1 - logits) CE + logits T^2 KL(teacher || variant) + hidden x relative squared error of the states."""
 
-    logits: Annotated[float, Field(ge=0, le=1)]
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    hidden: Annotated[float, Field(ge=0)] = 0.0
+    logits: float = Field(ge=0, le=1, description="weight of the teacher's logits against the text")
+    temperature: float = Field(1.0, gt=0, description="divides both models' logits")
+    hidden: float = Field(0.0, ge=0, description="weight of the hidden states' relative squared error")
 
 
 class Recovery(Section):
-    """What is trained, and towards what.
+    """What is trained, and towards what. In params.yaml `distill` and `teacher` default to `usual_recovery`.
 
     train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
-    frobenius: weight of the penalty on ||A B||^2, or on ||A B - A_0 B_0||^2 where `around` is start.
-    warm_start: share of the steps in which each changed FFN learns to answer like the teacher's on its own inputs.
     teacher: who is asked: the original as it is, or as the control, which has learnt the train split (the teacher
     correction of Sreenivas et al. 2024, arXiv:2408.11796).
-    rate: times the profile's learning rates; a start close to the original is only harmed by what a broken one needs.
+    rate: a start close to the original is only harmed by what a broken one needs.
     """
 
-    train: Literal["all", "window", "deltas"]
-    frobenius: Annotated[float, Field(ge=0)]
-    around: Literal["zero", "start"] = "zero"
-    distill: Distill | None = None
-    teacher: Literal["original", "control"] = "original"
-    warm_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+    train: Literal["all", "window", "deltas"] = Field("all", description="which weights")
+    frobenius: float = Field(0.0, ge=0, description="weight of the penalty on deltas, ||A B||^2")
+    around: Literal["zero", "start"] = Field("zero", description="`start` makes that penalty ||A B - A_0 B_0||^2")
+    distill: Distill | None = Field(None, description="what is learnt from the teacher; null asks none")
+    teacher: Literal["original", "control"] = Field("original", description="who is asked")
+    warm_start: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which a changed FFN learns the teacher's answers",
+    )
+    rate: float = Field(1.0, gt=0, le=10, description="times the profile's learning rates")
 
     @model_validator(mode="after")
     def _a_teacher_is_asked(self):
@@ -214,7 +240,7 @@ class Recovery(Section):
         return self
 
 
-CONTROL = Recovery(train="all", frobenius=0.0)  # of the original, by stage `control`
+CONTROL = Recovery()  # of the original, by stage `control`
 
 
 def is_control(surgery: Section, finetune: Recovery) -> bool:
@@ -240,10 +266,36 @@ FITTING = {
 SHALLOWER = {"collapse", "drop", "external"}
 
 
+def usual_recovery(method: str, said: dict[str, Any]) -> dict[str, Any]:
+    """A variant's `finetune`, its `distill` and `teacher` filled in where params.yaml does not say them.
+
+    distill: {logits: 0.5, hidden: 20.0}, each unless it is said; hidden: 0.0 where the method takes layers away.
+    teacher: the control where one is asked, by `distill` or `warm_start`.
+    The original (method none) asks no teacher, as it is the control itself: nothing is filled in.
+    """
+    if method == "none":
+        return said
+    distill = said.get("distill", {})
+    if isinstance(distill, dict):
+        distill = {"logits": 0.5, "hidden": 0.0 if method in SHALLOWER else 20.0} | distill
+    asks = distill is not None or bool(said.get("warm_start"))
+    return {"teacher": "control" if asks else "original"} | said | {"distill": distill}
+
+
 class Variant(Section):
+    """A model made from the original. Every section is there, as DVC asks for it; {} leaves it at its defaults."""
+
     windows: Chosen
     surgery: Surgery
     finetune: Recovery
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_recovery(cls, said: Any) -> Any:
+        match said:
+            case {"surgery": {"method": str(method)}, "finetune": dict(finetune)}:
+                return said | {"finetune": usual_recovery(method, finetune)}
+        return said
 
     @model_validator(mode="after")
     def _parts_agree(self):
