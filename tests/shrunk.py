@@ -1,6 +1,7 @@
 """The study in a clone of its own, with budgets of seconds."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,5 +84,6 @@ def new_clone(folder: Path, kept=KEPT) -> Path:
 
 
 def stages_run(output: str) -> set[str]:
-    """The stages that an output of `dvc repro` says it ran."""
-    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+    """The stages that an output of `dvc repro`, or of `make repro` without a terminal, says it ran."""
+    lines = re.findall(r"^Running stage '(.+)':$|^\[ *\d+/\d+\] (\S+)  [\d.]+ s$", output, re.MULTILINE)
+    return {first or second for first, second in lines}

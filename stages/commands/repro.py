@@ -4,67 +4,93 @@ First what all variants share, then the chains of several variants at once, by D
 left by a plain `dvc repro`. Each chain has a CUDA device of its own as long as there are enough. Latencies come last,
 one at a time: nothing else may use the machine while they are taken. Without JOBS there are as many chains as CUDA
 devices, or as the machine has cores for the profile's threads.
+
+What libraries, stages and DVC say is in artifacts/logs, a file for each stage.
 """
 
-import os
-import subprocess
+import signal
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 from stages.core.process import command
 from stages.core.process.errors import UserError
-from stages.core.running import gpus, graph, leftovers
+from stages.core.running import gpus, graph, leftovers, repository, screen
+from stages.core.running.board import Board
+from stages.core.running.calls import Calls, Failure
 from stages.core.settings import params
+
+LOGS = Path("artifacts/logs")
 
 
 def main(jobs: str) -> None:
     if jobs != "auto" and (not jobs.isdigit() or int(jobs) < 1):
         raise UserError(f"JOBS = {jobs}: a whole number from 1, or auto, is needed")
-    mend()
+    repo = repository.opened()
+    for line in leftovers.mend(repo):
+        print(line, file=sys.stderr)
     cuda, asked = gpus.devices(), params.load()
     plan, runtime = graph.plan(Path("dvc.yaml"), asked.variants), asked.profiles[asked.profile].runtime
     number = gpus.fitting(cuda, runtime) if jobs == "auto" else int(jobs)
-    if number > 1:
-        run("repro", *plan.shared)
+    board = Board(plan, repository.outdated(repo, plan.stages()), number)
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, interrupt)
+    with tempfile.TemporaryDirectory() as reports:
+        shown = screen.chosen(board, Path(reports))
+        calls = Calls(board, shown, LOGS, Path(reports))
+        # In a thread, so that a signal meets this one at rest.
+        with shown, ThreadPoolExecutor(1) as thread:
+            try:
+                failures = thread.submit(study, calls, gpus.places(cuda, runtime, number)).result()
+            except KeyboardInterrupt as stopped:
+                calls.stop(patience=0 if stopped.args else 3)
+                shown.say(f"stopped: {screen.summary(board)}; `make repro` goes on from here")
+                sys.exit(130)
+    if failures:
+        raise UserError(f"{screen.summary(board)}; failed: {', '.join(each.stage or 'DVC' for each in failures)}")
+    shown.say(screen.summary(board))
+
+
+def study(calls: Calls, places: list[str | None]) -> list[Failure]:
+    """Run everything, a chain on each of the `places`; returns what failed."""
+    board, plan, failures = calls.board, calls.board.plan, []
+
+    def run(name: str, *arguments: str, place: str | None = None) -> None:
+        if failures:
+            return
+        if failure := calls.run(name, *arguments, surroundings=gpus.environment(place)):
+            failures.append(failure)
+            calls.screen.say(str(failure))
+            if board.at_work():
+                calls.screen.say("Chains that are at work are finished first; no other begins.")
+
+    if len(places) > 1:
+        if set(plan.shared) - board.done:
+            run("shared stages", "repro", *plan.shared)
         free = SimpleQueue()
-        for place in gpus.places(cuda, runtime, number):
+        for place in places:
             free.put(place)
 
-        def follow(chain: list[str]) -> None:
-            device = free.get()
+        def follow(variant: str) -> None:
+            place = free.get()
             try:
-                run("--wait-for-lock", "repro", "--single-item", *chain, device=device)
+                run(variant, "--wait-for-lock", "repro", "--single-item", *plan.chains[variant], place=place)
             finally:
-                free.put(device)
+                free.put(place)
 
-        with ThreadPoolExecutor(number) as pool:
-            list(pool.map(follow, plan.chains.values()))
-    run("repro")
-
-
-def mend() -> None:
-    """Undo what would stop DVC: what another left that was killed while it wrote."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        done = leftovers.mend(Repo())
-    except DvcException as error:
-        raise UserError(str(error)) from None
-    for line in done:
-        print(line, file=sys.stderr)
+        # What is up to date needs no call: the last one sees to it that nothing is forgotten.
+        waiting = [variant for variant, chain in plan.chains.items() if set(chain) - board.done]
+        with ThreadPoolExecutor(len(places)) as pool:
+            list(pool.map(follow, waiting))
+    run("other stages", "repro")
+    return failures
 
 
-def run(*arguments: str, device: str | None = None) -> None:
-    """One call of DVC; ends the program where it fails (DVC has said why)."""
-    # Not the script `dvc`: it names the folder in which it was installed, and fails once that is renamed.
-    code = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], env={**os.environ, **gpus.environment(device)}
-    ).returncode
-    if code:
-        raise UserError(f"`dvc {' '.join(arguments)}` failed (exit status {code})")
+def interrupt(number: int, _) -> None:
+    """End as by Ctrl-C, but at once: of such a signal DVC and the stages know nothing."""
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

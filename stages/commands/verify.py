@@ -8,12 +8,12 @@ from collections import Counter
 from stages.core.process import command
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
+from stages.core.running import repository
 from stages.core.running.verification import verify
 
 
 def main() -> None:
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     files = []
 
@@ -22,7 +22,7 @@ def main() -> None:
         return progress(paths, "verify", unit="file")
 
     try:
-        found = verify(Repo(), watch)
+        found = verify(repository.opened(), watch)
     except DvcException as error:
         raise UserError(f"{error} (`make repro` mends a dvc.lock that was cut short)") from None
     missing = [finding for finding in found if finding.what == "missing object"]

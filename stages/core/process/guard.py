@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stages.core.process.errors import UserError
 
+DVC = "SHARED_FFN_DVC"  # the environment variable by which `make repro` names the process of DVC
 PATIENCE = 10.0  # seconds; an orphan needs less than one to see that its parent is gone
 
 
@@ -19,7 +20,8 @@ PATIENCE = 10.0  # seconds; an orphan needs less than one to see that its parent
 def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIENCE) -> Iterator[None]:
     """Hold the lock of the stage that DVC is running, and end this process as soon as that DVC ends.
 
-    DVC names stage and repository in `environment`; without them (a command of one's own) nothing happens. Raises
+    DVC names stage and repository in `environment`; without them (a command of one's own) nothing happens. Ends the
+    process where the DVC that `make repro` named is gone already. Raises
     UserError where another process has held the lock for `patience` seconds.
     """
     if "DVC_STAGE" not in environment:
@@ -27,7 +29,7 @@ def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIE
         return
     import fcntl
 
-    threading.Thread(target=_end_with, args=(_dvc(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(_dvc(environment),), daemon=True).start()
     stage = environment["DVC_STAGE"]
     path = Path(environment["DVC_ROOT"], ".dvc", "tmp", "running", f"{stage.replace('/', '_')}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +53,15 @@ def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIE
         yield
 
 
-def _dvc():
-    """The DVC above this process (a shell may stand between), or else the parent."""
+def _dvc(environment: Mapping[str, str]):
+    """The DVC that the environment names, or the one above this process (a shell may stand between), or the parent."""
     import psutil
 
+    if DVC in environment:
+        try:
+            return psutil.Process(int(environment[DVC]))
+        except psutil.NoSuchProcess:  # killed before this process looked
+            os._exit(1)
     above = psutil.Process().parents()
     return next((each for each in above if any("dvc" in Path(word).name for word in _command(each)[:3])), above[0])
 

@@ -1,0 +1,150 @@
+"""Calls of DVC whose words go to logs, one for each stage, instead of to the screen."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core.process.progress import REPORT
+from stages.core.running.board import Board
+from stages.core.running.screen import report_file
+
+# What DVC says of a stage. Another DVC may say it otherwise: then fewer lines are shown, and nothing else changes.
+BEGIN = re.compile(r"Running stage '(.+)':$")
+SKIP = re.compile(r"Stage '(.+)' didn't change, skipping$")
+RESTORE = re.compile(r"Stage '(.+)' is cached - skipping run, checking out outputs$")
+RECORD = re.compile(r"(Updating|Generating) lock file '.+'$")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+DVC = "dvc"  # the name of the log of what DVC says between two stages
+KEPT = 200  # last lines in which the reason of a failure is looked for
+SHOWN = 8  # lines of it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call of DVC that failed: its stage or None, the reason, and the log that says more."""
+
+    stage: str | None
+    reason: list[str]
+    log: Path
+
+    def __str__(self) -> str:
+        what = f"stage {self.stage} failed" if self.stage else "DVC failed"
+        return "\n".join([f"{what}:", *(f"  {line}" for line in self.reason), f"  log: {self.log}"])
+
+
+class Calls:
+    """Runs DVC, tells a board and a screen what it does, and ends it when asked to."""
+
+    def __init__(self, board: Board, screen: Any, logs: Path, reports: Path):
+        self.board, self.screen, self.logs, self.reports = board, screen, logs, reports
+        self.stopped = False
+        self.children: set[subprocess.Popen] = set()
+        self.lock = threading.Lock()
+        logs.mkdir(parents=True, exist_ok=True)
+        self.log(None).write_text("", encoding="utf-8")
+
+    def log(self, stage: str | None) -> Path:
+        """The log of a stage, or the one of what belongs to none."""
+        return self.logs / f"{(stage or DVC).replace('/', '_')}.log"
+
+    def run(self, name: str, *arguments: str, surroundings: Mapping[str, str] | None = None) -> Failure | None:
+        """One call of DVC, by the name under which the screen shows it; None where it went well."""
+        variables = {**os.environ, **(surroundings or {}), REPORT: str(report_file(self.reports, name))}
+        command = [sys.executable, "-m", "stages.core.running.dvc_child", str(os.getpid()), *arguments]
+        with self.lock:
+            if self.stopped:
+                return None
+            child = subprocess.Popen(
+                command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, encoding="utf-8", errors="replace",
+            )  # fmt: skip
+            self.children.add(child)
+        self.board.open(name)
+        try:
+            with child.stdout:
+                stage, said = self._follow(name, child.stdout)
+            status = child.wait()
+            if status and not self.stopped:
+                return Failure(stage, reason(said, status) if stage else said[-SHOWN:], self.log(stage))
+            return None
+        finally:
+            self.board.close(name)
+            with self.lock:
+                self.children.discard(child)
+
+    def stop(self, patience: float) -> None:
+        """End every call: those that do not end by themselves within `patience` seconds are terminated.
+
+        Their stages end with them (see `process.guard`).
+        """
+        with self.lock:
+            self.stopped = True
+            children = list(self.children)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(patience)
+                continue
+            child.terminate()
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(5)
+                continue
+            child.kill()
+
+    def _follow(self, name: str, words: Iterable[str]) -> tuple[str | None, list[str]]:
+        """Write to logs what DVC says, until it ends; returns the stage that it ended in, and its last lines."""
+        stage, said = None, deque(maxlen=KEPT)
+        log = self.log(None).open("a", encoding="utf-8", buffering=1)
+        try:
+            for line in words:
+                text = COLOUR.sub("", line.rstrip("\n"))
+                if found := BEGIN.match(text):
+                    stage = self._end(name, stage)
+                    stage = found[1]
+                    self.board.begin(name, stage)
+                    log, _ = self.log(stage).open("w", encoding="utf-8", buffering=1), log.close()
+                    said.clear()
+                elif stage and RECORD.match(text):
+                    stage = self._end(name, stage)
+                    log, _ = self.log(None).open("a", encoding="utf-8", buffering=1), log.close()
+                    said.clear()
+                elif found := RESTORE.match(text):
+                    self.board.skip(found[1], restored=True)
+                    self.screen.stage(found[1], "from the run cache")
+                elif found := SKIP.match(text):
+                    self.board.skip(found[1])
+                log.write(text + "\n")
+                said.append(text)
+        finally:
+            log.close()
+        return stage, list(said)
+
+    def _end(self, name: str, stage: str | None) -> None:
+        """The stage of a call has ended well."""
+        if stage:
+            spent = self.board.end(name)
+            self.screen.stage(stage, f"{spent:.1f} s")
+
+
+def reason(said: list[str], status: int) -> list[str]:
+    """The lines of a failed stage's last words that say why: its error line, or the end of its traceback, or DVC's."""
+    lines = [line for line in said if line.strip()]
+    ends = [number for number, line in enumerate(lines) if line.startswith("ERROR: ")]
+    own, theirs = (lines[: ends[-1]], lines[ends[-1] :]) if ends else (lines, [])
+    own = [line for line in own if not line.startswith(("Running stage ", "> "))]
+    starts = [number for number, line in enumerate(own) if line.startswith("error: ")]
+    if not starts and any(line.startswith("Traceback ") for line in own):
+        starts = [number for number, line in enumerate(own) if not line.startswith((" ", "\t"))]
+    if starts:
+        return own[starts[-1] :][:SHOWN]
+    # It said nothing of the kind: killed perhaps. DVC names the whole command, which helps nobody.
+    told = [re.sub(r"failed to run: .*, exited", "exited", line) for line in theirs]
+    return [*own[-2:], *told][:SHOWN] or [f"exit status {status}"]
