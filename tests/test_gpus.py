@@ -1,9 +1,8 @@
-"""Which CUDA devices are counted, who gets which, and what memory is taken for theirs. nvidia-smi and torch are faked."""
+"""Which CUDA devices are counted, who gets which, and whose memory counts; nvidia-smi and torch are faked."""
 
 import json
 import stat
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -129,4 +128,4 @@ def test_torch_itself_is_asked(monkeypatch, tmp_path):
     """Wherever the command runs; here there is nothing to see."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(gpus.VISIBLE, "")
-    assert gpus._asked() == ([], "") and "torch" in gpus.QUESTION and sys.executable
+    assert gpus._asked() == ([], "")

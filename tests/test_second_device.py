@@ -1,0 +1,211 @@
+"""Everything that computes, on a device that is not the CPU: nothing mixes the two, and results are the CPU's."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import methods
+import pytest
+import second_device
+import tiny
+import torch
+from test_recovery import RECIPE, ROWS, USUAL
+
+from stages.core.architecture import ffn
+from stages.core.architecture.depth import influence
+from stages.core.calibration import activations, alignment
+from stages.core.calibration.alignment import CorrelationStream
+from stages.core.calibration.moments import Moments, MomentStream
+from stages.core.calibration.statistics import Calibration
+from stages.core.evaluation import classification, notebook, summaries, timing
+from stages.core.settings.profiles import HeadRecipe, Schedule
+from stages.core.settings.variants import Distill, Recovery
+from stages.core.shrinking import ablation, operations
+from stages.core.tasks.language import perplexity
+from stages.core.training import recovery
+from stages.core.training.loop import train
+
+NEAR = torch.device("cpu")
+ONCE = Schedule(**{**USUAL.model_dump(), "epochs": 1})
+every_method = pytest.mark.parametrize("method", methods.METHODS)
+
+
+@pytest.fixture
+def far(monkeypatch):
+    # Torch has both for real devices only.
+    known, adam = torch.autocast, torch.optim.AdamW
+    monkeypatch.setattr(torch, "autocast", lambda kind, **o: nullcontext() if kind == "meta" else known(kind, **o))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **options: adam(*args, **{**options, "fused": False}))
+    with second_device.watched() as device:
+        yield device
+
+
+def model_on(device, name, rank=None):
+    model = tiny.model(name) if rank is None else tiny.shared(name, rank)[0]
+    return model if device == NEAR else second_device.move(model)
+
+
+def calibration_on(device, known):
+    def there(found):
+        return {site: Moments(m.mean.to(device), m.second.to(device)) for site, m in found.items()}
+
+    return Calibration(
+        lambda *asked: known.permutation(*asked).to(device),
+        lambda layer: there(known.moments(layer)),
+        lambda: [batch.to(device) for batch in known.text()],
+    )
+
+
+def devices(model):
+    return {parameter.device for parameter in model.parameters()}
+
+
+def agree(found, wanted, **tolerance):
+    torch.testing.assert_close(found.cpu(), wanted, **{"rtol": 1e-4, "atol": 1e-4, **tolerance})
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda a, b: a + b,
+        lambda a, b: a @ b,
+        lambda a, b: torch.cat([a, b]),
+        lambda a, b: torch.nn.functional.linear(b, a),
+        lambda a, b: b.index_select(0, torch.arange(2).to(a.device)),
+        lambda a, b: a.add_(b),
+    ],
+)
+def test_what_mixes_devices_is_seen(mix, far):
+    a, b = torch.ones(2, 2, device=far), torch.ones(2, 2)
+    with pytest.raises(second_device.Mixed):
+        mix(a, b)
+    mix(a, a.clone())
+    mix(b, b.clone())
+
+
+@every_method
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_every_method_stays_on_its_device(name, method, far):
+    model, spec = tiny.model(name), methods.METHODS[method]
+    known = tiny.calibration(model)
+    wanted, _ = operations.operate(model, tiny.GROUPS, known, spec)
+    found, _ = operations.operate(model_on(far, name), tiny.GROUPS, calibration_on(far, known), spec)
+    assert devices(found) == {far}
+    agree(tiny.logits(found, tiny.ids().to(far)), tiny.logits(wanted))
+
+
+def arms(device):
+    """Each arm's perplexity, untrained and after the shortest recovery."""
+    model, tokens = model_on(device, "gpt2"), tiny.ids(2, 32, 9).flatten()
+    known = calibration_on(device, tiny.calibration(tiny.model("gpt2")))
+
+    def score(changed):
+        assert devices(changed) == {device}
+        return perplexity(changed, tokens, 32, 32, 2)
+
+    def learn(changed, structure, wanted):
+        recipe = RECIPE.model_copy(update={"epochs": 1})
+        recovery.recover(
+            changed, structure, model, ROWS[:4], ROWS.flatten()[:24], recipe, wanted, 0, autocast=nullcontext(),
+            watch=iter,
+        )  # fmt: skip
+        return score(changed)
+
+    rows = [
+        *ablation.untrained(model, [1, 2], known, ["pre_activation"], 2, score),
+        *ablation.recovered(model, [1, 2], known, 2, learn),
+    ]
+    return {"/".join(row[key] for key in (*ablation.START, "recovery")): row["perplexity"] for row in rows}
+
+
+def test_every_arm_of_the_ablation_stays_on_its_device(far, monkeypatch):
+    """Every form and recovery, at one rate, with the neurons as they are and laid upon each other."""
+    monkeypatch.setattr(ablation, "alignments", lambda sites: [("identity", "first"), ("cost", "centre")])
+    monkeypatch.setattr(ablation, "RATES", {"": 1.0})
+    assert arms(far) == pytest.approx(arms(NEAR), rel=1e-3)
+
+
+@pytest.mark.parametrize("train_what", ["window", "deltas", "all"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_distillation_with_backward_stays_on_its_device(name, train_what, far):
+    wanted = Recovery(
+        train=train_what, frobenius=1e-4, around="start", warm_start=0.5,
+        distill=Distill(logits=0.5, temperature=2.0, hidden=1.0),
+    )  # fmt: skip
+    found = {}
+    for device in (NEAR, far):
+        structure = tiny.shared(name, 3)[1]
+        model, teacher = model_on(device, name, 3), model_on(device, name)
+        recovery.recover(
+            model, structure, teacher, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
+        )  # fmt: skip
+        assert devices(model) == {device}
+        found[device] = tiny.logits(model, tiny.ids().to(device))
+    agree(found[far], found[NEAR], rtol=1e-2, atol=1e-2)
+
+
+def test_what_calibration_sees_stays_on_its_device(far):
+    batches, found = [tiny.ids(4, 16, seed) for seed in range(2)], {}
+    for device in (NEAR, far):
+        model = model_on(device, "llama")
+        family, moments, pairs = tiny.family(model), MomentStream(), CorrelationStream()
+        for seen in activations.stream(model, family, tuple(activations.SITES), batches):
+            moments.update(seen["post_activation"][2])
+            pairs.update(seen["pre_activation"][1], seen["pre_activation"][2])
+        known = calibration_on(device, tiny.calibration(tiny.model("llama")))
+
+        def ffn_of(layer, model=model):
+            return {name: value.double() for name, value in ffn.read(model, tiny.family(model), layer).items()}
+
+        orders = {
+            layer: order
+            for reference in alignment.REFERENCES
+            for layer, order in alignment.by_cost(ffn_of, known.moments, [0, 1, 2], reference).items()
+        }
+        found[device] = {
+            "moments": moments.moments().second,
+            "correlation": pairs.matrix(),
+            "dead": pairs.dead()[0],
+            "cost": alignment.cost(ffn_of(0), ffn_of(1), known.moments(1)),
+            "orders": torch.stack([torch.from_numpy(orders[layer]) for layer in (1, 2)]),
+            "influence": influence(model, family, [batch.to(device) for batch in batches]),
+        }
+    for what, wanted in found[NEAR].items():
+        agree(found[far][what], wanted)
+
+
+def test_what_is_measured_stays_on_its_device(far):
+    rows, found = [tiny.ids(1, 4 + i, i)[0] for i in range(6)], {}
+    for device in (NEAR, far):
+        model = model_on(device, "gpt2")
+        prefill, decode = timing.once(model, tiny.ids(1, 6).to(device), 2)
+        assert prefill > 0 and decode > 0
+        figures = [
+            perplexity(model, tiny.ids(3, 20).flatten(), 20, 10, 2),
+            notebook.padded_perplexity(model, [row.tolist() for row in rows], 8, 4),
+        ]
+        found[device] = torch.tensor(figures), classification.features(model, rows, 4)
+    for one, other in zip(found[far], found[NEAR]):
+        agree(one, other)
+
+
+def test_heads_and_summaries_are_trained_on_their_device(far):
+    rows, labels, found = [tiny.ids(1, 4 + i, i)[0] for i in range(6)], torch.arange(6) % 2, {}
+    for device in (NEAR, far):
+        model = model_on(device, "llama")
+        recipe = HeadRecipe(**ONCE.model_dump(), train="all", learning_rate={"head": 1e-2, "model": 1e-4}, seeds=[0])
+        states = classification.features(model, rows, 4)
+        head = classification.fit(model, list(model.parameters()), rows, labels, states, recipe, 0)
+        sure = classification.probabilities(head, classification.features(model, rows, 4))
+        objective = summaries.summary_loss(model, [row.tolist() for row in rows], [[1, 2, 3]] * 6)
+        history = train(model, 6, objective, [(list(model.parameters()), 1e-4)], ONCE, 0)
+        assert devices(head) == devices(model) == {device}
+        found[device] = sure, torch.tensor([step["loss"] for step in history.curve])
+    for one, other in zip(found[far], found[NEAR]):
+        agree(one, other, rtol=1e-2, atol=1e-2)
+
+
+def test_beams_are_written_on_their_device(far):
+    asked = [tiny.ids(1, length, length)[0].tolist() for length in (3, 5, 8)]
+    spec = SimpleNamespace(batch_size=2, beams=2, no_repeat_ngram=2)
+    found = [summaries.write(model_on(device, "llama"), asked, spec, 4, "continuation") for device in (NEAR, far)]
+    assert found[0] == found[1]
