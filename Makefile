@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 repro: .venv/ready
 	python -m stages.commands.repro --jobs $(JOBS)
 
-# make check says in a second what is wrong in params.yaml, and what memory, disk and time the profile needs.
+# make check says in a second what is wrong in params.yaml, its defaults, and what memory, disk and time it needs.
 check: .venv/ready
 	python -m stages.commands.check
 

@@ -93,10 +93,8 @@ CODE = {
         "perplexity sentiment latency summarize report",
     ),
     "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers repository screen verification}": (
-        "",
-        "",
-    ),  # of commands
+    "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers repository resolved screen"
+    " verification}": ("", ""),  # of commands
     "pretrain": ("pretrain", ""),
     "base": ("base", BASE),
     "prepare": ("prepare", PREPARE),

@@ -1,4 +1,4 @@
-"""Check params.yaml, and say what the active profile needs before anything runs. No model is opened.
+"""Check params.yaml, show it with its defaults, and say what the active profile needs. No model is opened.
 
 Run from the repository's root: make check. Ends with status 1 where params.yaml is wrong or something does not fit.
 """
@@ -12,7 +12,7 @@ from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
 from stages.core.process import command
 from stages.core.process.errors import UserError
-from stages.core.running import estimates, gpus
+from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
@@ -22,6 +22,7 @@ SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json"
 
 def main() -> None:
     found = params.load()
+    print(resolved.text(found), end="\n\n")
     profile = found.profiles[found.profile]
     known = model_of(profile.base)
     if known is None:
