@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from shrunk import run
 
@@ -289,6 +290,32 @@ def test_dvc_takes_every_name_and_sections_that_say_nothing(tmp_path):
     run(tmp_path, "dvc", "repro", "-q")
     assert {path.stem for path in (tmp_path / "sizes").iterdir()} == set(document["variants"])
     assert "up to date" in run(tmp_path, "dvc", "status")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("profiles.small.finetune.clip", 2.0),  # left out
+        ("profiles.small.finetune.learning_rate.norms", 0.5),  # left out of a part that is there
+        ("profiles.gpt2.finetune.validation.times", 3),  # left out with all around it
+        ("profiles.small.search.context", 128),  # there
+        ("variants.merged_4.surgery.base", "mean"),
+        ("variants.merged_4.finetune.distill.hidden", 5.0),
+    ],
+)
+def test_two_plus_signs_set_any_key_of_an_experiment(key, value, tmp_path):
+    """What `dvc exp run -S` does to the file. Without them, a key that the file leaves out is refused."""
+    path = tmp_path / "params.yaml"
+    path.write_text(REPOSITORY.read_text())
+    apply_overrides(path, [f"++{key}={value}"])
+    part, before = params.load(path).model_dump(), params.load(REPOSITORY).model_dump()
+    *above, last = key.split(".")
+    found, kept = part, before
+    for step in above:
+        found, kept = found[step], kept[step]
+    assert found[last] == value != kept[last]
+    kept[last] = value
+    assert part == before and "# " in path.read_text()
 
 
 def test_what_the_file_leaves_out_has_always_been_so():
