@@ -212,7 +212,7 @@ class Distill(Section):
 
 
 class Recovery(Section):
-    """What is trained, and towards what. In params.yaml `distill` and `teacher` default to `usual_recovery`.
+    """What is trained, and towards what. What params.yaml leaves out of `distill` and `teacher`, `usual_recovery` says.
 
     train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
     teacher: who is asked: the original as it is, or as the control, which has learnt the train split (the teacher
@@ -223,8 +223,13 @@ class Recovery(Section):
     train: Literal["all", "window", "deltas"] = Field("all", description="which weights")
     frobenius: float = Field(0.0, ge=0, description="weight of the penalty on deltas, ||A B||^2")
     around: Literal["zero", "start"] = Field("zero", description="`start` makes that penalty ||A B - A_0 B_0||^2")
-    distill: Distill | None = Field(None, description="what is learnt from the teacher; null asks none")
-    teacher: Literal["original", "control"] = Field("original", description="who is asked")
+    distill: Distill | None = Field(
+        None,
+        description="what is learnt from the teacher; see usual_recovery where a variant does not say; null: nothing",
+    )
+    teacher: Literal["original", "control"] = Field(
+        "original", description="who is asked; the control where a variant asks and does not say"
+    )
     warm_start: float = Field(
         0.0,
         ge=0,
@@ -269,7 +274,7 @@ SHALLOWER = {"collapse", "drop", "external"}
 def usual_recovery(method: str, said: dict[str, Any]) -> dict[str, Any]:
     """A variant's `finetune`, its `distill` and `teacher` filled in where params.yaml does not say them.
 
-    distill: {logits: 0.5, hidden: 20.0}, each unless it is said; hidden: 0.0 where the method takes layers away.
+    distill: {logits: 0.5, hidden: 20.0}, each unless it is said; hidden: 0.0 where layers may be gone (SHALLOWER).
     teacher: the control where one is asked, by `distill` or `warm_start`.
     The original (method none) asks no teacher, as it is the control itself: nothing is filled in.
     """
