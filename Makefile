@@ -1,5 +1,6 @@
-# `make repro` runs the study, `make test` the tests; every command makes the environment first.
-.PHONY: repro check test verify export harness ablation
+# `make` lists the targets. Each makes the environment first, in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help repro check test verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -7,33 +8,41 @@ RECOVER ?= yes
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
-# make repro JOBS=2 runs the chains of two variants at a time; without JOBS, as many as the machine has room for.
-repro: .venv/ready
-	python -m stages.commands.repro --jobs $(JOBS)
+# The scripts in .venv/bin name the folder that they were installed in; `python -m` works wherever it is now.
+INSTALLED := $(shell cat .venv/ready 2>/dev/null)
+ifneq ($(INSTALLED),)
+ifneq ($(INSTALLED),$(CURDIR))
+$(info This folder was $(INSTALLED) when .venv was made: `make` works, the scripts in .venv/bin (dvc) do not.)
+$(info To use them again: rm -r .venv && make check)
+endif
+endif
 
-# make check says in a second what is wrong in params.yaml, its defaults, and what memory, disk and time it needs.
-check: .venv/ready
-	python -m stages.commands.check
+help: ## List what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-test: .venv/ready
-	pytest -n auto --maxprocesses 4
+repro: .venv/ready ## Run the study (JOBS=2: two variants at a time)
+	@python -m stages.commands.repro --jobs $(JOBS)
 
-verify: .venv/ready
-	python -m stages.commands.verify
+check: .venv/ready ## Check params.yaml: its defaults, the memory, disk and time it needs
+	@python -m stages.commands.check
 
-# make export VARIANT=softshare TO=exported/softshare
-export: .venv/ready
-	python -m stages.commands.export --variant $(VARIANT) --to $(TO)
+test: .venv/ready ## Run the tests
+	python -m pytest -n auto --maxprocesses 4
 
-# make harness VARIANT=softshare TASK=reviews   (once: .venv/bin/pip install lm_eval==0.4.13)
-harness: .venv/ready
-	python -m stages.commands.harness --variant $(VARIANT) --task $(TASK) --to exported/harness/$(VARIANT).json
+verify: .venv/ready ## Compare every file with its hash in dvc.lock
+	@python -m stages.commands.verify
 
-# make ablation WINDOW=2-5 RANK=8   (RECOVER=no: untrained arms only)
-ablation: .venv/ready
-	python -m stages.commands.ablate --window $(WINDOW) --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
+export: .venv/ready ## Write a plain checkpoint: VARIANT=softshare TO=exported/softshare
+	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(TO)"
+
+# Once: .venv/bin/python -m pip install lm_eval==0.4.13
+harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=reviews
+	@python -m stages.commands.harness --variant "$(VARIANT)" --task "$(TASK)" --to "exported/harness/$(VARIANT).json"
+
+ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
+	@python -m stages.commands.ablate --window "$(WINDOW)" --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
-	touch $@
+	.venv/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	@echo '$(CURDIR)' > $@

@@ -39,6 +39,7 @@ class Board:
         self.done = self.stages - set(outdated)
         self.ran: dict[str, float] = {}
         self.restored: set[str] = set()
+        self.pauses: list[float] = []  # between two stages of a call: DVC records one and looks at the next
         self.work: dict[str, Work] = {}
         self.lock = threading.Lock()
 
@@ -50,7 +51,9 @@ class Board:
     def begin(self, call: str, stage: str) -> None:
         """A call of DVC begins to run a stage."""
         with self.lock:
-            self.work[call] = Work(call, stage, self.clock())
+            now = self.clock()
+            self.pauses.append(now - self.work[call].since)
+            self.work[call] = Work(call, stage, now)
 
     def end(self, call: str) -> float:
         """The stage of a call is done; returns the seconds that it took."""
@@ -87,18 +90,20 @@ class Board:
     def left(self) -> Left | None:
         """How long the rest will take, by the median time of stages of a kind; None as long as that is a guess.
 
-        Chains share the jobs, but none is faster than its own stages one after the other.
+        Between two stages lies the usual pause. Chains share the jobs, but none is faster than its own stages one
+        after the other.
         """
         with self.lock:
             typical, known = self._typical(), defaultdict(int)
             for stage in self.ran:
                 known[kind(stage)] += 1
+            pause = statistics.mean(self.pauses) if self.pauses else 0.0
             begun = {work.stage: self.clock() - work.since for work in self.work.values() if work.stage}
-            rest = {stage for stage in self.stages - self.done}
+            rest = self.stages - self.done
 
             def seconds(stages: Iterable[str]) -> float:
                 waiting = [stage for stage in stages if stage in rest]
-                return sum(max(0.0, typical.get(kind(stage), 0.0) - begun.get(stage, 0.0)) for stage in waiting)
+                return sum(max(0.0, pause + typical.get(kind(stage), 0.0) - begun.get(stage, 0.0)) for stage in waiting)
 
             chains = [seconds(chain) for chain in self.plan.chains.values()]
             parallel = [stage for stage in rest if stage not in self.plan.alone]
@@ -106,7 +111,8 @@ class Board:
                 return None
             more = any(kind(stage) not in typical for stage in rest)
             whole = seconds(self.plan.shared) + max(sum(chains) / self.jobs, *chains, 0.0) + seconds(self.plan.alone)
-            return Left(whole, more) if whole or not more else None
+            nothing_known = rest and not any(kind(stage) in typical for stage in rest)
+            return None if nothing_known else Left(whole, more)
 
     def _typical(self) -> dict[str, float]:
         times = defaultdict(list)

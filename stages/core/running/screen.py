@@ -1,9 +1,10 @@
 """How a run looks: lines of text from its state, and a terminal or a plain stream that shows them."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from stages.core.process.progress import report_of
 from stages.core.running.board import Board, Left, Work
@@ -89,8 +90,8 @@ def summary(board: Board) -> str:
 class Plain:
     """One line for every stage that ends, for a file or a pipe."""
 
-    def __init__(self, board: Board, stream: TextIO = sys.stdout):
-        self.board, self.stream = board, stream
+    def __init__(self, board: Board):
+        self.board = board
 
     def __enter__(self) -> "Plain":
         return self
@@ -104,7 +105,7 @@ class Plain:
 
     def say(self, text: str) -> None:
         """Text that stays."""
-        print(text, file=self.stream, flush=True)
+        print(text, flush=True)
 
 
 class Live:
@@ -149,7 +150,5 @@ def report_file(folder: Path, call: str) -> Path:
 
 def chosen(board: Board, folder: Path) -> Plain | Live:
     """The screen for this process's standard output."""
-    import os
-
     terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     return Live(board, folder) if terminal else Plain(board)
