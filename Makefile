@@ -23,7 +23,7 @@ help: ## List what there is to make
 repro: .venv/ready ## Run the study (JOBS=2: two variants at a time)
 	@python -m stages.commands.repro --jobs $(JOBS)
 
-check: .venv/ready ## Check params.yaml: its defaults, the memory, disk and time it needs
+check: .venv/ready ## Check params.yaml; show its defaults, memory, disk, time
 	@python -m stages.commands.check
 
 test: .venv/ready ## Run the tests
