@@ -126,6 +126,8 @@ class _StopForward(Exception):
 def influence(model: Any, family: Family, batches: Iterable[Tensor]) -> Tensor:
     """1 - the mean cosine between what a block reads and what it answers, shape (layers,), float64.
 
+    A block that answers zeros to zeros has changed nothing: that cosine counts as 1.
+
     The block influence of ShortGPT (Men et al. 2024, arXiv:2403.03853); `batches` hold token ids, (rows, length).
     """
     depth = len(family.blocks(model))
@@ -135,6 +137,7 @@ def influence(model: Any, family: Family, batches: Iterable[Tensor]) -> Tensor:
             model.base_model(batch, use_cache=False)
             for layer, here in seen.items():
                 before, after = (values.double() for values in here["block"])
-                total[layer] += functional.cosine_similarity(before, after, dim=-1).sum().cpu()
+                cosine = functional.cosine_similarity(before, after, dim=-1)
+                total[layer] += torch.where((before == 0).all(-1) & (after == 0).all(-1), 1.0, cosine).sum().cpu()
             count += batch.numel()
     return 1 - total / count

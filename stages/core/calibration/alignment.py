@@ -106,9 +106,10 @@ def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
     """Entry (k, j): the error of the reference's neuron k in place of a layer's own neuron j, shape (d_ff, d_ff).
 
     For a matrix that the neurons write (`in`, `gate`) it is E|(u_k - w_j) x|^2 on the layer's own inputs, for `out` it
-    is |u_k - w_j|^2 E[h_j^2]; each is relative to E|W x|^2, so that the matrices can be summed.
+    is |u_k - w_j|^2 E[h_j^2]; each is relative to E|W x|^2, so that the matrices can be summed. A matrix whose E|W x|^2
+    is 0 (an identity block's) costs nothing, whatever takes its place.
     """
-    total: Tensor | float = 0.0
+    total = torch.zeros(2 * [len(own["w_in"])], dtype=own["w_in"].dtype, device=own["w_in"].device)
     for name, site in ((f"w_{role}", site) for role, site in SITE.items() if f"w_{role}" in own):
         second = moments[site].second
         if ffn.NEURON_AXIS[name] == 0:
@@ -121,7 +122,8 @@ def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
             own_size = own[name].square().sum(0) * power
             overlap = reference[name].T @ own[name]
             errors = (reference[name].square().sum(0)[:, None] - 2 * overlap) * power + own_size
-        total = total + errors / own_size.sum()
+        if own_size.sum() > 0:
+            total = total + errors / own_size.sum()
     return total
 
 

@@ -23,8 +23,13 @@ class Moments:
     second: Tensor
 
     def centred(self) -> "Moments":
-        """The moments of x - E[x]: what is left to fit once a bias absorbs the mean."""
-        return Moments(torch.zeros_like(self.mean), self.second - torch.outer(self.mean, self.mean))
+        """The moments of x - E[x]: what is left to fit once a bias absorbs the mean.
+
+        A coordinate that never varies has zeros: what rounding leaves may be negative and have no Cholesky factor.
+        """
+        second = self.second - torch.outer(self.mean, self.mean)
+        varies = second.diagonal() > 1e-13 * self.second.diagonal()
+        return Moments(torch.zeros_like(self.mean), torch.where(varies & varies[:, None], second, 0.0))
 
     def permuted(self, permutation: Tensor) -> "Moments":
         """The moments of x with coordinate `permutation[k]` in place k."""

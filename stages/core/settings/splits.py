@@ -1,8 +1,12 @@
 """The slices of a data set that `datasets` writes as train, train[:50%] or train[100:200]+validation."""
 
+import glob
+import os
+import posixpath
 import re
 from collections.abc import Mapping
 from itertools import combinations
+from urllib.parse import unquote, urlsplit
 
 Bound = tuple[int, int]  # percent of the rows, and rows on top
 Part = tuple[str, Bound, Bound]  # a split (or its file), where the slice begins and where it ends
@@ -40,26 +44,69 @@ def _bound(text: str | None, otherwise: Bound) -> Bound:
     return (0, number) if not text.startswith("-") else (100, number)
 
 
-def overlap(one: str, other: str, files: Mapping[str, str] | None = None) -> bool:
+def overlap(one: str, other: str, files: Mapping[str, str] | None = None, path: str = "") -> bool:
     """Whether two splits share rows of every data set that is large enough.
 
-    Bounds are compared by their percentage, then by their rows; `files` says which file a split's name stands for.
+    Bounds are compared by their percentage, then by their rows; `files` says which files a split's name stands for.
+    Slices of different collections with a file in common count as sharing rows. `path` is the data set's.
     """
-    source = lambda name: (files or {}).get(name, name)  # noqa: E731
-    return any(
-        source(a) == source(b) and max(begin, start) < min(end, stop)
-        for a, begin, end in parts(one)
-        for b, start, stop in parts(other)
-    )
+    known = {name: sources(pattern, path) for name, pattern in (files or {}).items()}
+    source = lambda name: known.get(name, {name})  # noqa: E731
+
+    def shared(a: Part, b: Part) -> bool:
+        (a, begin, end), (b, start, stop) = a, b
+        if source(a) != source(b):
+            return "all" in (a, b) or bool(source(a) & source(b))  # `datasets` calls the union of all splits `all`
+        return max(begin, start) < min(end, stop)
+
+    return any(shared(a, b) for a in parts(one) for b in parts(other))
 
 
-def check(named: Mapping[str, str | None], files: Mapping[str, str] | None) -> None:
+def sources(pattern: str, path: str = "") -> set:
+    """What a value of `data_files` stands for: a set that no other spelling of the same files changes.
+
+    Files that are there are known by device and inode, whatever links or letters lead to them; others by their
+    absolute path. Addresses are written in one way, a hub's files with their revision (`main` unless named). Relative
+    paths belong to the data set's folder where `path` is one.
+    """
+    address = urlsplit(pattern)
+    if address.scheme == "file":
+        pattern = unquote(address.path)
+    elif len(address.scheme) > 1:
+        return {_address(pattern)}
+    base = os.path.expanduser(path) if os.path.isdir(os.path.expanduser(path)) else ""
+    pattern = os.path.join(base, os.path.expanduser(pattern))
+    found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    files = {_identity(name) for name in found if os.path.isfile(name)}
+    return files or {os.path.realpath(pattern)}
+
+
+def _identity(file: str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def _address(url: str) -> str:
+    """An address without a double slash or `..`, in the hub's own form where it is one of the hub's."""
+    scheme, rest = url.split("://", 1)
+    rest = posixpath.normpath(rest.split("?")[0])
+    on_hub = re.fullmatch(r"[^/]+/datasets/([^/]+/[^/]+)/(?:resolve|blob|raw)/([^/]+)/(.+)", rest)
+    if scheme.lower() != "hf" and not (on_hub and "huggingface" in rest.split("/")[0]):
+        return unquote(f"{scheme.lower()}://{rest}")
+    named = re.fullmatch(r"datasets/([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", rest)
+    if not (on_hub or named):
+        return unquote(f"hf://{rest}")
+    name, revision, file = (unquote(part or "main") for part in (on_hub or named).groups())
+    return f"hf://datasets/{name}@{revision.removeprefix('refs/heads/')}/{file}"
+
+
+def check(named: Mapping[str, str | None], files: Mapping[str, str] | None, path: str = "") -> None:
     """Raise ValueError where two of the named splits share rows; one that is None is not there."""
     given = [(name, split) for name, split in named.items() if split is not None]
     for _, split in given:
         parts(split)
     for (name, one), (other, two) in combinations(given, 2):
-        if overlap(one, two, files):
+        if overlap(one, two, files, path):
             raise ValueError(f"{name} = {one} and {other} = {two} overlap: no row may be in both")
 
 

@@ -1,5 +1,6 @@
 """What a profile may say about text: to model, to classify, to sum up."""
 
+import codecs
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from stages.core.settings import splits
 from stages.core.settings.section import Count, Natural, Section, Sequence
 
 SPLITS = ("train", "validation", "test")
+ENCODED = ("text", "json", "csv")  # what `datasets` reads with an encoding
 
 
 class Stories(Section):
@@ -21,18 +23,33 @@ class Stories(Section):
 
 
 class Loaded(Section):
-    """Rows as `datasets.load_dataset` takes them: a hub name, or parquet, json or text with `data_files`."""
+    """Rows as `datasets.load_dataset` takes them: a hub name, or parquet, json, csv or text with `data_files`.
+
+    `encoding` is that of the files, UTF-8 where None; parquet has none.
+    """
 
     kind: Literal["dataset"]
     path: str = Field(description="a hub id; parquet, json or text with data_files")
     name: str | None = Field(None, description="the data set's configuration")
     revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
     data_files: dict[str, str] | None = Field(None, description="a file (best below data/local/text) for each split")
+    encoding: str | None = Field(None, description="of files that are not UTF-8: latin-1, utf-16, ...")
+
+    @model_validator(mode="after")
+    def _the_encoding_is_known(self):
+        if self.encoding is not None:
+            if self.path not in ENCODED:
+                raise ValueError(f"encoding = {self.encoding}: path must be {', '.join(ENCODED)}, not {self.path}")
+            try:
+                codecs.lookup(self.encoding)
+            except LookupError:
+                raise ValueError(f"encoding = {self.encoding} is none that Python knows; write utf-8 or latin-1")
+        return self
 
     @model_validator(mode="after")
     def _splits_are_there_and_share_no_row(self):
         named = {name: getattr(self, name, None) for name in SPLITS}
-        splits.check(named, self.data_files)
+        splits.check(named, self.data_files, self.path)
         for name, split in named.items():
             for file in [] if split is None or self.data_files is None else splits.names(split):
                 if file not in self.data_files:

@@ -12,10 +12,11 @@ def gains(weight: Tensor, residual: Tensor) -> Tensor:
     """The share of a matrix's error that each further rank takes away, falling: squared singular values over the whole.
 
     `residual` is what low rank has to fit, `weight` what an error is relative to; both are taken times a root of
-    the inputs' second moments where those count.
+    the inputs' second moments where those count. Where the weight is 0, so is every share.
     """
     gram = residual @ residual.T if residual.shape[0] <= residual.shape[1] else residual.T @ residual
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) / weight.square().sum()
+    taken, whole = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0), weight.square().sum()
+    return taken / whole if whole > 0 else torch.zeros_like(taken)
 
 
 def water_fill(

@@ -1,9 +1,13 @@
 """Where text comes from: the project's own grammar, or any data set that `datasets` can load."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stages.core.process import hub
 from stages.core.process.errors import UserError
+from stages.core.settings import splits
 from stages.core.settings.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Loaded, Reviews, Stories
 from stages.core.text.stories import stories, summarised
 
@@ -15,7 +19,7 @@ def rows(source: Stories | Dataset, split: str, lexicon: Path) -> list[str]:
     """The rows of text of one split (`train`, `validation` or `test`). Raises UserError where there are none."""
     if isinstance(source, Stories):
         return generated(lexicon, source.seed, split, getattr(source, split))
-    text = _columns(source, split, "prepare", source.column)[0]
+    text = _texts(_columns(source, split, "prepare", source.column)[0], source, split, "prepare", source.column)
     if not any(row.strip() for row in text):
         raise UserError(f"split {getattr(source, split)!r} of prepare.source has no text in {source.column!r}")
     return text
@@ -35,11 +39,12 @@ def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path, summarie
     if getattr(source, split) is None:
         return []
     names = [source.article, source.summary]
-    found, key = list(zip(*_columns(source, split, "articles", *names))), getattr(source, split)
+    columns = _columns(source, split, "articles", *names)
+    found = list(zip(*(_texts(texts, source, split, "articles", name) for name, texts in zip(names, columns))))
     for number, pair in enumerate(found):
         for name, text in zip(names, pair):
-            if not (text or "").strip():
-                raise UserError(f"row {number} of split {key!r} of articles.source: {name!r} is empty")
+            if not text.strip():
+                raise UserError(f"{_place(number, source, split, 'articles')}: {name!r} is empty")
     return found
 
 
@@ -55,12 +60,12 @@ def labelled(source: Reviews | LabelledDataset, split: str, lexicon: Path, revie
         return [row for pair in zip(*told) for row in pair]
     texts, labels = _columns(source, split, "reviews", source.text, source.label)
     for row, (text, label) in enumerate(zip(texts, labels)):
-        if not isinstance(text, str) or not isinstance(label, int):
+        if not isinstance(text, str) or type(label) is not int:
             raise UserError(
-                f"row {row} of split {getattr(source, split)!r} of reviews.source needs a text in {source.text!r} and "
+                f"{_place(row, source, split, 'reviews')} needs a text in {source.text!r} and "
                 f"a whole number in {source.label!r}, not {type(text).__name__} and {type(label).__name__}"
             )
-    return list(zip(texts, labels))
+    return list(zip(_texts(texts, source, split, "reviews", source.text), labels))
 
 
 def generated(lexicon: Path, seed: int, split: str, count: int) -> list[str]:
@@ -84,24 +89,95 @@ def _yaml(path: Path) -> dict:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
+def _place(row: int, source: Loaded, split: str, section: str) -> str:
+    return f"row {row} of split {getattr(source, split)!r} of {section}.source"
+
+
+def _texts(values: list, source: Loaded, split: str, section: str, column: str) -> list[str]:
+    """The values without a byte order mark. Raises UserError at the first that is no text, or text read as another's.
+
+    UTF-16 without a mark reads as UTF-8 with a NUL beside every letter.
+    """
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            found = "null" if value is None else type(value).__name__
+            raise UserError(f"{_place(row, source, split, section)} needs a text in {column!r}, not {found}")
+        if "\0" in value:
+            raise UserError(
+                f"{_place(row, source, split, section)} has a NUL character in {column!r}: {_encoding(section)}"
+            )
+    return [value.removeprefix("\ufeff") for value in values]
+
+
+def _encoding(section: str) -> str:
+    return f"set {section}.source.encoding to that of the file (utf-16, utf-16-le, latin-1, cp1252, ...)"
+
+
+@contextmanager
+def _cache(source: Loaded) -> Iterator[dict[str, str]]:
+    """Where `datasets` may keep what it makes of the files: a folder that is gone afterwards where they are local.
+
+    Its own cache knows a file by path and time, not by what is in it.
+    """
+    from datasets import config
+
+    if not _is_local(source):
+        yield {}
+        return
+    root = Path(config.HF_DATASETS_CACHE)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="files-", dir=root, ignore_cleanup_errors=True) as folder:
+        yield {"cache_dir": folder}
+
+
+def _is_local(source: Loaded) -> bool:
+    """Whether the rows come from files of this machine: a folder, or files by the name of their format."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as formats
+
+    if Path(source.path).expanduser().exists():
+        return True
+    return source.path in formats and not any("://" in file for file in (source.data_files or {}).values())
+
+
 def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[list]:
     """Columns of one split of a data set, as lists."""
-    if not source.data_files:
+    files = source.data_files
+    if files and (names := {name for name, *_ in splits.parts(getattr(source, split))}) <= files.keys():
+        files = {name: files[name] for name in names}  # the others need not be read
+    for name, file in (files or {}).items():
+        if Path(file).is_file() and Path(file).stat().st_size == 0:
+            raise UserError(f"{section}.source.data_files.{name} = {file}: the file is empty")
+    if not files:
         hub.settle()
     from datasets import load_dataset
 
     try:
-        table = load_dataset(
-            source.path,
-            source.name,
-            revision=source.revision,
-            data_files=source.data_files,
-            split=getattr(source, split),
-        )
-        return [list(table[column]) for column in columns]
+        with _cache(source) as cache:
+            table = load_dataset(
+                source.path,
+                source.name,
+                revision=source.revision,
+                data_files=files,
+                split=getattr(source, split),
+                **cache,
+                **({"encoding": source.encoding} if source.encoding else {}),
+            )
+            return [list(table[column]) for column in columns]
     except Exception as error:  # datasets raises some twenty kinds, all of them about what the user named
         raise UserError(
             f"cannot load split {getattr(source, split)!r}, column {' and '.join(map(repr, columns))} of "
             f"{section}.source (path = {source.path!r}, name = {source.name!r}, data_files = {source.data_files!r}): "
-            f"{' '.join(str(error).split())[:400]}. Profile small needs no network."
+            f"{_cause(error, section)}. Profile small needs no network."
         ) from error
+
+
+def _cause(error: Exception, section: str) -> str:
+    """What went wrong, with what caused it, in a line; of text that cannot be decoded, the remedy."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    for link in chain:
+        if isinstance(link, UnicodeError):
+            return f"{link}; {_encoding(section)}"
+    said = dict.fromkeys(" ".join((str(link) or type(link).__name__).split())[:400] for link in chain[:2])
+    return ": ".join(said)

@@ -179,6 +179,10 @@ def divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """The mean over tokens of ||found - wanted||^2 / ||wanted||^2: no token's size outweighs the others."""
+    """The mean over tokens of ||found - wanted||^2 / ||wanted||^2: no token's size outweighs the others.
+
+    A token of which nothing is wanted (an identity block answers 0) has no error.
+    """
     found, wanted = found.float(), wanted.float()
-    return ((found - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-6)).mean()
+    size = wanted.square().sum(-1)
+    return torch.where(size > 0, (found - wanted).square().sum(-1) / size.clamp_min(1e-6), 0.0).mean()
