@@ -2,14 +2,13 @@
 
 import json
 import stat
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 
 from stages.commands import repro
 from stages.core.process.errors import UserError
-from stages.core.running import gpus
+from stages.core.running import gpus, graph
 from stages.core.settings.profiles import Runtime
 
 MIG = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d3b)
@@ -82,16 +81,23 @@ def test_a_chain_sees_its_device_by_nvidia_smi_s_number(listed, order, monkeypat
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if listed:
         monkeypatch.setenv(gpus.VISIBLE, listed)
-    seen = []
+    wanted = {gpus.VISIBLE: "2", **({"CUDA_DEVICE_ORDER": order} if order else {})}
+    assert gpus.environment("2") == wanted and gpus.environment(None) == {}
 
-    def run(arguments, env):
-        seen.append((env.get(gpus.VISIBLE), env.get("CUDA_DEVICE_ORDER")))
-        return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(subprocess, "run", run)
-    repro.run("status", device="2")
-    repro.run("status")
-    assert seen == [("2", order), (listed, None)]
+def test_each_chain_is_shown_its_device_alone(monkeypatch):
+    seen = {}
+
+    class Calls:
+        board = SimpleNamespace(plan=graph.Plan(shared=[], chains={"svd": ["a@svd"], "pruned": ["a@pruned"]}, alone=[]))
+
+        def run(self, name, *arguments, surroundings=None):
+            seen[name] = surroundings
+
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    repro.study(Calls(), ["0", "1"])
+    assert {seen[name][gpus.VISIBLE] for name in ("svd", "pruned")} <= {"0", "1"}
+    assert not any(seen[name] for name in seen.keys() - {"svd", "pruned"})
 
 
 @pytest.fixture
