@@ -89,7 +89,9 @@ def test_each_chain_is_shown_its_device_alone(monkeypatch):
     seen = {}
 
     class Calls:
-        board = SimpleNamespace(plan=graph.Plan(shared=[], chains={"svd": ["a@svd"], "pruned": ["a@pruned"]}, alone=[]))
+        board = SimpleNamespace(
+            plan=graph.Plan(shared=[], chains={"svd": ["a@svd"], "pruned": ["a@pruned"]}, alone=[]), done=set()
+        )
 
         def run(self, name, *arguments, surroundings=None):
             seen[name] = surroundings
