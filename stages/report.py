@@ -9,17 +9,19 @@ from stages.core.settings import params
 
 
 def main(
-    profile: str, provenance: Path, calibration: Path, alignment: Path, windows: Path, sizes: Path, recovery: Path,
-    training: Path, perplexity: Path, latency: Path, sentiment: Path, summarization: Path, samples: Path,
-    literature: Path, templates: Path, summary: Path, variants: Path, points: Path, plots: Path, report: Path,
-    texts: Path, html: Path,
+    profile: str, provenance: Path, overlap: Path, calibration: Path, alignment: Path, windows: Path, sizes: Path,
+    recovery: Path, training: Path, perplexity: Path, latency: Path, sentiment: Path, summarization: Path,
+    samples: Path, literature: Path, templates: Path, summary: Path, variants: Path, points: Path, plots: Path,
+    report: Path, texts: Path, html: Path,
 ) -> None:  # fmt: skip
     names = list(params.variants())
-    # A folder may still hold the figures of a variant that params.yaml no longer has: read only today's.
+    for folder in (windows, sizes, recovery, training, perplexity, latency, sentiment, summarization, samples):
+        forget_others(folder, names)
     of = lambda folder: {name: read_json(folder / f"{name}.json") for name in names}  # noqa: E731
     found = study.Study(
         profile=profile,
         provenance=read_json(provenance),
+        overlap=read_json(overlap),
         calibration=read_json(calibration),
         alignment=read_json(alignment),
         windows=of(windows),
@@ -59,6 +61,16 @@ def main(
     }
     for path, template in ((report, "report.md.j2"), (texts, "samples.md.j2"), (html, "report.html.j2")):
         write_text(path, page.render(templates, template, **content))
+
+
+def forget_others(folder: Path, names: list[str]) -> None:
+    """Remove the figures of variants that params.yaml no longer has.
+
+    They are no output of any stage, so no clone will have them, but DVC would compare the whole folder.
+    """
+    for path in folder.iterdir():
+        if path.is_file() and path.stem not in names:
+            path.unlink()
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
             "model": model, "gguf_file": None, "resolved_revision": None, "model_type": "gpt2", "layers": 12,
             "parameters": 2_674_432, "sha256": "0345b144ff8c" * 5 + "0000",
         },  # fmt: skip
+        overlap={
+            "validation": {"rows": 100, "shared_rows": 0, "characters": 9000, "shared_characters": 0},
+            "test": {"rows": 1250, "shared_rows": 25, "characters": 40000, "shared_characters": 600},
+        },
         calibration={"sha256": "ab" * 32, "activation_tokens": 4000, "moment_tokens": 32768, "sequence_length": 128},
         alignment={
             "tokens": 4000,
@@ -125,7 +129,7 @@ def lay_out(found: Study, folder: Path) -> dict[str, Path]:
     from stages.core.process.artifacts import write_csv, write_json
 
     paths = {}
-    for kind in ("provenance", "calibration", "alignment"):
+    for kind in ("provenance", "overlap", "calibration", "alignment"):
         paths[kind] = folder / f"{kind}.json"
         write_json(paths[kind], getattr(found, kind))
     each = ("windows", "sizes", "recovery", "perplexity", "latency", "sentiment", "summarization", "samples")

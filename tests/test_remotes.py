@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from shrunk import attempt, commit, run, stages_run
+from shrunk import attempt, commit, edit, run, stages_run
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,26 @@ def test_a_colleague_pulls_and_nothing_runs(author, tmp_path):
     assert not stages_run(run(there, "dvc", "repro"))
     assert run(there, "git", "status", "--short") == ""
     assert "up to date" in run(there, "dvc", "status")
+
+
+def test_nothing_runs_again_anywhere_after_a_variant_was_renamed(author, copy_of, tmp_path):
+    def rename(values):
+        values["variants"]["merged_four"] = values["variants"].pop("merged_4")
+        del values["variants"]["compressed_6"]
+
+    mine = copy_of(author)
+    edit(mine, rename)
+    ran = stages_run(run(mine, "dvc", "repro"))
+    assert "report" in ran and all(name == "report" or name.endswith("@merged_four") for name in ran)
+    assert not stages_run(run(mine, "dvc", "repro")) and "up to date" in run(mine, "dvc", "status")
+    run(mine, "dvc", "push")
+    commit(mine, "renamed")
+    there = colleague(mine, tmp_path / "there")
+    run(there, "dvc", "pull")
+    assert "up to date" in run(there, "dvc", "status")
+    assert not stages_run(run(there, "dvc", "repro"))
+    assert run(there, "git", "status", "--short") == ""
+    assert "merged_4" not in (there / "metrics/report.md").read_text()
 
 
 def test_a_push_of_all_commits_brings_every_configuration(author, tmp_path):

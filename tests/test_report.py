@@ -174,6 +174,22 @@ def test_published_figures_must_be_well_formed(tmp_path):
         published.read(tmp_path / "p.yaml")
 
 
+def test_the_report_says_how_much_test_text_was_learnt(made):
+    said = "Text: 25 of the test split's 1,250 rows (1.5% of its characters) are rows of the train split too; 0 of the"
+    assert said in (made / "report.md").read_text()
+
+
+def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(params, "variants", lambda: dict.fromkeys(("original", "svd_0.9")))
+    (tmp_path / "given").mkdir()
+    given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
+    report.main(profile="small", **given, **{option: tmp_path / name for option, name in OUTS.items()})
+    folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]
+    assert len(folders) == 9
+    for folder in folders:
+        assert {path.stem for path in folder.iterdir()} == {"original", "svd_0.9"}
+
+
 def test_environments_name_the_precision_of_what_was_trained():
     table = tables.environments(made_up.study())
     assert [row[0] for row in table.rows] == ["recovery", "perplexity; latency; sentiment; summarization"]

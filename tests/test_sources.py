@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
 from stages.core.settings.texts import ArticleDataset, Dataset, LabelledDataset
-from stages.core.text import sources
+from stages.core.text import corpus, sources
 
 TEXT = ["café été", "naïve"]
 
@@ -217,6 +217,12 @@ def test_a_file_of_another_format_has_its_cause_in_the_line(here):
         rows(here / "mine.txt", "json")
     with pytest.raises(UserError, match="Unable to find"):
         rows(here / "none.txt")
+
+
+def test_rows_that_are_there_twice():
+    found = corpus.shared(["one ", "", " two", "three", "one", " "], {"one", "three"})
+    assert found == {"rows": 4, "shared_rows": 3, "characters": 14, "shared_characters": 11}
+    assert corpus.shared([], set()) == dict.fromkeys(found, 0)
 
 
 def test_an_encoding_is_checked_at_the_door(here):

@@ -188,8 +188,15 @@ def study(request, tmp_path_factory):
         )  # fmt: skip
         pages = {"report": Path("report.md"), "texts": Path("samples.md"), "html": Path("report.html")}
         given = {"literature": data / "published.yaml", "templates": ROOT / "templates"}
+        given["overlap"] = Path("text/overlap.json")
         report.main(profile="tiny", **files, **{name: Path(name) for name in folders}, **pages, **given)
         yield folder
+
+
+def test_rows_that_are_in_two_splits_are_counted(study):
+    found = json.loads((study / "text/overlap.json").read_text())
+    assert found.keys() == {"validation", "test"}
+    assert all(split["shared_rows"] == split["rows"] == 20 * len(LINES) for split in found.values())
 
 
 def test_snapshot_is_the_source(study):

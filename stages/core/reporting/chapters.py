@@ -190,12 +190,23 @@ def _provenance(study: Study) -> Chapter:
         "Where the figures come from",
         [
             f"Model: {model(study)}, weights sha256 `{study.provenance['sha256']}`.",
+            "Text: " + "; ".join(_shared(study, split) for split in ("test", "validation")) + ".",
             f"Calibration text: the head of the train split, {read['activation_tokens']:,} tokens of activations and "
             f"{read['moment_tokens']:,} of moments in sequences of {read['sequence_length']}, token ids sha256 "
             f"`{read['sha256']}`.",
             "*Precision* is that of the arithmetic; weights are kept in float32.",
             tables.environments(study),
         ],
+    )
+
+
+def _shared(study: Study, split: str) -> str:
+    """How much of a split is also in the train split, in words."""
+    found = study.overlap[split]
+    share = found["shared_characters"] / found["characters"] if found["characters"] else 0
+    return (
+        f"{found['shared_rows']:,} of the {split} split's {found['rows']:,} rows ({share:.1%} of its characters) are "
+        "rows of the train split too"
     )
 
 

@@ -15,6 +15,7 @@ class Study:
 
     profile: str
     provenance: Mapping[str, Any]
+    overlap: Mapping[str, Mapping[str, int]]
     calibration: Mapping[str, Any]
     alignment: Mapping[str, Any]
     windows: Figures

@@ -1,7 +1,7 @@
 """Text as one stream of tokens."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ def read_rows(path: Path, most: int) -> list[list[int]]:
     """The first `most` rows of a table that `write_rows` wrote."""
     with parquet_reader(path) as file:
         return file.read(columns=["tokens"])["tokens"].slice(0, most).to_pylist()
+
+
+def shared(rows: Iterable[str], others: Collection[str]) -> dict[str, int]:
+    """How many rows with text there are and how many of them are among `others`, with the characters of both.
+
+    Spaces around a row do not count; nor are they there in `others`.
+    """
+    texts = [text for row in rows if (text := row.strip())]
+    twice = [text for text in texts if text in others]
+    size = lambda found: sum(map(len, found))  # noqa: E731
+    return {
+        "rows": len(texts), "shared_rows": len(twice), "characters": size(texts), "shared_characters": size(twice),
+    }  # fmt: skip
 
 
 def pack(tokens: Tensor, length: int) -> Tensor:
