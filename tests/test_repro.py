@@ -1,14 +1,19 @@
-"""How many chains run at once, on which devices, and which stages they are."""
+"""How many chains run at once, on which devices, which stages they are, and what becomes of a failure."""
 
 import os
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 from closure import ROOT
+from shrunk import attempt, run
 
 from stages.commands import repro
 from stages.core.process.errors import UserError
 from stages.core.running import gpus, graph
+from stages.core.running.board import Board
+from stages.core.running.calls import Failure
 from stages.core.settings.profiles import Runtime
 
 
@@ -58,3 +63,72 @@ def test_latency_is_in_no_chain_and_the_frozen_stage_nowhere():
 def test_a_number_that_is_none_is_refused(jobs):
     with pytest.raises(UserError, match="JOBS = "):
         repro.main(jobs)
+
+
+class Recorded:
+    """Stands in for calls of DVC: remembers them, and fails where told to."""
+
+    def __init__(self, outdated, failing=()):
+        names = ["one", "two", "three"]
+        chains = {name: [f"search@{name}", f"finetune@{name}"] for name in names}
+        plan = graph.Plan(["base"], chains, [*(f"latency@{name}" for name in names), "report"])
+        self.board, self.screen, self.failing = Board(plan, outdated or plan.stages()), self, failing
+        self.made, self.said, self.devices = [], [], {}
+
+    def run(self, name, *arguments, surroundings):
+        self.made.append((name, arguments))
+        self.devices[name] = surroundings.get("CUDA_VISIBLE_DEVICES")
+        return Failure(f"search@{name}", ["error: why"], Path("log")) if name in self.failing else None
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_what_is_shared_comes_first_and_a_plain_repro_last():
+    calls = Recorded([])
+    assert repro.study(calls, ["0", "1"]) == []
+    (first, *chains, last) = calls.made
+    assert first == ("shared stages", ("repro", "base")) and last == ("other stages", ("repro",))
+    assert {name for name, _ in chains} == {"one", "two", "three"}
+    assert all(
+        arguments == ("--wait-for-lock", "repro", "--single-item", f"search@{name}", f"finetune@{name}")
+        for name, arguments in chains
+    )
+    assert {calls.devices[name] for name, _ in chains} <= {"0", "1"} and calls.devices["other stages"] is None
+
+
+def test_what_is_up_to_date_is_left_to_the_last_call():
+    calls = Recorded(["finetune@two", "latency@two", "report"])
+    repro.study(calls, [None, None])
+    assert [name for name, _ in calls.made] == ["two", "other stages"]
+    calls = Recorded([])
+    repro.study(calls, [None])
+    assert [name for name, _ in calls.made] == ["other stages"]  # one job: DVC's own order
+
+
+def test_after_a_failure_nothing_else_begins_and_it_is_said_at_once():
+    calls = Recorded([], failing=["shared stages"])
+    failures = repro.study(calls, [None, None])
+    assert [name for name, _ in calls.made] == ["shared stages"] and len(failures) == 1
+    assert calls.said == ["stage search@shared stages failed:\n  error: why\n  log: log"]
+    calls = Recorded([], failing=["one", "two", "three"])
+    assert 1 <= len(repro.study(calls, [None, None])) <= 2
+    assert "other stages" not in [name for name, _ in calls.made]
+
+
+def test_a_failed_study_ends_with_status_1_and_names_the_stage(tmp_path):
+    """The whole command, on a project whose only shared stage fails before it reads anything."""
+    for name in ("params.yaml", ".dvc/config", "dvc.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  base: {cmd: 'echo error: nothing there >&2; exit 3', outs: [model]}\n"
+        "  search: {foreach: '${variants}', do: {cmd: 'true', deps: [model]}}\nvars: [params.yaml]\n"
+    )
+    run(tmp_path, "git", "init", "-q")
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    done = attempt(tmp_path, sys.executable, "-m", "stages.commands.repro", "--jobs", "2")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ("stage base failed:\n  error: nothing there\n  log: artifacts/logs/base.log\n")
+    assert done.stderr.endswith("; failed: base\n") and done.stderr.count("\n") == 1
+    assert "error: nothing there\n" in (tmp_path / "artifacts/logs/base.log").read_text()

@@ -62,7 +62,7 @@ def test_the_whole_screen_of_two_chains(board, clock):
         "  finetune@two     1:10  ━━━━━━──────  30/60  loss 2.134  seed 0",
     ]
     board.end("one")
-    assert screen.lines(board, nothing, 80)[1].split("  ")[-1] == "waits for DVC"
+    assert screen.lines(board, nothing, 80)[1].split("  ")[-1] == "DVC checks what is next"
 
 
 @pytest.mark.parametrize("width", range(1, 130))

@@ -38,7 +38,7 @@ def line_of(work: Work, report: dict[str, Any] | None, now: float, names: int, w
     """What one call does: stage, how far it is, its time, the loss or what else it says."""
     spent = duration(now - work.since)
     if work.stage is None:
-        return cut(f"  {work.name:<{names}}  {spent:>7}  waits for DVC", width)
+        return cut(f"  {work.name:<{names}}  {spent:>7}  DVC checks what is next", width)
     parts = [f"  {cut(work.stage, names):<{names}}  {spent:>7}"]
     if report:
         done, total = report["done"], report["total"]
