@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
+from stages.core.architecture.tokens import pad_token
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
@@ -34,7 +35,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path,
                     ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=spec.new_tokens,
-                    pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+                    pad_token_id=pad_token(model),
                     **options,
                 )
                 text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)

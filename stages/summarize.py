@@ -6,7 +6,7 @@ Only what the model writes is scored; beside it stand lead-3 and, where asked fo
 import statistics
 from pathlib import Path
 
-from stages.core.architecture import opening, rules
+from stages.core.architecture import opening, rules, tokens
 from stages.core.evaluation import summaries
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
@@ -65,7 +65,7 @@ def main(
 def learn(model, tokenizer, pairs, spec, seed, autocast, watch):
     """Train all weights on article/summary pairs, in place."""
     asked = summaries.prompts(tokenizer, pairs[0], spec.format, spec.context - spec.new_tokens)
-    wanted = summaries.targets(tokenizer, pairs[1], summaries.end_token(model), spec.new_tokens)
+    wanted = summaries.targets(tokenizer, pairs[1], tokens.end_tokens(model), spec.new_tokens)
     rates = [(list(model.parameters()), spec.training.learning_rate)]
     objective = summaries.summary_loss(model, asked, wanted)
     train(model, len(asked), objective, rates, spec.training, seed, autocast=autocast, watch=watch)

@@ -68,10 +68,8 @@ CODE = {
     "__init__ core/__init__": ("", ""),
     "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
     "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
-    "core/architecture/{__init__ attention depth families ffn gguf_header opening rules shape targets windows}": (
-        f"base extract correlate align {SHARED}",
-        BASE,
-    ),
+    "core/architecture/{__init__ attention depth families ffn gguf_config gguf_header opening rules shape targets"
+    " tokens weights windows}": (f"base extract correlate align {SHARED}", BASE),
     "core/text/{__init__ corpus labelled sources stories tokenizer}": (
         f"pretrain prepare articles reviews extract {SHARED}",
         f"articles reviews {PREPARE}",

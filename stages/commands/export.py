@@ -3,9 +3,11 @@
 Run from the repository's root after `dvc repro`: make export VARIANT=softshare TO=exported/softshare
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from stages.core.architecture.opening import open_snapshot
+from stages.core.architecture.tokens import state_end_tokens
 from stages.core.forms import checkpoint
 from stages.core.forms.dense import to_dense
 from stages.core.process import command
@@ -16,13 +18,19 @@ from stages.core.text.tokenizer import open_tokenizer
 
 def main(variant: str, to: Path) -> None:
     import torch
+    from transformers import GenerationConfig
 
     source = Path("artifacts/finetuned") / variant
     if not source.is_dir():
         raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
     shared, _ = checkpoint.load(source)
+    plain = to_dense(shared)
+    # How the original is meant to write: a variant's checkpoint holds its end tokens only.
+    with suppress(OSError):
+        plain.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)
+    state_end_tokens(plain)
     with replacing(to) as draft:
-        to_dense(shared).save_pretrained(draft)
+        plain.save_pretrained(draft)
         open_tokenizer(Path("artifacts/tokenizer")).save_pretrained(draft)
         ids = torch.arange(64).remainder(shared.config.vocab_size)[None]
         with torch.no_grad():

@@ -10,17 +10,23 @@ from torch.nn import functional
 
 from stages.core.architecture.families import Family
 from stages.core.architecture.opening import blank
+from stages.core.architecture.weights import described
 
 
 @torch.no_grad()
 def keep_layers(model: Any, family: Family, kept: list[int]) -> Any:
-    """A new stock model of the layers `kept`, in that order, with the values they have in `model`."""
-    config, depth = model.config.to_dict(), len(family.blocks(model))
-    for key, value in config.items():
-        # Settings with one entry a layer, such as qwen2's `layer_types`, lose the same layers.
-        if isinstance(value, list) and len(value) == depth:
-            config[key] = [value[layer] for layer in kept]
+    """A new stock model of the layers `kept`, in that order, each computing what it does in `model`.
+
+    Where a layer computes with its own number, which it may lose, what the number did goes into its weights.
+    """
+    config = described(model)
+    for key in family.per_layer & config.keys():
+        if config[key] is not None:
+            config[key] = [config[key][layer] for layer in kept]
     config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    numbered = family.numbered and config[family.numbered]
+    if numbered:
+        config[family.numbered] = False
     shallow = blank(config).to(next(model.parameters()).device)
     values = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in shallow.named_parameters():
@@ -28,6 +34,9 @@ def keep_layers(model: Any, family: Family, kept: list[int]) -> Any:
             layer, rest = name.removeprefix(family.layers + ".").split(".", 1)
             name = f"{family.layers}.{kept[int(layer)]}.{rest}"
         parameter.copy_(values[name])
+    if numbered:
+        for block, layer in zip(family.blocks(shallow), kept):
+            family.divide_scores(block, layer + 1)
     return shallow.eval()
 
 

@@ -27,6 +27,9 @@ class Family:
     learned_positions: whether positions have an embedding.
     tied: whether the embeddings are tied where config.json does not say.
     hidden_per_width: FFN neurons for each entry of the residual where config.json does not say; None: it has to.
+    per_layer: attributes of config.json that hold one entry a layer. Any other list may only happen to be as long.
+    numbered: the attribute of config.json that has layer n divide its attention scores by n + 1, if there is one.
+    queries: path within a block to the linear map whose first outputs, as many as the residual has, are its queries.
     """
 
     model_types: tuple[str, ...]
@@ -41,6 +44,9 @@ class Family:
     tied: bool
     transposed: bool = False
     hidden_per_width: int | None = None
+    per_layer: frozenset[str] = frozenset({"layer_types"})
+    numbered: str | None = None
+    queries: str | None = None
 
     def blocks(self, model: Any) -> Any:
         """The model's list of blocks."""
@@ -50,6 +56,14 @@ class Family:
         """Role -> linear module of one layer's FFN."""
         ffn = getattr(self.blocks(model)[layer], self.ffn)
         return {role: getattr(ffn, name) for role, name in self.matrices.items()}
+
+    def divide_scores(self, block: Any, divisor: float) -> None:
+        """Have a block divide its attention scores, by what its queries are made with."""
+        linear = block.get_submodule(self.queries)
+        weight = linear.weight if self.transposed else linear.weight.T
+        weight[:, : weight.shape[0]] /= divisor
+        if linear.bias is not None:
+            linear.bias[: weight.shape[0]] /= divisor
 
 
 _LLAMA = Family(
@@ -95,6 +109,8 @@ FAMILIES = (
         tied=True,
         transposed=True,
         hidden_per_width=4,
+        numbered="scale_attn_by_inverse_layer_idx",
+        queries="attn.c_attn",
     ),
     _LLAMA,
     replace(_LLAMA, model_types=("mistral",), biases={"qkv": False, "o": False, "ffn": False}),

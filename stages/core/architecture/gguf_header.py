@@ -4,26 +4,54 @@ The package `gguf` makes an array of every token of the vocabulary, which takes 
 (format: github.com/ggml-org/ggml/blob/master/docs/gguf.md) and only steps over them.
 """
 
+import math
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stages.core.process.errors import UserError
 
 STRING, ARRAY = 8, 9
+FLOAT32 = 0  # of a tensor
+ALIGNMENT = 32
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
+class Length(int):
+    """How many entries an array has, which stands for the array."""
+
+
 def read(path: Path) -> tuple[dict[str, Any], set[str]]:
-    """Key -> value (of an array: how many entries it has), and the tensors' names.
+    """Key -> value (of an array: its `Length`), and the tensors' names.
 
     Raises UserError where the file cannot be read or is no little-endian GGUF of version 2 or 3.
     """
+    with _opened(path) as cursor:
+        values, tensors = cursor.head()
+        return values, set(tensors)
+
+
+def floats(path: Path, name: str) -> list[float]:
+    """The values of a float32 tensor. Raises UserError as `read` does, and where the tensor is of another type."""
+    with _opened(path) as cursor:
+        values, tensors = cursor.head()
+        size, kind, offset = tensors[name]
+        if kind != FLOAT32:
+            raise ValueError(f"{name} is not float32")
+        alignment = values.get("general.alignment", ALIGNMENT)
+        cursor.at = -(-cursor.at // alignment) * alignment + offset
+        return list(cursor.take(f"{size}f"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["_Cursor"]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Cursor(data).head()
-    except (OSError, ValueError, struct.error, KeyError) as error:
+            yield _Cursor(data)
+    except (OSError, ValueError, struct.error, KeyError, ArithmeticError, TypeError) as error:
         raise UserError(f"cannot read {path} as GGUF: {' '.join(str(error).split())}") from error
 
 
@@ -31,17 +59,19 @@ class _Cursor:
     def __init__(self, data: mmap.mmap):
         self.data, self.at = data, 0
 
-    def head(self) -> tuple[dict[str, Any], set[str]]:
+    def head(self) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]]]:
+        """Key -> value, and tensor -> its number of entries, type and offset."""
         magic, version, tensors, pairs = self.take("4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}")
         values = {self.string(): self.value() for _ in range(pairs)}
-        names = set()
+        found = {}
         for _ in range(tensors):
-            names.add(self.string())
+            name = self.string()
             (dimensions,) = self.take("I")
-            self.take(f"{dimensions}QIQ")
-        return values, names
+            *sizes, kind, offset = self.take(f"{dimensions}QIQ")
+            found[name] = math.prod(sizes), kind, offset
+        return values, found
 
     def take(self, form: str) -> tuple:
         found = struct.unpack_from(f"<{form}", self.data, self.at)
@@ -66,4 +96,4 @@ class _Cursor:
             self.at = at
         else:
             self.at += count * struct.calcsize(f"<{SCALARS[kind]}")
-        return count
+        return Length(count)

@@ -1,8 +1,11 @@
 """Opening the model under study, by the library's own means."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.core.architecture import weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
 from stages.core.process.errors import UserError
@@ -12,31 +15,23 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     """A model (float32, on the CPU) and its tokenizer from a hub id or a local folder.
 
     Weights are read from safetensors or GGUF only, and no code that comes with a model is run. Raises
-    UserError where the source cannot be opened.
+    UserError where the source cannot be opened or does not hold what its config promises.
     """
     options = {key: value for key, value in [("revision", revision), ("gguf_file", gguf_file)] if value}
-    if Path(model).is_dir():
-        options["local_files_only"] = True
-    else:
-        hub.settle()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        safe = {} if gguf_file else {"use_safetensors": True}
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32", **safe, **options)
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
-    except Exception as error:  # a damaged file makes the readers raise nearly anything
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
-        raise UserError(
-            f"cannot open base.model = {model!r}"
-            + "".join(f", {key} = {value!r}" for key, value in options.items() if key != "local_files_only")
-            + f": {reason}. Give a hub id that this machine can reach or a local folder with safetensors or GGUF; "
-            "profile small needs no network."
-        ) from error
-    if len(tokenizer) > loaded.config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {model!r} has {len(tokenizer)} tokens, its model only {loaded.config.vocab_size}"
-        )
+    named = f"base.model = {model!r}" + "".join(f", {key} = {value!r}" for key, value in options.items())
+    advice = (
+        ". Give a hub id that this machine can reach or a local folder with safetensors or GGUF; "
+        "profile small needs no network."
+    )
+    with _refusing(f"cannot open {named}", advice):
+        loaded = weights.read(model, **_reach(model), **options)
+    with _refusing(f"cannot open the tokenizer of {named}"):
+        tokenizer = _tokenizer(model, options)
+    if tokenizer is None:
+        raise UserError(f"{named} has no tokenizer: tokenizer.json, or the vocabulary that it is made from, is missing")
+    most = max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
+    if most > loaded.config.vocab_size:
+        raise UserError(f"the tokenizer of {model!r} has {most} tokens, its model only {loaded.config.vocab_size}")
     for name, parameter in loaded.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(f"base.model = {model!r}: {name} holds a value that is not finite: the file is damaged")
@@ -50,35 +45,62 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
     """
     options = {"revision": revision} if revision else {}
-    if Path(model).is_dir():
-        options["local_files_only"] = True
-    else:
-        hub.settle()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.hub import has_file
-
-    try:
-        external = AutoModelForCausalLM.from_pretrained(model, dtype="float32", use_safetensors=True, **options)
-    except Exception as error:  # as above
-        raise UserError(f"cannot open surgery.model = {model!r}: {' '.join(str(error).split())[:400]}") from error
+    with _refusing(f"cannot open surgery.model = {model!r}"):
+        external = weights.read(model, **_reach(model), **options)
     family_of(external.config.model_type)
-    own = tokenizer
-    # Asked first, because the library makes up an empty tokenizer where there is none.
-    if any(has_file(model, name, revision) for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
-        own = AutoTokenizer.from_pretrained(model, **options)
-    if external.config.vocab_size != vocabulary or own.get_vocab() != tokenizer.get_vocab():
+    with _refusing(f"cannot open the tokenizer of surgery.model = {model!r}"):
+        own = _tokenizer(model, options)
+    if external.config.vocab_size != vocabulary or (own and own.get_vocab() != tokenizer.get_vocab()):
         raise UserError(
             f"params.yaml: surgery.model = {model!r} has another vocabulary ({external.config.vocab_size} entries, the "
             f"model under study has {vocabulary}): perplexities over different tokens cannot be compared"
         )
-    return external.eval()
+    return external
+
+
+def open_snapshot(folder: Path) -> Any:
+    """The snapshot that stage `base` wrote, float32, on the CPU, in evaluation mode."""
+    with _refusing(f"cannot open {folder}"):
+        return weights.read(str(folder), local_files_only=True)
+
+
+def _reach(model: str) -> dict[str, bool]:
+    """Options for a folder, or for the hub, which is then settled."""
+    if Path(model).is_dir():
+        return {"local_files_only": True}
+    hub.settle()
+    return {}
+
+
+@contextmanager
+def _refusing(what: str, advice: str = "") -> Iterator[None]:
+    """Within the context every error becomes one line that begins with `what`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(f"{what}: {reason}{advice}") from error
+
+
+def _tokenizer(model: str, options: dict[str, str]) -> Any:
+    """The tokenizer of a folder or hub id; None where there is none, for which the library makes up an empty one."""
+    from transformers import AutoTokenizer
+
+    options = _reach(model) | options
+    # Files of a vocabulary: a tokenizer_config.json alone holds no word.
+    files = ("tokenizer.json", "vocab.json", "tokenizer.model")
+    if "gguf_file" not in options and not any(weights.holds(model, name, **options) for name in files):
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    return tokenizer if words else None
 
 
 def dequantised(model: Any) -> Any:
     """The same weights in a model that does not remember having been GGUF, and so can be saved."""
-    config = model.config.to_dict()
-    del config["quantization_config"]
-    plain = blank(config)
+    plain = blank({key: value for key, value in weights.described(model).items() if key != "quantization_config"})
     plain.load_state_dict(model.state_dict())
     return plain
 
@@ -93,16 +115,6 @@ def blank(config: dict[str, Any]) -> Any:
     attention.register()
     options = {key: value for key, value in config.items() if key != "model_type"}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32)
-
-
-def open_snapshot(folder: Path) -> Any:
-    """The snapshot that stage `base` wrote, float32, on the CPU, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
-    from stages.core.architecture import attention
-
-    attention.register()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
 
 
 def check_fits(model: Any, key: str, length: int) -> None:

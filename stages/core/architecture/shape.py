@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core.architecture import gguf_header
+from stages.core.architecture import gguf_config, gguf_header
 from stages.core.architecture.families import Family, family_of
 from stages.core.process.errors import UserError
 
@@ -87,6 +87,7 @@ class Shape:
 def of_config(config: Mapping[str, Any], where: str) -> Shape:
     """The shape that a config.json describes. Raises UserError, beginning with `where`, where it does not."""
     try:
+        refuse_odd(config)
         family = family_of(config.get("model_type"))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -116,6 +117,17 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
         tied=says("tie_word_embeddings", family.tied),
         biases=frozenset(part for part, key in family.biases.items() if says(key, False)),
     )
+
+
+def refuse_odd(config: Mapping[str, Any]) -> None:
+    """Raise UserError where a config.json is not that of a stock model with plain weights, all layers alike."""
+    if method := config.get("quantization_config"):
+        name = method.get("quant_method") if isinstance(method, Mapping) else method
+        raise UserError(f"its weights are quantised ({name}): give the checkpoint that they were made from")
+    if config.get("auto_map"):
+        raise UserError("it names code of its own (auto_map), which is not run: the stock class may compute otherwise")
+    if config.get("per_layer_config"):
+        raise UserError("it has a per_layer_config: layers of different shapes are not supported")
 
 
 def of_model(model: Any) -> Shape:
@@ -154,8 +166,8 @@ def of_gguf(path: Path) -> Shape:
         raise UserError(f"{path}: {error}") from error
     config = {name: values.get(f"{kind}.{GGUF[what]}") for what, name in family.config.items()}
     config[family.config["vocabulary"]] = values.get(f"{kind}.vocab_size", values.get("tokenizer.ggml.tokens"))
-    tied = "output.weight" not in tensors
-    return of_config({"model_type": kind, "tie_word_embeddings": tied, **config}, str(path))
+    config |= {"tie_word_embeddings": "output.weight" not in tensors, "model_type": kind}
+    return of_config(config | gguf_config.changes(path, values, tensors), str(path))
 
 
 def of_source(model: str, revision: str | None = None, gguf_file: str | None = None) -> Shape | None:

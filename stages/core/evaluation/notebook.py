@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.architecture.tokens import pad_token
 from stages.core.evaluation.timing import waiting
 from stages.core.process.errors import UserError
-
-
-def end_token(model: Any) -> int:
-    """The model's end token (0 where it has none), with which the seeds pad: GPT-2 has no padding token."""
-    end = model.config.eos_token_id
-    return (end[0] if isinstance(end, list) else end) or 0
 
 
 @torch.no_grad()
@@ -30,7 +25,7 @@ def padded_perplexity(model: Any, rows: Sequence[Sequence[int]], length: int, ba
     Padding is hidden from attention, yet is a target like any other. Raises UserError where the loss is not finite or
     its exponential has no float64 value.
     """
-    device, pad = next(model.parameters()).device, end_token(model)
+    device, pad = next(model.parameters()).device, pad_token(model)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for start in range(0, len(rows), batch_size):
         cut = [list(row[:length]) for row in rows[start : start + batch_size]]
@@ -59,7 +54,7 @@ def generation_ms(model: Any, prompt: Tensor, length: int, repeats: int) -> floa
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=length - prompt.shape[1],
             do_sample=False,
-            pad_token_id=end_token(model),
+            pad_token_id=pad_token(model),
         )
     synchronise()
     return 1000 * (time.perf_counter() - begin) / repeats

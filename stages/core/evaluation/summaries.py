@@ -1,6 +1,7 @@
 """Summaries by continuation: the prompt, the loss on what follows it, beams that write it, and the tables of both."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.evaluation.notebook import end_token
+from stages.core.architecture.tokens import end_tokens, pad_token
 from stages.core.process.artifacts import parquet_reader, parquet_writer
 from stages.core.process.errors import UserError
 
@@ -25,9 +26,10 @@ def prompts(tokenizer: Any, articles: Iterable[str], form: str, most: int) -> li
     return [before + _ids(tokenizer, article)[:room] + after for article in articles]
 
 
-def targets(tokenizer: Any, summaries: Iterable[str], end: int, most: int) -> list[list[int]]:
-    """Each summary as the token ids that follow a prompt, at most `most` with the end token."""
-    return [_ids(tokenizer, f" {summary.strip()}")[: most - 1] + [end] for summary in summaries]
+def targets(tokenizer: Any, summaries: Iterable[str], ends: Sequence[int], most: int) -> list[list[int]]:
+    """Each summary as the token ids that follow a prompt, at most `most` with the first of `ends`, if there is one."""
+    end = list(ends[:1])
+    return [_ids(tokenizer, f" {summary.strip()}")[: most - len(end)] + end for summary in summaries]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -74,7 +76,8 @@ def write(
     """
     from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
-    device, pad = next(model.parameters()).device, end_token(model)
+    device, pad = next(model.parameters()).device, pad_token(model)
+    ends = set(end_tokens(model))
     # Batches of like lengths waste least on padding; answers go back to their places.
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     found: list[list[int]] = [[] for _ in asked]
@@ -99,7 +102,7 @@ def write(
             **options,
         )
         for place, row in zip(places, written[:, length:].tolist()):
-            found[place] = row[: row.index(pad)] if pad in row else row
+            found[place] = list(takewhile(lambda token: token not in ends, row))
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 
 from stages.core.architecture.families import family_of
 from stages.core.architecture.opening import blank, open_snapshot
+from stages.core.architecture.weights import described
 from stages.core.forms.structure import Sharing, install, keep_zeros
 from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
 from stages.core.process.errors import UserError
@@ -17,7 +18,7 @@ MODEL_TYPE = "shared_ffn"
 
 def save(model: Any, sharing: Sharing, folder: Path) -> None:
     """Write every parameter once, and the config that says how the model is put together."""
-    config = {"model_type": MODEL_TYPE, "sharing": asdict(sharing), "dense": model.config.to_dict()}
+    config = {"model_type": MODEL_TYPE, "sharing": asdict(sharing), "dense": described(model)}
     with replacing(folder) as draft:
         draft.mkdir()
         write_json(draft / "config.json", config)

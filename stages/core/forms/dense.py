@@ -8,12 +8,13 @@ from torch import nn
 
 from stages.core.architecture.families import family_of
 from stages.core.architecture.opening import blank
+from stages.core.architecture.weights import described
 from stages.core.forms.linears import FactoredLinear, SharedLinear
 
 
 def to_dense(model: Any) -> Any:
     """A stock model that computes the same: ties broken, products A B folded into the weights in float64."""
-    family, plain = family_of(model.config.model_type), blank(model.config.to_dict())
+    family, plain = family_of(model.config.model_type), blank(described(model))
     folded = copy.deepcopy(model)
     for block in family.blocks(folded):
         block_ffn = getattr(block, family.ffn)

@@ -1,0 +1,144 @@
+"""What the head of a GGUF file says about a computation, as settings of config.json; no torch in here.
+
+The library reads sizes. Position scaling, attention windows, biases and end tokens it leaves at a class's defaults.
+What no setting can say is refused here by the name of its key
+(github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-model.cpp).
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.core.architecture import gguf_header
+from stages.core.process.errors import UserError
+
+ROPE = "rope_freqs.weight"  # by what each frequency is divided
+
+# Keys, after the architecture's name and a dot, that the library reads or `changes` does.
+READ = {
+    "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
+    "attention.key_length", "attention.value_length", "attention.sliding_window", "rope.dimension_count",
+    "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear",
+}  # fmt: skip
+# Keys that say nothing about the computation; others with the value that changes nothing.
+SILENT = {"tensor_data_layout", "rope.scaling.finetuned"}
+NEUTRAL = {
+    "expert_count": 0, "expert_used_count": 0, "pooling_type": 0, "attention.causal": True, "logit_scale": 1.0,
+    "residual_scale": 1.0, "embedding_scale": 1.0, "attention.clamp_kqv": 0.0, "attention.max_alibi_bias": 0.0,
+    "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0, "rope.scaling.yarn_log_multiplier": 0.0,
+    "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0,
+}  # fmt: skip
+NEEDED = {"gpt2": "attention.layer_norm_epsilon"}
+
+
+def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
+    """Setting of config.json -> value, of what the library leaves out or takes from a class's defaults.
+
+    `values` and `tensors` are what `gguf_header.read` gives. Raises UserError where a key of the file changes the
+    computation and no config of its family can say so.
+    """
+    kind = values.get("general.architecture")
+    own = {key.removeprefix(f"{kind}."): value for key, value in values.items() if key.startswith(f"{kind}.")}
+
+    def refuse(key: str) -> None:
+        name = f"{kind}.{key}" if key in own else key
+        shown = f" = {own[key]!r}" if key in own else ""
+        raise UserError(f"{path}: {name}{shown}: no {kind} config of transformers can represent it")
+
+    for key, value in own.items():
+        if isinstance(value, gguf_header.Length):
+            raise UserError(f"{path}: {kind}.{key} has {value} values, one a layer: layers that differ are no {kind}")
+        if key not in READ | SILENT and not (key in NEUTRAL and value == NEUTRAL[key]):
+            refuse(key)
+    needed = NEEDED.get(kind, "attention.layer_norm_rms_epsilon")
+    if needed not in own:
+        raise UserError(f"{path}: {kind}.{needed} is not in the file")
+    if 0 < own.get("attention.sliding_window", 0) < own.get("context_length", math.inf):
+        refuse("attention.sliding_window")
+    found = _tokens(values)
+    if kind == "gpt2":
+        found |= {"n_positions": own.get("context_length"), "n_inner": own.get("feed_forward_length")}
+        if ROPE in tensors:
+            refuse(ROPE)
+        return {key: value for key, value in found.items() if value is not None or key.endswith("_token_id")}
+    width, heads = own.get("embedding_length"), own.get("attention.head_count")
+    if not (isinstance(width, int) and isinstance(heads, int) and width > 0 and heads > 0):
+        return found  # whoever asks for the sizes says so
+    head = own.get("attention.key_length", own.get("rope.dimension_count", width // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if own.get(key, head) != head:
+            refuse(key)
+    if kind == "llama":
+        found["attention_bias"] = any(f"blk.0.attn_{part}.bias" in tensors for part in ("q", "k", "v", "output"))
+        found["mlp_bias"] = any(f"blk.0.ffn_{part}.bias" in tensors for part in ("gate", "up", "down"))
+    scaling = _scaling(path, own, tensors, head, refuse)
+    base = {"rope_theta": own.get("rope.freq_base", 10000.0)}
+    return found | {"head_dim": head, "rope_parameters": base | scaling}
+
+
+def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Special tokens; a class's defaults are those of one checkpoint, and may be any word in this one."""
+    ends = [values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    return {
+        "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
+        "pad_token_id": values.get("tokenizer.ggml.padding_token_id"),
+    }
+
+
+def _scaling(path: Path, own: Mapping[str, Any], tensors: set[str], head: int, refuse: Any) -> dict[str, Any]:
+    """`rope_parameters` but for their base."""
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
+    # llama.cpp takes a factor without a type for a linear one.
+    kind = own.get("rope.scaling.type", "linear")
+    if ROPE in tensors:
+        if kind == "yarn" or kind == "linear" and factor != 1.0:
+            refuse("rope.scaling.type" if "rope.scaling.type" in own else "rope.scaling.factor")
+        return _divided(gguf_header.floats(path, ROPE), own, head)
+    if kind == "none" or kind in ("linear", "yarn") and factor == 1.0:
+        return {"rope_type": "default"}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        original = own.get("rope.scaling.original_context_length", own.get("context_length"))
+        fast, slow = (own.get(f"rope.scaling.yarn_beta_{name}", beta) for name, beta in (("fast", 32), ("slow", 1)))
+        return {
+            "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+            "beta_fast": float(fast), "beta_slow": float(slow),
+        }  # fmt: skip
+    refuse("rope.scaling.type")
+    raise AssertionError
+
+
+def _divided(factors: list[float], own: Mapping[str, Any], head: int) -> dict[str, Any]:
+    """Frequencies that are divided each by a number of its own: the rule of Llama 3 where it gives them, or a list."""
+    if all(factor == 1.0 for factor in factors):
+        return {"rope_type": "default"}
+    base, context = own.get("rope.freq_base", 10000.0), own.get("context_length")
+    for original in (own.get("rope.scaling.original_context_length"), 8192, context):
+        rule = {"factor": max(factors), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        if original and all(
+            math.isclose(_llama3(2 * math.pi * base ** (2 * i / head), original, **rule), factor, rel_tol=1e-5)
+            for i, factor in enumerate(factors)
+        ):
+            return {"rope_type": "llama3", "original_max_position_embeddings": original, **rule}
+    # Both lists being the same, no length changes anything.
+    lists = {"short_factor": factors, "long_factor": factors}
+    return {
+        "rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": context,
+        **lists,
+    }  # fmt: skip
+
+
+def _llama3(wavelength: float, original: int, factor: float, low_freq_factor: float, high_freq_factor: float) -> float:
+    """By what Llama 3.1 divides the frequency of a wavelength."""
+    if wavelength < original / high_freq_factor:
+        return 1.0
+    if wavelength > original / low_freq_factor:
+        return factor
+    smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    return 1 / ((1 - smooth) / factor + smooth)
