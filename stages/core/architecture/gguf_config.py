@@ -67,7 +67,7 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
     width, heads = own.get("embedding_length"), own.get("attention.head_count")
     if not (isinstance(width, int) and isinstance(heads, int) and width > 0 and heads > 0):
         return found  # whoever asks for the sizes says so
-    head = own.get("attention.key_length", own.get("rope.dimension_count", width // heads))
+    head = own.get("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, head) != head:
             refuse(key)
