@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from test_recovery import RECIPE
 
 from stages.commands import check
 from stages.core.architecture import ffn, opening, rules, shape, targets, windows
@@ -26,9 +28,9 @@ from stages.core.forms import checkpoint, counting
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
-from stages.core.settings.variants import Variant
+from stages.core.settings.variants import Recovery, Variant
 from stages.core.shrinking import operations
-from stages.core.training import recovery
+from stages.core.training import recovery, resuming
 
 DOCUMENT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 SMALL, FIVE = "profiles.small", shape.of_model(tiny.model("gpt2"))
@@ -463,6 +465,39 @@ def test_the_memory_of_a_training_is_what_its_tensors_take(rows, length):
     expected = sum(t.nbytes for t in tensors) + sum(size for place, (_, size) in kept.items() if place not in own)
     cost = estimates.finetune(profile, found.variants, EMBEDDED)
     assert expected / 2 < cost.memory - estimates.LIBRARIES < 2 * expected
+
+
+def test_a_fit_holds_the_largest_group_of_any_variant():
+    found, large = params.load(ROOT / "params.yaml"), shape.of_config(GPT2, "gpt2")
+    sizes = {v.windows.size for v in found.variants.values() if v.surgery.method in ("share", "collapse")}
+    members = max(sizes) * 8 * (2 * 768 * 3072 + 3072**2 + 768**2)  # FFN and moments of each, float64
+    rest = estimates.LIBRARIES + 2 * 4 * large.parameters
+    need = estimates.estimate(found.profiles["gpt2"], found.variants, large)["surgery"].memory - rest
+    assert max(sizes) == 10 and members < need < 4 * members
+
+
+def test_beams_keep_keys_and_values():
+    """Without a training nothing else counts beside the weights."""
+    found, large = params.load(ROOT / "params.yaml"), shape.of_config(GPT2, "gpt2")
+    profile = found.profiles["gpt2"]
+    spec = profile.summarize.model_copy(update={"training": None})
+    cost = estimates.summarize(profile.model_copy(update={"summarize": spec}), found.variants, large)
+    cache = spec.batch_size * spec.beams * spec.context * 12 * 2 * 768 * 4
+    assert cache < cost.memory - estimates.LIBRARIES - 4 * large.parameters < 2 * cache
+
+
+def test_unfinished_trainings_take_what_their_states_take(tmp_path, monkeypatch):
+    model, structure = tiny.shared("gpt2", 0)
+    monkeypatch.setattr(resuming.Unfinished, "due", lambda self: True)
+    rows = tiny.ids(8, 16)
+    recovery.recover(
+        model, structure, None, rows, rows.flatten(), RECIPE, Recovery(train="all", frobenius=0.0), 0,
+        autocast=nullcontext(), watch=iter, unfinished=tmp_path,
+    )  # fmt: skip
+    kept = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    found = params.load(ROOT / "params.yaml")
+    scratch = estimates.finetune(found.profiles["small"], found.variants, EMBEDDED).scratch
+    assert scratch / EMBEDDED.parameters == pytest.approx(kept / sum(p.numel() for p in model.parameters()), rel=0.1)
 
 
 def test_text_of_unknown_length_is_said(tmp_path):

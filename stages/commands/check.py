@@ -99,7 +99,8 @@ def misfits(costs: dict, card: Card | None) -> list[str]:
         print(f"{place}: {stage} needs about {size(need)}, times JOBS; {size(free)} are free")
         if need > free:
             lines.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
-    needed = 2 * sum(cost.disk for cost in costs.values())
+    # Of unfinished trainings DVC keeps no copy.
+    needed = 2 * sum(cost.disk for cost in costs.values()) + max(cost.scratch for cost in costs.values())
     free, there = shutil.disk_usage(".").free, occupied(Path("artifacts"))
     beside = f"{size(free)} are free beside {size(there)} of artifacts"
     print(f"disk: artifacts and DVC's cache of them need about {size(needed)}; {beside}")
