@@ -159,6 +159,8 @@ def test_a_stage_reports_its_progress_where_the_driver_asks_for_it(tmp_path, mon
     assert capfd.readouterr() == ("", "")
     path.write_text('{"stage": ')
     assert report_of(path, "finetune@one") is None
+    list(progress(iter("abc"), "letters", total=3))
+    assert report_of(path, "finetune@one")["total"] == 3
     # A driver that is gone ends no stage, nor does a length that nobody knows.
     monkeypatch.setenv(REPORT, str(tmp_path / "gone" / "call.json"))
     assert list(progress(iter("ab"), "letters")) == ["a", "b"]

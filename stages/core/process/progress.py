@@ -19,7 +19,7 @@ def progress(items: Iterable, what: str, **options: Any) -> Iterable:
     The bar is drawn where standard error is a terminal. Where the environment names a file, the same goes there.
     """
     if REPORT in os.environ:
-        return Reported(items, what, Path(os.environ[REPORT]))
+        return Reported(items, what, Path(os.environ[REPORT]), options.get("total"))
     from tqdm import tqdm
 
     return tqdm(items, desc=what, file=sys.stderr, dynamic_ncols=True, mininterval=PAUSE, disable=None, **options)
@@ -28,13 +28,13 @@ def progress(items: Iterable, what: str, **options: Any) -> Iterable:
 class Reported:
     """Items that tell a file how far whoever works through them has come, at most twice a second.
 
-    The file holds a JSON object: stage, what, done, total (null where the items have no length), note.
+    The file holds a JSON object: stage, what, done, total (null where it is not known), note.
     """
 
-    def __init__(self, items: Iterable, what: str, path: Path):
+    def __init__(self, items: Iterable, what: str, path: Path, total: int | None = None):
         self.items, self.path, self.last = items, path, -PAUSE
         self.state = {"stage": os.environ.get("DVC_STAGE"), "what": what, "done": 0, "note": ""}
-        self.state["total"] = len(items) if hasattr(items, "__len__") else None
+        self.state["total"] = len(items) if total is None and hasattr(items, "__len__") else total
 
     def __iter__(self) -> Iterator:
         self._write()
