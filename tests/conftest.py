@@ -33,10 +33,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory) -> Path:
-    """A shrunk clone after one run of everything. A test that changes it puts back what it found."""
+    """A shrunk clone after one run of everything, in a path with a space. A test that changes it puts back its state."""
     from shrunk import new_clone, run, stages_run
 
-    folder = new_clone(tmp_path_factory.mktemp("clone") / "study")
+    folder = new_clone(tmp_path_factory.mktemp("clone") / "a study")
     assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.repro", "--jobs", "2"))
     return folder
 
