@@ -174,7 +174,7 @@ def test_the_penalty_is_float32_whatever_training_computes_in(around):
 
 def test_a_training_goes_on_where_fewer_devices_are_visible(tmp_path, monkeypatch):
     """The process that was killed saw four, this one sees none: they had no part in a training on the CPU."""
-    states = [torch.zeros(16, dtype=torch.uint8)] * 4
+    states = [torch.zeros(16, dtype=torch.uint8) for _ in range(4)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
     monkeypatch.setattr(resuming.Unfinished, "due", lambda self: True)
