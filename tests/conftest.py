@@ -33,7 +33,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory) -> Path:
-    """A shrunk clone after one run of everything, in a path with a space. A test that changes it puts back its state."""
+    """A shrunk clone after one run of everything, in a path with a space. Whoever changes it puts it back."""
     from shrunk import new_clone, run, stages_run
 
     folder = new_clone(tmp_path_factory.mktemp("clone") / "a study")
