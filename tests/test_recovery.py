@@ -150,3 +150,39 @@ def test_schedules_rise_and_end_where_they_should(kind, end):
     rates = [loop.rate(recipe, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(end) and all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+DROPOUTS = {
+    "gpt2": {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+    **dict.fromkeys(("llama", "mistral", "qwen2"), {"attention_dropout": 0.1}),
+}
+
+
+@tiny.every_family
+def test_a_pupil_that_is_its_teacher_has_nothing_to_learn(name):
+    """Dropout of the config's 0.1 alone would make a distillation loss (for GPT-2 a fifth of the states' size)."""
+    pupil, teacher = (tiny.model(name, **DROPOUTS[name]) for _ in range(2))
+    distil = Distill(logits=1.0, hidden=20.0)
+    objective = recovery.end_to_end(pupil.train(), ROWS, teacher, distil, None)
+    assert objective(torch.arange(4))[1] > 1e-3
+    recovery.set_dropout(pupil, 0.0)
+    assert objective(torch.arange(4))[1] == 0
+    recovery.set_dropout(pupil, 0.1)
+    assert objective(torch.arange(4))[1] > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_recovery_drops_out_what_its_recipe_says(dropout, monkeypatch):
+    pupil, teacher = (tiny.model("gpt2", **DROPOUTS["gpt2"]) for _ in range(2))
+    losses = []
+
+    def watched(model, examples, objective, *args, **options):
+        losses.append(objective(torch.arange(4))[1].item())
+        return loop.train(model, examples, objective, *args, **options)
+
+    monkeypatch.setattr(recovery, "train", watched)
+    recipe = RECIPE.model_copy(update={"dropout": dropout})
+    wanted = Recovery(train="all", frobenius=0.0, distill=Distill(logits=1.0, hidden=20.0))
+    options = {"autocast": nullcontext(), "watch": iter}
+    recovery.recover(pupil.train(), structure.Sharing(), teacher, ROWS, ROWS.flatten(), recipe, wanted, 0, **options)
+    assert (losses[0] == 0) == (dropout == 0) and pupil.config.resid_pdrop == 0.1

@@ -10,6 +10,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from stages.core.architecture.tokens import end_tokens
 from stages.core.evaluation import rouge, summaries
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import ArticleDataset
@@ -142,3 +143,23 @@ def test_an_empty_text_is_named(column, tmp_path):
     with pytest.raises(UserError, match=f"row 1 .*{column}.* is empty"):
         pairs(source, "test", tmp_path, tmp_path)
     assert pairs(source, "train", tmp_path, tmp_path) == []
+
+
+class Letters:
+    """Every letter is a token."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(letter) % tiny.VOCABULARY for letter in text]}
+
+
+@pytest.mark.parametrize("ends", [None, 4, [4, 9]], ids=str)
+def test_summaries_end_at_every_end_token_and_nowhere_else(ends):
+    """Token 0 is a word like any other, in what is taught and in what is written."""
+    model = tiny.model("llama", eos_token_id=ends)
+    row = [5, 0, 8, 9, 3, 4, 7, 7]
+    model.generate = lambda ids, **_: torch.cat([ids, torch.tensor([row] * len(ids))], 1)
+    cut = 8 if ends is None else 5 if ends == 4 else 3
+    assert summaries.write(model, [[1, 2], [3]], spec(no_repeat_ngram=0), 8, "all") == [row[:cut]] * 2
+    (taught,) = summaries.targets(Letters(), ["abc"], end_tokens(model), 3)
+    plain = Letters()(" abc")["input_ids"]
+    assert taught == (plain[:3] if ends is None else [*plain[:2], 4])

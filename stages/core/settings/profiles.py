@@ -124,6 +124,7 @@ class Finetune(Repeated):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
     max_tokens: Count | None = Field(None, description="tokens of the train split; null is all of it")
     sequence_length: Sequence = Field(1024, description="tokens of a sequence")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of every dropout layer, whatever config.json says; 0 is off")
     learning_rate: LearningRate = LearningRate()
     validation: Validation = Validation()
 

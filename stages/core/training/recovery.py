@@ -38,6 +38,7 @@ def recover(
     rows: int64 (n, length); held_out: int64 (tokens,), on which the best state is chosen; `teacher` is the original,
     asked only by what `wanted` distils. What is unfinished is kept below the folder `unfinished`.
     """
+    set_dropout(model, recipe.dropout)
     family = family_of(model.config.model_type)
     penalty = frobenius(model, wanted.around) if wanted.frobenius else None
 
@@ -83,6 +84,18 @@ def recover(
         watch=watch,
         unfinished=kept("end_to_end"),
     )
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout of a model in training this probability; its config stays as it is.
+
+    GPT-2's config says 0.1: a model in training then differs from itself by a fifth, which is noise to a teacher.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        if hasattr(module, "attention_dropout"):  # where attention itself drops out
+            module.attention_dropout = probability
 
 
 def parts(model: Any, family: Family, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:
