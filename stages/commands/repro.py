@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 
 from stages.core.process import command
 from stages.core.process.errors import UserError
-from stages.core.running import gpus, graph, leftovers, repository, screen
+from stages.core.running import gpus, graph, leftovers, repository, screen, server
 from stages.core.running.board import Board
 from stages.core.running.calls import Calls, Failure
 from stages.core.settings import params
@@ -41,9 +42,9 @@ def main(jobs: str) -> None:
         shown = screen.chosen(board, Path(reports))
         calls = Calls(board, shown, LOGS, Path(reports))
         # In a thread, so that a signal meets this one at rest.
-        with shown, ThreadPoolExecutor(1) as thread:
+        with starting(board) as variables, shown, ThreadPoolExecutor(1) as thread:
             try:
-                failures = thread.submit(study, calls, gpus.places(cuda, runtime, number)).result()
+                failures = thread.submit(study, calls, gpus.places(cuda, runtime, number), variables).result()
             except KeyboardInterrupt as stopped:
                 calls.stop(patience=0 if stopped.args else 3)
                 shown.say(f"stopped: {screen.summary(board)}; `make repro` goes on from here")
@@ -53,14 +54,19 @@ def main(jobs: str) -> None:
     shown.say(screen.summary(board))
 
 
-def study(calls: Calls, places: list[str | None]) -> list[Failure]:
-    """Run everything, a chain on each of the `places`; returns what failed."""
+def starting(board: Board) -> AbstractContextManager[dict[str, str]]:
+    """The variables by which stages find a process that has imported all they need; none where hardly any will run."""
+    return server.serving(log=LOGS / "server.log") if len(board.stages - board.done) > 1 else nullcontext({})
+
+
+def study(calls: Calls, places: list[str | None], variables: dict[str, str]) -> list[Failure]:
+    """Run everything, a chain on each of the `places`, every stage with `variables`; returns what failed."""
     board, plan, failures = calls.board, calls.board.plan, []
 
     def run(name: str, *arguments: str, place: str | None = None) -> None:
         if failures:
             return
-        if failure := calls.run(name, *arguments, surroundings=gpus.environment(place)):
+        if failure := calls.run(name, *arguments, surroundings=gpus.environment(place) | variables):
             failures.append(failure)
             calls.screen.say(str(failure))
             if board.at_work():
