@@ -9,13 +9,13 @@ from stages.core.architecture import rules
 from stages.core.process import command
 from stages.core.settings import params
 from stages.core.settings.variants import CONTROL
-from stages.core.training import runs
+from stages.core.training import files, runs
 
 
 def main(profile: str, model: Path, tokens: Path, validation: Path, unfinished: Path, out: Path) -> None:
     rules.validate(profile, model)
     recipe, runtime = params.section(profile, "finetune"), params.section(profile, "runtime")
-    inputs, outputs = runs.Inputs(model, None, tokens, validation), runs.Outputs.within(out)
+    inputs, outputs = files.Inputs(model, None, tokens, validation), files.Outputs.within(out)
     runs.recover("control", recipe, CONTROL, runtime, inputs, unfinished, outputs)
 
 

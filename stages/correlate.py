@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.core.calibration.alignment import CorrelationStream
 from stages.core.process import command, devices
-from stages.core.process.artifacts import parquet_reader, replacing, write_tensors
+from stages.core.process.artifacts import numbers, parquet_reader, replacing, write_tensors
 from stages.core.process.progress import progress
 from stages.core.settings import params
 
@@ -39,7 +39,7 @@ def correlations(file, group: list[str], device) -> dict:
 
 def _matrix(column):
     """A fixed-size-list column as a (rows, neurons) array."""
-    return column.flatten().to_numpy().reshape(len(column), -1).copy()
+    return numbers(column.flatten()).reshape(len(column), -1).copy()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from stages.core.architecture import rules
 from stages.core.process import command
 from stages.core.settings import params
 from stages.core.settings.variants import is_control
-from stages.core.training import runs
+from stages.core.training import files
 
 
 def main(
@@ -19,14 +19,16 @@ def main(
 ) -> None:  # fmt: skip
     rules.validate(profile, model)
     wanted = params.variant(variant, "finetune")
-    here, there = runs.Outputs(out, curve, history), runs.Outputs.within(control)
+    here, there = files.Outputs(out, curve, history), files.Outputs.within(control)
     if is_control(params.variant(variant, "surgery"), wanted):
         here.copy_from(there)
         return
+    from stages.core.training import runs
+
     teacher = {"original": original, "control": there.checkpoint}[wanted.teacher]
     asked = teacher if wanted.distill or wanted.warm_start else None
     recipe, runtime = params.section(profile, "finetune"), params.section(profile, "runtime")
-    inputs = runs.Inputs(model, asked, tokens, validation)
+    inputs = files.Inputs(model, asked, tokens, validation)
     runs.recover(f"finetune {variant}", recipe, wanted, runtime, inputs, unfinished, here)
 
 

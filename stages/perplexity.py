@@ -20,29 +20,32 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
     spec = params.section(profile, "perplexity")
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
 
-    def measure(folder):
-        model, _ = checkpoint.load(folder)
+    def measure(folder, *also):
+        """The perplexity of a checkpoint, and beside it that by the seeds' protocol where it is asked for."""
+        model = checkpoint.load(folder)[0].to(device)
         watch = lambda batches: progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
-        return perplexity(model.to(device), text, spec.context, spec.stride, spec.batch_size, watch)
+        found = [perplexity(model, text, spec.context, spec.stride, spec.batch_size, watch)]
+        return found + [each(model) for each in also]
 
-    def as_the_seeds(folder):
-        model = checkpoint.load(folder)[0]
+    def as_the_seeds(model):
         chosen = corpus.read_rows(rows, protocol.rows)
-        return notebook.padded_perplexity(model.to(device), chosen, protocol.length, protocol.batch_size)
+        return notebook.padded_perplexity(model, chosen, protocol.length, protocol.batch_size)
 
+    also = [as_the_seeds] if protocol else []
+    own, first = measure(after, *also), measure(before, *also)
     # Beside the variant's own model lie those of further seeds.
-    repeats = [measure(folder) for folder in [after, *sorted(after.glob("seeds/*"))]]
+    repeats = own[:1] + [measure(folder)[0] for folder in sorted(after.glob("seeds/*"))]
     write_json(
         out,
         {
-            "before": measure(before),
+            "before": first[0],
             "after": statistics.mean(repeats),
             "after_spread": statistics.stdev(repeats) if len(repeats) > 1 else 0.0,
             "seeds": len(repeats),
             "tokens": len(text),
             "environment": devices.environment(device),
         }
-        | ({"seed_before": as_the_seeds(before), "seed_after": as_the_seeds(after)} if protocol else {}),
+        | ({"seed_before": first[1], "seed_after": own[1]} if protocol else {}),
     )
 
 

@@ -1,10 +1,13 @@
 """Artifacts: never half written, the same bytes every time, and damage is found and named."""
 
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from closure import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -222,3 +225,32 @@ def test_packing_drops_only_the_rest(length, tokens):
         rows = corpus.pack(text, length)
         assert rows.shape == (tokens // length, length)
         assert rows.flatten().tolist() == list(range(tokens - tokens % length))
+
+
+@pytest.mark.parametrize("kind", ["int32", "int8", "float32", "float64"])
+def test_numbers_are_what_pyarrow_says_they_are(kind):
+    """Whole and in chunks, cut at either end, and none at all."""
+    import pyarrow as pa
+
+    values = pa.array(range(100), getattr(pa, kind)())
+    parts = [values.slice(3, 20), values.slice(50, 0), values.slice(40)]
+    for column in (values, values.slice(7, 9), values.slice(100), pa.chunked_array(parts), pa.chunked_array([], kind)):
+        found = artifacts.numbers(column)
+        assert found.dtype == kind and np.array_equal(found, column.to_numpy())
+
+
+def test_numbers_of_which_one_is_missing_are_refused():
+    import pyarrow as pa
+
+    with pytest.raises(ValueError, match="1 of 3 values are missing"):
+        artifacts.numbers(pa.array([1, None, 3], pa.int32()))
+
+
+def test_tokens_are_read_without_pandas(tmp_path):
+    corpus.write_tokens(tmp_path / "tokens.parquet", np.arange(10))
+    code = (
+        "import sys; from pathlib import Path; from stages.core.text import corpus\n"
+        f"assert corpus.read_tokens(Path({str(tmp_path / 'tokens.parquet')!r}), 5).tolist() == [0, 1, 2, 3, 4]\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

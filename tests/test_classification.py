@@ -165,3 +165,12 @@ def test_a_label_that_is_no_number_is_named(label, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: table))
     with pytest.raises(UserError, match="row 1 .* whole number in 'label'"):
         sources.labelled(LabelledDataset(kind="dataset", path="x", train="a", test="b"), "train", *FILES)
+
+
+@pytest.mark.parametrize("examples", [1, 2, 7, 60, 200, 1000])
+def test_an_interval_is_scipy_s_to_the_last_bit(examples):
+    from scipy.stats import binomtest
+
+    for right in range(0, examples + 1, max(1, examples // 60)):
+        expected = binomtest(right, examples).proportion_ci(0.95, method="wilson")
+        assert intervals.accuracy_interval(right, examples) == (expected.low, expected.high)

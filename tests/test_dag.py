@@ -85,7 +85,10 @@ CODE = {
         "search surgery",
         SEARCH,
     ),
-    "core/training/{__init__ loop recovery resuming runs}": ("pretrain control finetune sentiment summarize", CONTROL),
+    "core/training/{__init__ files loop recovery resuming runs}": (
+        "pretrain control finetune sentiment summarize",
+        CONTROL,
+    ),
     "core/evaluation/{__init__ classification intervals notebook rouge summaries timing}": (
         "perplexity sentiment latency summarize",
         "perplexity sentiment latency summarize report",

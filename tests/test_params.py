@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from closure import ROOT
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 from shrunk import run
@@ -457,3 +458,13 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="binary.yaml"):
         params.load(tmp_path / "binary.yaml")
+
+
+def test_the_same_text_is_parsed_once_and_another_at_once(tmp_path, monkeypatch):
+    """Whatever the file's times say, and whatever its path."""
+    first, other = (ROOT / "params.yaml").read_text(), tmp_path / "params.yaml"
+    monkeypatch.setattr(params, "PARAMS", other)
+    other.write_text(first)
+    assert params.load(other) is params.load(other)
+    other.write_text(first.replace("profile: small", "profile: gpt2 "))
+    assert params.load(other).profile == "gpt2"

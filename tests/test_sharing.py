@@ -219,3 +219,13 @@ def test_layers_of_the_dense_model_are_independent(name):
     others = [ffn.read(dense, family, layer) for layer in range(1, tiny.LAYERS)]
     ffn.write(dense, family, 0, {key: 0 * value for key, value in ffn.read(dense, family, 0).items()})
     assert all(tiny.same(ffn.read(dense, family, layer), other) for layer, other in enumerate(others, start=1))
+
+
+@tiny.every_family
+def test_weights_yet_to_come_are_not_drawn(name):
+    """Nothing is taken from the random state, and what is tied stays so."""
+    config, before = tiny.model(name).config, torch.get_rng_state()
+    model = opening.blank(config.to_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == config.tie_word_embeddings

@@ -1,6 +1,9 @@
 """Every stage by hand, in order, on a tiny model of each family read from local files."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,7 @@ from stages import (
 from stages.core.forms import checkpoint, counting
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
+from stages.core.training import recovery
 
 LINES = [
     f"The {a} {b} met the {c} by the river." for a in ("old", "young") for b in ("fox", "owl") for c in ("cat", "hen")
@@ -285,6 +289,28 @@ def test_the_recovered_original_is_the_control(study):
     assert any(not torch.equal(before[name], after[name]) for name in after)
 
 
+def test_the_control_s_copy_is_made_without_torch(study):
+    """And so without opening a model."""
+    paths = ("model", "control", "surgery/original", "text/train.parquet", "text/validation.parquet", "unfinished")
+    code = (
+        "import sys; from pathlib import Path; from stages import finetune\n"
+        f"finetune.main('tiny', 'original', *map(Path, {(*paths, 'copy', 'copy.csv', 'copy.json')}))\n"
+        "assert not {'torch', 'transformers', 'pyarrow', 'safetensors'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=study, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert (study / "copy/model.safetensors").read_bytes() == (study / "control/model/model.safetensors").read_bytes()
+
+
+def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
+    opened, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda folder: opened.append(str(folder)) or load(folder))
+    both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
+    text = {"tokens": Path("text/test.parquet"), "rows": Path("text/test_rows.parquet")}
+    perplexity.main("tiny", "softshare", **both, **text, out=Path("again.json"))
+    assert sorted(opened) == ["finetuned/softshare", "surgery/softshare"]
+    assert Path("again.json").read_bytes() == Path("perplexity/softshare.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("changes", "asked"),
     [
@@ -302,7 +328,7 @@ def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
         teachers.append(teacher)
         raise InterruptedError
 
-    monkeypatch.setattr(finetune.runs.recovery, "recover", seen)
+    monkeypatch.setattr(recovery, "recover", seen)
     try:
         write_settings(values)
         paths = ("model", "control", "surgery/merged_4", "text/train.parquet", "text/validation.parquet")

@@ -106,15 +106,21 @@ def dequantised(model: Any) -> Any:
 
 
 def blank(config: dict[str, Any]) -> Any:
-    """A stock model of this config, float32, with arbitrary weights."""
+    """A stock model of this config, float32, for weights yet to come: what its parameters hold is undefined."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     from stages.core.architecture import attention
 
     attention.register()
     options = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32)
+    with no_init_weights():  # drawing them takes longer than to read a file
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32
+        )
+    model.tie_weights()
+    return model
 
 
 def check_fits(model: Any, key: str, length: int) -> None:

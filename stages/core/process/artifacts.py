@@ -161,6 +161,22 @@ def parquet_reader(path: Path) -> Iterator[Any]:
             yield file
 
 
+def numbers(column: Any) -> np.ndarray:
+    """A pyarrow column of numbers, whole or in chunks, as an array that may not be written to.
+
+    Read by its buffers: pyarrow's own `to_numpy` imports pandas. Raises ValueError where a value is missing.
+    """
+    if column.null_count:
+        raise ValueError(f"{column.null_count} of {len(column)} values are missing")
+    kind = np.dtype(column.type.to_pandas_dtype())
+    parts = [
+        np.frombuffer(part.buffers()[1], kind, len(part), kind.itemsize * part.offset)
+        for part in getattr(column, "chunks", [column])
+        if len(part)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
+
+
 @contextmanager
 def _explaining(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:

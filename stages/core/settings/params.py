@@ -5,6 +5,7 @@ a model loads; a stage is handed only the sections it asks for, which are the on
 """
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -78,16 +79,23 @@ class Params(Section):
 
 def load(path: Path = PARAMS) -> Params:
     """All of params.yaml, checked. Raises UserError with one line for each mistake."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return Params.model_validate(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
+        return _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         mistakes = [mistake for mistake in error.errors() if mistake["type"] != "default_factory_not_called"]
         raise UserError("\n       ".join(f"{path}: {_line(mistake)}" for mistake in mistakes)) from error
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: str) -> Params:
+    """A stage asks for several sections: the same text is parsed and checked once."""
+    from ruamel.yaml import YAML
+
+    return Params.model_validate(YAML(typ="safe", pure=True).load(text))
 
 
 def section(profile: str, name: str) -> Section:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.process.artifacts import parquet_reader, parquet_writer
+from stages.core.process.artifacts import numbers, parquet_reader, parquet_writer
 from stages.core.process.errors import UserError
 
 
@@ -31,7 +31,7 @@ def write_tokens(path: Path, ids: np.ndarray) -> None:
 def read_tokens(path: Path, most: int | None = None) -> Tensor:
     """The first `most` tokens of a table that `write_tokens` wrote, int64 (all of them where None)."""
     with parquet_reader(path) as file:
-        ids = file.read(columns=["token"])["token"].to_numpy()
+        ids = numbers(file.read(columns=["token"])["token"])
         if len(ids) != file.metadata.num_rows:
             raise ValueError(f"{len(ids)} of {file.metadata.num_rows} rows found")
     return torch.from_numpy(ids[:most].astype(np.int64))

@@ -1,7 +1,6 @@
 """The recovery of one model, once for each seed, and the files that tell of it."""
 
 import shutil
-from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from stages.core.forms import checkpoint
@@ -12,40 +11,7 @@ from stages.core.settings.profiles import Finetune, Runtime
 from stages.core.settings.variants import Recovery
 from stages.core.text import corpus
 from stages.core.training import recovery, resuming
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a recovery reads: two checkpoints, the second to be asked or None, and the tokens of two splits."""
-
-    model: Path
-    teacher: Path | None
-    tokens: Path
-    validation: Path
-
-    def paths(self) -> list[Path]:
-        """All there are."""
-        return [path for path in astuple(self) if path]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is left of a recovery: a checkpoint (those of further seeds below it), a curve of losses, its history."""
-
-    checkpoint: Path
-    curve: Path
-    history: Path
-
-    @classmethod
-    def within(cls, folder: Path) -> "Outputs":
-        """All three in one folder."""
-        return cls(folder / "model", folder / "curve.csv", folder / "course.json")
-
-    def copy_from(self, other: "Outputs") -> None:
-        """Become what another recovery has left."""
-        for source, target in zip(astuple(other), astuple(self)):
-            with replacing(target) as draft:
-                shutil.copytree(source, draft) if source.is_dir() else shutil.copyfile(source, draft)
+from stages.core.training.files import Inputs, Outputs
 
 
 def recover(
