@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.core.architecture import ffn
+from stages.core.architecture import ffn, opening
 from stages.core.forms import checkpoint, counting, structure
 from stages.core.forms.dense import to_dense
 from stages.core.forms.structure import Sharing
