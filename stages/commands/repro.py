@@ -11,6 +11,7 @@ What libraries, stages and DVC say is in artifacts/logs, a file for each stage.
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -59,14 +60,14 @@ def starting(board: Board) -> AbstractContextManager[dict[str, str]]:
     return server.serving(log=LOGS / "server.log") if len(board.stages - board.done) > 1 else nullcontext({})
 
 
-def study(calls: Calls, places: list[str | None], variables: dict[str, str]) -> list[Failure]:
+def study(calls: Calls, places: list[str | None], variables: Mapping[str, str] = {}) -> list[Failure]:
     """Run everything, a chain on each of the `places`, every stage with `variables`; returns what failed."""
     board, plan, failures = calls.board, calls.board.plan, []
 
     def run(name: str, *arguments: str, place: str | None = None) -> None:
         if failures:
             return
-        if failure := calls.run(name, *arguments, surroundings=gpus.environment(place) | variables):
+        if failure := calls.run(name, *arguments, surroundings={**gpus.environment(place), **variables}):
             failures.append(failure)
             calls.screen.say(str(failure))
             if board.at_work():

@@ -90,6 +90,7 @@ def serving(*imports: str, log: Path = Path(os.devnull)) -> Iterator[dict[str, s
             yield {wire.SERVER: path}
         finally:
             server.stdin.close()
+            server.terminate()  # while it is still at its imports; later it takes no notice
             server.wait()
 
 
@@ -123,6 +124,7 @@ class Server:
         bell.setblocking(False)
         signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         gc.collect()
         gc.freeze()  # collections in a child would copy every page
         waiting = [0, self.listener, awake]
@@ -138,7 +140,8 @@ class Server:
                 connection, _ = self.listener.accept()
                 if found := self.answer(connection):
                     signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for number in (signal.SIGCHLD, signal.SIGTERM):
+                        signal.signal(number, signal.SIG_DFL)
                     for each in (awake, bell, self.listener, *self.children.values()):
                         each.close()
                     self.become(*found, connection)
