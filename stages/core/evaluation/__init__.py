@@ -1,4 +1,4 @@
 """Latency, classification, summaries, ROUGE, and the protocol of the seeds' notebook.
 
-May import: process, settings, training.
+May import: process, settings, architecture, training.
 """
