@@ -1,0 +1,46 @@
+"""An exported variant is a stock checkpoint that writes as the original is meant to."""
+
+import json
+
+import pytest
+import tiny
+from closure import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from stages.commands import export
+from stages.core.architecture import opening
+from stages.core.forms import checkpoint
+from stages.core.forms.structure import Sharing
+from stages.core.process.errors import UserError
+from stages.core.text.tokenizer import open_tokenizer
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["generation config", "none"])
+def test_an_export_writes_as_the_original_is_meant_to(says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    original = tiny.model("llama", vocab_size=2048, eos_token_id=3)
+    original.save_pretrained("source")
+    open_tokenizer(ROOT / "data" / "model").save_pretrained("source")
+    path = tmp_path / "source/generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [7, 3], "do_sample": True, "temperature": 0.6}))
+    if not says:
+        path.unlink()
+    model, tokenizer = opening.open_source("source", None, None)
+    model.save_pretrained("artifacts/model")
+    tokenizer.save_pretrained("artifacts/tokenizer")
+    snapshot = opening.open_snapshot(tmp_path / "artifacts/model")
+    checkpoint.save(snapshot, Sharing(), tmp_path / "artifacts/finetuned/mine")
+    export.main("mine", tmp_path / "exported")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="float32").eval()
+    assert tiny.gap(found, snapshot) == 0
+    ends = [3, 7] if says else 3
+    written = GenerationConfig.from_pretrained(tmp_path / "exported")
+    assert found.config.eos_token_id == written.eos_token_id == ends
+    assert (written.temperature, bool(written.do_sample)) == ((0.6, True) if says else (written.temperature, False))
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported").get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_export_of_what_is_not_there_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="dvc repro finetune@mine"):
+        export.main("mine", tmp_path / "exported")
