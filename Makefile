@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes the environment first, in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help repro check test verify export harness ablation
+.PHONY: help repro check test test-hub verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -18,7 +18,7 @@ endif
 endif
 
 help: ## List what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 repro: .venv/ready ## Run the study (JOBS=2: two variants at a time)
 	@python -m stages.commands.repro --jobs $(JOBS)
@@ -28,6 +28,9 @@ check: .venv/ready ## Check params.yaml; show its defaults, memory, disk, time
 
 test: .venv/ready ## Run the tests
 	python -m pytest -n auto --maxprocesses 4
+
+test-hub: .venv/ready ## Run profiles gpt2 and smollm2, cut short, from a hub here
+	python -m pytest -n 0 -m hub tests/test_hub_box.py
 
 verify: .venv/ready ## Compare every file with its hash in dvc.lock
 	@python -m stages.commands.verify

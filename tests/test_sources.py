@@ -219,6 +219,22 @@ def test_a_file_of_another_format_has_its_cause_in_the_line(here):
         rows(here / "none.txt")
 
 
+@pytest.mark.parametrize(
+    ("path", "file", "asked"),
+    [
+        ("text", "mine.txt", False), ("parquet", "hf://datasets/o/n/a.parquet", True), ("o/n", "a.parquet", True),
+        ("folder/here", "mine.txt", False),
+    ],
+)  # fmt: skip
+def test_the_hub_is_looked_for_where_it_is_needed(path, file, asked, here, monkeypatch):
+    (here / "folder/here").mkdir(parents=True)
+    found = []
+    monkeypatch.setattr(sources.hub, "settle", lambda: found.append(path))
+    with pytest.raises(UserError, match="cannot load split"):
+        sources.rows(source(file, path), "train", here)
+    assert bool(found) == asked
+
+
 def test_rows_that_are_there_twice():
     found = corpus.shared(["one ", "", " two", "three", "one", " "], {"one", "three"})
     assert found == {"rows": 4, "shared_rows": 3, "characters": 14, "shared_characters": 11}

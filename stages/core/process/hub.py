@@ -16,7 +16,7 @@ def settle(timeout: float = 5.0) -> None:
         return
     hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
-        socket.create_connection((hub.hostname, hub.port or 443), timeout).close()
+        socket.create_connection((hub.hostname, hub.port or {"http": 80}.get(hub.scheme, 443)), timeout).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
         if known := sys.modules.get("huggingface_hub.constants"):  # it read the environment when it was imported

@@ -130,6 +130,14 @@ def _cache(source: Loaded) -> Iterator[dict[str, str]]:
         yield {"cache_dir": folder}
 
 
+def _asks_the_hub(source: Loaded) -> bool:
+    """Whether the rows, or the name of a format, cannot be had from this machine alone."""
+    files = (source.data_files or {}).values()
+    if Path(source.path).expanduser().exists():
+        return False
+    return "/" in source.path or not files or any("://" in file for file in files)
+
+
 def _is_local(source: Loaded) -> bool:
     """Whether the rows come from files of this machine: a folder, or files by the name of their format."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as formats
@@ -147,7 +155,7 @@ def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[li
     for name, file in (files or {}).items():
         if Path(file).is_file() and Path(file).stat().st_size == 0:
             raise UserError(f"{section}.source.data_files.{name} = {file}: the file is empty")
-    if not files:
+    if _asks_the_hub(source):
         hub.settle()
     from datasets import load_dataset
 
