@@ -14,11 +14,12 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     source = params.section(profile, "base")
     if known := shape.of_source(source.model, source.revision, source.gguf_file):
         rules.validate_shape(profile, known)
-    dense, own_tokenizer = opening.open_source(source.model, source.revision, source.gguf_file)
+    # Weights and tokenizer of one commit, whatever is pushed meanwhile.
+    revision = opening.commit(source.model, source.revision, source.gguf_file)
+    dense, own_tokenizer = opening.open_source(source.model, revision or source.revision, source.gguf_file)
     # Of a model that could not be asked before, or whose file knows better than its config.json.
     rules.validate_shape(profile, shape.of_model(dense))
     family = family_of(dense.config.model_type)
-    revision = getattr(dense.config, "_commit_hash", None)
     with replacing(model) as draft:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))

@@ -11,6 +11,19 @@ from stages.core.process import hub
 from stages.core.process.errors import UserError
 
 
+def commit(model: str, revision: str | None, gguf_file: str | None) -> str | None:
+    """The commit that `revision` of a hub stands for now; None for a local folder, or where the hub has no such model."""
+    if Path(model).is_dir():
+        return None
+    hub.settle()
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    try:
+        return extract_commit_hash(cached_file(model, gguf_file or "config.json", revision=revision), None)
+    except (OSError, ValueError):  # opening it says why
+        return None
+
+
 def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:
     """A model (float32, on the CPU) and its tokenizer from a hub id or a local folder.
 
