@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,8 +174,6 @@ def test_a_stage_whose_dvc_is_gone_before_it_begins_does_not_begin(project):
 
 
 def test_stop_ends_a_call_and_lets_no_other_begin(project):
-    import threading
-
     folder = project("time.sleep(60)")
     calls, found = calls_in(folder), []
     thread = threading.Thread(target=lambda: found.append(calls.run("all", "repro")))
@@ -184,6 +183,21 @@ def test_stop_ends_a_call_and_lets_no_other_begin(project):
     thread.join(20)
     assert found == [None] and not calls.children  # asked for, so no failure
     assert calls.run("more", "repro") is None and not calls.board.at_work()
+
+
+def test_ctrl_c_is_no_traceback(tmp_path):
+    (tmp_path / "work.py").write_text(
+        "import time\nfrom stages.core.process import command\n"
+        "def main():\n    print('at work', flush=True)\n    time.sleep(60)\n"
+        "if __name__ == '__main__':\n    command.entry(main)\n"
+    )
+    work = subprocess.Popen(
+        [sys.executable, "work.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert work.stdout.readline() == "at work\n"
+    work.send_signal(signal.SIGINT)
+    assert work.communicate()[1] == "interrupted\n" and work.returncode == 130
 
 
 def waited(condition, seconds=40):

@@ -24,7 +24,7 @@ def entry(main: Callable[..., None]) -> None:
     """Run a stage: each parameter of `main` is a required option of the same name.
 
     Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
-    standard error and exit status 1, and so does a shortage of memory.
+    standard error and exit status 1, and so does a shortage of memory; Ctrl-C ends in one line and status 130.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
     for name, parameter in inspect.signature(main).parameters.items():
@@ -34,6 +34,9 @@ def entry(main: Callable[..., None]) -> None:
     try:
         with guarded():
             main(**arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as shells say it of SIGINT
     except UserError as error:
         message = str(error)
     except Exception as error:
