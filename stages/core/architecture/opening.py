@@ -12,7 +12,7 @@ from stages.core.process.errors import UserError
 
 
 def commit(model: str, revision: str | None, gguf_file: str | None) -> str | None:
-    """The commit that `revision` of a hub stands for now; None for a local folder, or where the hub has no such model."""
+    """The commit that `revision` of a hub stands for now; None for a folder or where the hub has no such model."""
     if Path(model).is_dir():
         return None
     hub.settle()
