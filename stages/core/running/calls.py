@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from stages.core.process.progress import REPORT
 from stages.core.running.board import Board
@@ -101,20 +101,18 @@ class Calls:
 
     def _follow(self, name: str, words: Iterable[str]) -> tuple[str | None, list[str]]:
         """Write to logs what DVC says, until it ends; returns the stage that it ended in, and its last lines."""
-        stage, said = None, deque(maxlen=KEPT)
-        log = self.log(None).open("a", encoding="utf-8", buffering=1)
+        stage, said, log = None, deque(maxlen=KEPT), self._open(None)
         try:
             for line in words:
                 text = COLOUR.sub("", line.rstrip("\n"))
-                if found := BEGIN.match(text):
-                    stage = self._end(name, stage)
-                    stage = found[1]
-                    self.board.begin(name, stage)
-                    log, _ = self.log(stage).open("w", encoding="utf-8", buffering=1), log.close()
-                    said.clear()
-                elif stage and RECORD.match(text):
-                    stage = self._end(name, stage)
-                    log, _ = self.log(None).open("a", encoding="utf-8", buffering=1), log.close()
+                begun = BEGIN.match(text)
+                if begun or (stage and RECORD.match(text)):
+                    self._end(name, stage)
+                    stage = begun[1] if begun else None
+                    if stage:
+                        self.board.begin(name, stage)
+                    log.close()
+                    log = self._open(stage)
                     said.clear()
                 elif found := RESTORE.match(text):
                     self.board.skip(found[1], restored=True)
@@ -126,6 +124,10 @@ class Calls:
         finally:
             log.close()
         return stage, list(said)
+
+    def _open(self, stage: str | None) -> TextIO:
+        """A log to write to: a stage's is begun anew."""
+        return self.log(stage).open("w" if stage else "a", encoding="utf-8", buffering=1)
 
     def _end(self, name: str, stage: str | None) -> None:
         """The stage of a call has ended well."""
