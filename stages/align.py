@@ -1,14 +1,14 @@
-"""Match neurons of layers that can share a window by the Hungarian method, and say how much better than chance it is.
+"""Match the neurons of layers that can share a window by the Hungarian method, and measure how good the matches are.
 
-By the correlation of their activations and by the cost of their weights, each against a window's first layer and
-against the running centre of its layers so far.
+The criterion is the correlation of activations or the error of weights, each against a window's first layer and
+against the running mean of its aligned layers.
 """
 
 from functools import lru_cache
 from pathlib import Path
 
-from stages.core.architecture import ffn, opening, rules
-from stages.core.architecture.families import family_of
+from stages.core.architecture import opening, rules
+from stages.core.architecture.view import ModelView
 from stages.core.calibration import alignment
 from stages.core.calibration.statistics import key, read_moments
 from stages.core.process import command, devices
@@ -20,10 +20,9 @@ from stages.core.settings import params
 def main(profile: str, model: Path, moments: Path, correlations: Path, permutations: Path, quality: Path) -> None:
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
-    dense = opening.open_snapshot(model).to(device)
-    family = family_of(dense.config.model_type)
-    depth, reach = len(family.blocks(dense)), params.section(profile, "correlate").reach
-    windows = [list(range(first, min(first + reach, depth))) for first in range(depth - 1)]
+    view = ModelView(opening.open_snapshot(model).to(device))
+    reach = params.section(profile, "correlate").reach
+    windows = [list(range(first, min(first + reach, view.depth))) for first in range(view.depth - 1)]
     found, sites = {}, {}
 
     def keep(name, reference, window, matched):
@@ -43,19 +42,19 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
             },
         }
     recent = lru_cache(maxsize=reach)
-    ffn_of = recent(lambda layer: {name: value.double() for name, value in ffn.read(dense, family, layer).items()})
+    ffn_of = recent(view.read_double)
     moments_of = recent(lambda layer: read_moments(moments, layer, device))
     for window in progress(windows, "align by cost"):
         for reference in alignment.REFERENCES:
             keep("cost", reference, window, alignment.by_cost(ffn_of, moments_of, window, reference))
     write_arrays(permutations, found)
-    tokens, neurons = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"]), ffn.width(dense, family)
+    tokens, neurons = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"]), view.neurons(0)
     null = alignment.null_correlation(tokens, neurons)
     write_json(quality, {"tokens": tokens, "neurons": neurons, "null": null, "sites": sites})
 
 
 def reader(folder: Path):
-    """A function from two layers to their correlations, an array of shape (neurons, neurons)."""
+    """A function from two layers to the correlations of their neurons, a float32 array of shape (d_ff, d_ff)."""
 
     def between(first: int, other: int):
         name = f"layer_{other:02d}"
@@ -65,7 +64,7 @@ def reader(folder: Path):
 
 
 def agreement(correlation, permutation) -> dict[str, float]:
-    """The mean correlation of neuron pairs, matched and as numbered."""
+    """The mean correlation of pairs of neurons, matched by `permutation` and unmatched."""
     return {
         "matched": alignment.matched_correlation(correlation, permutation),
         "unmatched": float(correlation.diagonal().mean(dtype="float64")),
@@ -73,7 +72,7 @@ def agreement(correlation, permutation) -> dict[str, float]:
 
 
 def dead_neurons(folder: Path) -> dict[str, int]:
-    """Layer -> how many of its neurons never vary."""
+    """Layer -> the number of its neurons that never vary."""
     return {
         str(int(file.stem[6:])): int(read_tensors(file, ["dead"])["dead"].sum())
         for file in sorted(folder.glob("layer_*.safetensors"))

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from stages.core.architecture import opening, rules, shape
-from stages.core.architecture.families import family_of
+from stages.core.architecture.view import ModelView
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_json
 from stages.core.settings import params
@@ -12,14 +12,13 @@ from stages.core.settings import params
 
 def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     source = params.section(profile, "base")
-    if known := shape.of_source(source.model, source.revision, source.gguf_file):
-        rules.validate_shape(profile, known)
-    # Weights and tokenizer of one commit, whatever is pushed meanwhile.
+    if found := shape.of_source(source.model, source.revision, source.gguf_file):
+        rules.validate_shape(profile, found)
+    # Weights and tokenizer come from one commit, even if another is pushed in the meantime.
     revision = opening.commit(source.model, source.revision, source.gguf_file)
     dense, own_tokenizer = opening.open_source(source.model, revision or source.revision, source.gguf_file)
-    # Of a model that could not be asked before, or whose file knows better than its config.json.
+    # Again with the opened model: its shape may not have been known before, or its file may differ from config.json.
     rules.validate_shape(profile, shape.of_model(dense))
-    family = family_of(dense.config.model_type)
     with replacing(model) as draft:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))
@@ -32,14 +31,14 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
             "resolved_revision": revision,
             "sha256": digest,
             "model_type": dense.config.model_type,
-            "layers": len(family.blocks(dense)),
+            "layers": ModelView(dense).depth,
             "parameters": sum(parameter.numel() for parameter in dense.parameters()),
         },
     )
 
 
 def sha256(files: list[Path]) -> str:
-    """One digest over the bytes of several files, in order."""
+    """The SHA-256 digest of the bytes of several files, in order."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

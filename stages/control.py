@@ -1,6 +1,6 @@
-"""Fine-tune the original by the recipe that all variants get: what they are compared with, and a teacher.
+"""Fine-tune the original by the recipe of all variants, as their reference and their teacher.
 
-A killed training goes on where it was.
+A training that was killed continues from its last state.
 """
 
 from pathlib import Path

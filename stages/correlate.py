@@ -22,7 +22,7 @@ def main(profile: str, activations: Path, out: Path) -> None:
 
 
 def correlations(file, group: list[str], device) -> dict:
-    """Those of the first layer of `group` with each other one, and which of its neurons are dead on how many tokens."""
+    """Tensors by name: the first layer's correlations with each other of `group`, its `dead` neurons, and `tokens`."""
     import torch
 
     streams = {name: CorrelationStream() for name in group}
@@ -38,7 +38,7 @@ def correlations(file, group: list[str], device) -> dict:
 
 
 def _matrix(column):
-    """A fixed-size-list column as a (rows, neurons) array."""
+    """A fixed-size-list column as an array of shape (rows, d_ff)."""
     return numbers(column.flatten()).reshape(len(column), -1).copy()
 
 

@@ -1,15 +1,14 @@
-"""Record what every FFN does on calibration text (the head of the train split), in one forward pass.
+"""Record the activations and moments of every FFN on calibration text, the head of the train split.
 
-Activations go to parquet, a file a site, as many tokens as were asked for; the first and second moments of what each
-matrix reads go to safetensors, over as many tokens as were asked for there, and with them the text itself; which text
-that was goes to JSON.
+Parquet: the activations of `max_tokens` tokens, a file for each site. Safetensors: the first and second moments of each
+matrix's input over `moment_tokens` tokens, a file for each layer, and the text itself. JSON: a hash of the text.
 """
 
 from contextlib import ExitStack
 from pathlib import Path
 
-from stages.core.architecture import ffn, opening, rules
-from stages.core.architecture.families import family_of
+from stages.core.architecture import opening, rules
+from stages.core.architecture.view import ModelView
 from stages.core.calibration import activations
 from stages.core.calibration.moments import MomentStream, to_tensors
 from stages.core.process import command, devices
@@ -19,7 +18,7 @@ from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.text import corpus
 
-# What a file of moments calls the sites.
+# The name in a file of moments -> the site.
 MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 
@@ -30,14 +29,13 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "extract")
-    dense = opening.open_snapshot(model).to(device)
-    family = family_of(dense.config.model_type)
+    view = ModelView(opening.open_snapshot(model).to(device))
     batches = calibration(corpus.read_tokens(tokens), spec)
 
-    neurons, depth = ffn.width(dense, family), len(family.blocks(dense))
-    names = [f"layer_{layer:02d}" for layer in range(depth)]
-    schema = pa.schema([(name, pa.list_(pa.float32(), neurons)) for name in names])
-    gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(depth)]
+    neurons = [view.neurons(layer) for layer in range(view.depth)]
+    names = [f"layer_{layer:02d}" for layer in range(view.depth)]
+    schema = pa.schema([(name, pa.list_(pa.float32(), width)) for name, width in zip(names, neurons)])
+    gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(view.depth)]
     rows_left, moments_left = spec.max_tokens, spec.moment_tokens
     with ExitStack() as open_files:
         draft = open_files.enter_context(replacing(out))
@@ -45,11 +43,11 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
         writers = {
             site: open_files.enter_context(parquet_writer(draft / f"{site}.parquet", schema)) for site in spec.sites
         }
-        stream = activations.stream(dense, family, tuple({*spec.sites, *MOMENTS.values()}), batches)
+        stream = activations.stream(view, tuple({*spec.sites, *MOMENTS.values()}), batches)
         for seen in progress(stream, "extract", total=len(batches)):
             for site, writer in writers.items() if rows_left > 0 else ():
                 flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[site]]
-                arrays = [pa.FixedSizeListArray.from_arrays(values, neurons) for values in flat]
+                arrays = [pa.FixedSizeListArray.from_arrays(values, width) for values, width in zip(flat, neurons)]
                 writer.write_batch(pa.record_batch(arrays, names=names))
             if moments_left > 0:
                 for layer, streams in enumerate(gathered):
@@ -60,7 +58,7 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
             moments_left -= tokens_seen
     with replacing(moments) as draft:
         draft.mkdir()
-        # For surgery that must see the model at work, the text goes along with its moments.
+        # Repairs run the model on the text itself.
         rows = torch.cat(batches)[: -(-spec.moment_tokens // spec.sequence_length)]
         write_tensors(draft / "text.safetensors", {"rows": rows})
         for name, streams in zip(names, gathered):
@@ -71,14 +69,14 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
 
 
 def calibration(text, spec) -> list:
-    """Batches of packed sequences that hold as many tokens as the larger of the two budgets."""
+    """Batches of packed sequences, int64, (sequences, length), with the tokens of the larger of the two budgets."""
     key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
-    wanted = -(-getattr(spec, key) // spec.sequence_length) * spec.sequence_length
-    if len(text) < wanted:
+    needed = -(-getattr(spec, key) // spec.sequence_length) * spec.sequence_length
+    if len(text) < needed:
         raise UserError(
             f"params.yaml: extract.{key} = {getattr(spec, key)}: the train split has only {len(text)} tokens"
         )
-    return list(corpus.pack(text[:wanted], spec.sequence_length).split(spec.batch_size))
+    return list(corpus.pack(text[:needed], spec.sequence_length).split(spec.batch_size))
 
 
 if __name__ == "__main__":

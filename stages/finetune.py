@@ -1,7 +1,7 @@
 """Recover a variant by training on the train split, once for each seed; every variant gets the same tokens.
 
-What is kept of a training is its best state on the validation split, the start included. A killed training goes on
-where it was. The original by the control's recipe is the control, and taken over from there.
+The checkpoint is the best state on the validation split; the start counts as one. A training that was killed continues
+from its last state. The original by the control's recipe is the control, so its files are copied from there.
 """
 
 from pathlib import Path
@@ -18,18 +18,19 @@ def main(
     unfinished: Path, out: Path, curve: Path, history: Path,
 ) -> None:  # fmt: skip
     rules.validate(profile, model)
-    wanted = params.variant(variant, "finetune")
-    here, there = files.Outputs(out, curve, history), files.Outputs.within(control)
-    if is_control(params.variant(variant, "surgery"), wanted):
-        here.copy_from(there)
+    spec = params.variant(variant, "finetune")
+    outputs, of_control = files.Outputs(out, curve, history), files.Outputs.within(control)
+    if is_control(params.variant(variant, "surgery"), spec):
+        outputs.copy_from(of_control)
         return
     from stages.core.training import runs
 
-    teacher = {"original": original, "control": there.checkpoint}[wanted.teacher]
-    asked = teacher if wanted.distill or wanted.warm_start else None
+    teacher = None
+    if spec.distill or spec.warm_start:
+        teacher = {"original": original, "control": of_control.checkpoint}[spec.teacher]
     recipe, runtime = params.section(profile, "finetune"), params.section(profile, "runtime")
-    inputs = files.Inputs(model, asked, tokens, validation)
-    runs.recover(f"finetune {variant}", recipe, wanted, runtime, inputs, unfinished, here)
+    inputs = files.Inputs(model, teacher, tokens, validation)
+    runs.recover(f"finetune {variant}", recipe, spec, runtime, inputs, unfinished, outputs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Let a variant continue fixed prompts, before and after fine-tuning: greedy, and once sampled with a seed."""
+"""Continue fixed prompts with a variant, before and after fine-tuning: greedily, and sampled once with a seed."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path,
     }
     samples = []
     for stage, folder in {"before": before, "after": after}.items():
-        model = checkpoint.load(folder)[0].to(device)
+        model = checkpoint.load(folder)[0].to(device).model
         for prompt in progress(spec.prompts, f"generate {variant} {stage}"):
             ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], device=device)
             opening.check_fits(model, f"prompt {prompt!r} + generate.new_tokens", ids.shape[1] + spec.new_tokens)

@@ -1,5 +1,6 @@
-"""Time a variant beside the original model, turn by turn in one process."""
+"""Time a variant and the original model in turns, in one process."""
 
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
@@ -17,10 +18,11 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "latency")
-    pair = {"original": opening.open_snapshot(original).to(device), "variant": checkpoint.load(model)[0].to(device)}
+    variant_model = checkpoint.load(model)[0].to(device).model
+    pair = {"original": opening.open_snapshot(original).to(device), "variant": variant_model}
     prompt = corpus.pack(corpus.read_tokens(tokens, spec.prompt_tokens), spec.prompt_tokens).to(device)
-    turns = lambda turns: progress(turns, f"latency {variant}")  # noqa: E731
-    measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, turns)
+    watch = partial(progress, what=f"latency {variant}")
+    measured = compare(pair, prompt, spec.new_tokens, spec.warmup, spec.repeats, watch)
     extra = {}
     if protocol := spec.seed_protocol:
         start = corpus.read_tokens(tokens, protocol.prompt_tokens)[None].to(device)

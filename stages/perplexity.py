@@ -1,6 +1,7 @@
-"""Perplexity of a variant on the test split, which chose nothing, before and after fine-tuning."""
+"""Perplexity of a variant on the test split, which no choice has used, before and after fine-tuning."""
 
 import statistics
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import rules
@@ -10,7 +11,7 @@ from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.tasks.language import perplexity
+from stages.core.tasks.language import Language
 from stages.core.text import corpus
 
 
@@ -19,13 +20,13 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol
+    task = Language(spec.context, spec.stride, spec.batch_size)
 
-    def measure(folder, *also):
-        """The perplexity of a checkpoint, and beside it that by the seeds' protocol where it is asked for."""
-        model = checkpoint.load(folder)[0].to(device)
-        watch = lambda batches: progress(batches, f"perplexity {variant} {folder.parent.name}")  # noqa: E731
-        found = [perplexity(model, text, spec.context, spec.stride, spec.batch_size, watch)]
-        return found + [each(model) for each in also]
+    def measure(folder, *others):
+        """The perplexity of a checkpoint, then the values of `others`, functions of its model."""
+        model = checkpoint.load(folder)[0].to(device).model
+        watch = partial(progress, what=f"perplexity {variant} {folder.parent.name}")
+        return [task.score(model, text, watch), *(other(model) for other in others)]
 
     def as_the_seeds(model):
         chosen = corpus.read_rows(rows, protocol.rows)
@@ -33,7 +34,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
 
     also = [as_the_seeds] if protocol else []
     own, first = measure(after, *also), measure(before, *also)
-    # Beside the variant's own model lie those of further seeds.
+    # The models of further seeds lie below the first seed's.
     repeats = own[:1] + [measure(folder)[0] for folder in sorted(after.glob("seeds/*"))]
     write_json(
         out,

@@ -1,6 +1,6 @@
 """Make the embedded model of profile `small`: a 12-layer GPT-2 trained on generated stories.
 
-Frozen in dvc.yaml, its result in git: nobody waits for it. `dvc unfreeze pretrain && dvc repro` makes it anew.
+The stage is frozen in dvc.yaml and its result is in git. `dvc unfreeze pretrain && dvc repro` trains the model anew.
 """
 
 from pathlib import Path

@@ -17,7 +17,10 @@ def main(
     names = list(params.variants())
     for folder in (windows, sizes, recovery, training, perplexity, latency, sentiment, summarization, samples):
         forget_others(folder, names)
-    of = lambda folder: {name: read_json(folder / f"{name}.json") for name in names}  # noqa: E731
+
+    def of(folder):
+        return {name: read_json(folder / f"{name}.json") for name in names}
+
     found = study.Study(
         profile=profile,
         provenance=read_json(provenance),

@@ -1,8 +1,9 @@
-"""Choose the layers that a variant takes together, by validation perplexity where there is a choice.
+"""Choose the layers that a variant groups, by validation perplexity where there is a choice.
 
-Every window is scored with the very start that the variant's surgery will give it.
+Every window is scored as the variant's own surgery makes it.
 """
 
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import rules, windows
@@ -17,35 +18,34 @@ def main(
     out: Path,
 ) -> None:  # fmt: skip
     rules.validate(profile, model)
-    wanted = params.variant(variant, "windows")
-    if wanted.choose == "none":
+    spec = params.variant(variant, "windows")
+    if spec.choose == "none":
         write_json(out, {"groups": [], "candidates": []})
-    elif wanted.choose == "blocks":
-        write_json(out, {"groups": windows.blocks(read_json(provenance)["layers"], wanted.size), "candidates": []})
+    elif spec.choose == "blocks":
+        write_json(out, {"groups": windows.blocks(read_json(provenance)["layers"], spec.size), "candidates": []})
     else:
-        write_json(out, searched(profile, variant, wanted, model, tokens, permutations, moments))
+        write_json(out, searched(profile, variant, spec, model, tokens, permutations, moments))
 
 
-def searched(profile, variant, wanted, model, tokens, permutations, moments) -> dict:
-    """The chosen groups (and ranks, where a budget chose them), with everything that was scored."""
+def searched(profile, variant, windows_spec, model, tokens, permutations, moments) -> dict:
+    """The chosen groups, every layout that was scored, and the ranks where a budget chose them."""
     from stages.core.architecture import opening
+    from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
     from stages.core.shrinking.window_search import search
-    from stages.core.tasks.language import perplexity
+    from stages.core.tasks.language import Language
     from stages.core.text import corpus
 
     device = devices.start(params.section(profile, "runtime"))
     spec, operation = params.section(profile, "search"), params.variant(variant, "surgery")
-    dense = opening.open_snapshot(model).to(device)
-    text = corpus.read_tokens(tokens, spec.max_tokens)
-    found = search(
-        dense,
-        statistics.read(permutations, moments, device),
-        operation,
-        wanted,
-        lambda changed: perplexity(changed.to(device), text, spec.context, spec.context, spec.batch_size),
-        watch=lambda items: progress(items, f"search {variant}"),
-    )
+    view = ModelView(opening.open_snapshot(model).to(device))
+    task, text = Language(spec.context, spec.context, spec.batch_size), corpus.read_tokens(tokens, spec.max_tokens)
+
+    def score(changed: ModelView) -> float:
+        return task.score(changed.to(device).model, text)
+
+    calibration = statistics.read(permutations, moments, device)
+    found = search(view, calibration, operation, windows_spec, score, partial(progress, what=f"search {variant}"))
     return {
         "groups": [windows.layers(window) for window in found.chosen.windows],
         "candidates": [{"windows": layout.windows, "perplexity": layout.perplexity} for layout in found.scored],

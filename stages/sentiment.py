@@ -1,10 +1,10 @@
-"""Fit a sentiment head on the recovered model and score it on the test split, which chose nothing."""
+"""Fit a sentiment head on the recovered model and score it on the test split, which no choice has used."""
 
 import statistics
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import rules
-from stages.core.architecture.families import family_of
 from stages.core.evaluation import classification, intervals
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
@@ -20,17 +20,15 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
     runtime = params.section(profile, "runtime")
     device = devices.start(runtime)
     recipe = params.section(profile, "sentiment")
-    (rows, labels), (held_out, wanted) = labelled.read(train), labelled.read(test)
+    (rows, labels), (held_out, test_labels) = labelled.read(train), labelled.read(test)
     found = []
     for seed in recipe.seeds:
-        changed, sharing = checkpoint.load(model)
-        changed.to(device)
-        # Without deltas `deltas` leaves nothing of the model to train: the head alone.
-        parts = {} if recipe.train == "head" else recovery.parts(
-            changed, family_of(changed.config.model_type), sharing.groups, recipe.train
-        )  # fmt: skip
-        watch = lambda items: progress(items, f"sentiment {variant}, seed {seed}")  # noqa: B023, E731
-        # Where only the head trains, the model never changes: its states are taken once for all seeds.
+        view, sharing = checkpoint.load(model)
+        changed = view.to(device).model
+        # `deltas` of a model without deltas is no parameter at all: only the head is trained.
+        parts = {} if recipe.train == "head" else recovery.parts(view, sharing.groups, recipe.train)
+        watch = partial(progress, what=f"sentiment {variant}, seed {seed}")
+        # If only the head is trained, the model and its states are the same for all seeds.
         tuned = [parameter for chosen in parts.values() for parameter in chosen]
         if tuned or not found:
             states = classification.features(changed, rows, recipe.batch_size, watch)
@@ -39,13 +37,13 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
             autocast=devices.autocast(device, runtime.precision), watch=watch,
         )  # fmt: skip
         if tuned or not found:
-            answers = classification.features(changed, held_out, recipe.batch_size, watch)
-        found.append(classification.probabilities(classifier, answers))
-    scored = [intervals.scores(wanted, each.argmax(1)) for each in found]
+            test_states = classification.features(changed, held_out, recipe.batch_size, watch)
+        found.append(classification.probabilities(classifier, test_states))
+    scored = [intervals.scores(test_labels, each.argmax(1)) for each in found]
     accuracies = [each["accuracy"] for each in scored]
     write_json(
         out,
-        # The interval is that of the first seed's predictions, which are the ones kept.
+        # The interval is that of the first seed, whose predictions are kept.
         scored[0]
         | {
             "seeds": len(found),
@@ -54,7 +52,7 @@ def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: 
             "environment": devices.environment(device, runtime.precision),
         },
     )
-    classification.keep(predictions, wanted, found[0])
+    classification.keep(predictions, test_labels, found[0])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Build a variant from the original model and the layers chosen for it, and count what it stores."""
+"""Make a variant from the original model and the layers chosen for it, and count its parameters."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
+from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
@@ -21,21 +23,22 @@ def main(
 ) -> None:  # fmt: skip
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
-    dense, spec = opening.open_snapshot(model).to(device), params.variant(variant, "surgery")
+    view, spec = ModelView(opening.open_snapshot(model).to(device)), params.variant(variant, "surgery")
     if spec.method == "external":
-        external = opening.open_external(spec.model, spec.revision, open_tokenizer(tokenizer), dense.config.vocab_size)
-        changed, sharing = external, Sharing()
+        vocabulary = view.model.config.vocab_size
+        external = opening.open_external(spec.model, spec.revision, open_tokenizer(tokenizer), vocabulary)
+        changed, sharing = ModelView(external), Sharing()
     else:
-        watch = lambda items: progress(items, f"surgery {variant}")  # noqa: E731
-        known, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
-        changed, sharing = operations.operate(dense, chosen["groups"], known, spec, chosen.get("ranks"))
+        watch = partial(progress, what=f"surgery {variant}")
+        calibration, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
+        changed, sharing = operations.operate(view, chosen["groups"], calibration, spec, chosen.get("ranks"))
     checkpoint.save(changed, sharing, out)
     counts = counting.count(changed, sharing)
     write_json(
         size,
         {
             **counts,
-            "parameter_ratio": counts["parameters"] / counting.count(dense)["parameters"],
+            "parameter_ratio": counts["parameters"] / counting.count(view)["parameters"],
             "checkpoint_mb": (out / "model.safetensors").stat().st_size / 1e6,
         },
     )

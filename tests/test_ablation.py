@@ -13,10 +13,10 @@ def test_every_arm_is_scored_once_and_only_deltas_have_rank(name):
     model, seen = tiny.model(name), []
 
     def score(shared):
-        seen.append(sum(p.numel() for p in shared.parameters()))
+        seen.append(sum(p.numel() for p in shared.model.parameters()))
         return float(len(seen))
 
-    rows = list(ablation.untrained(model, [1, 2], tiny.calibration(model), ["pre_activation"], 2, score))
+    rows = list(ablation.untrained(tiny.view(model), [1, 2], tiny.calibration(model), ["pre_activation"], 2, score))
     arms = [tuple(row[key] for key in ("alignment", "reference", "base", "delta", "repair")) for row in rows]
     assert len(arms) == len(set(arms)) == 5 * len(ablation.FORMS)
     assert [row["perplexity"] for row in rows] == list(range(1, len(rows) + 1))
@@ -33,7 +33,7 @@ def test_every_start_meets_every_recovery():
         asked.append((sharing.rank, wanted.train, wanted.rate))
         return 1.0
 
-    rows = list(ablation.recovered(model, [1, 2], tiny.calibration(model), 2, train))
+    rows = list(ablation.recovered(tiny.view(model), [1, 2], tiny.calibration(model), 2, train))
     assert len(rows) == len(asked) == len(ablation.STARTS) * len(ablation.RECOVERIES) * len(ablation.RATES)
     assert {row["delta"] for row in rows} == {"zero", "joint"}
     ranks, parts, rates = map(set, zip(*asked))

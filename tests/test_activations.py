@@ -14,9 +14,9 @@ SITES = ("input", "pre_activation", "post_activation")
 def test_sites_are_those_of_the_ffn_and_no_hook_stays(name):
     model, ids = tiny.model(name), tiny.ids()
     family = tiny.family(model)
-    (found,) = activations.stream(model, family, SITES, [ids])
-    for layer, block in enumerate(family.blocks(model)):
-        linears = family.linears(model, layer)
+    (found,) = activations.stream(tiny.view(model), SITES, [ids])
+    for layer, block in enumerate(tiny.view(model).blocks):
+        linears = tiny.view(model).linears(layer)
         read = found["input"][layer]
         assert torch.allclose(linears[family.activated](read), found["pre_activation"][layer], atol=1e-5)
         answered = linears["out"](found["post_activation"][layer])
@@ -30,9 +30,9 @@ def test_what_is_not_finite_is_named_by_site_layer_and_batch(name, value):
     model = tiny.model(name)
     family = tiny.family(model)
 
-    batches = activations.stream(model, family, SITES, [tiny.ids(seed=seed) for seed in range(3)])
+    batches = activations.stream(tiny.view(model), SITES, [tiny.ids(seed=seed) for seed in range(3)])
     next(batches)
     with torch.no_grad():
-        family.linears(model, 3)[family.activated].weight.fill_(value)
+        tiny.view(model).linears(3)[family.activated].weight.fill_(value)
     with pytest.raises(UserError, match="pre_activation of layer 3 is not finite in batch 1"):
         next(batches)

@@ -110,7 +110,7 @@ def test_chance_alone_matches_this_well(rows, expected):
 def shuffled(name):
     """The FFN of one layer under four orders of its neurons, the moments that go with each, and the orders."""
     model = tiny.model(name)
-    whole = {key: value.double() for key, value in ffn.read(model, tiny.family(model), 0).items()}
+    whole = {key: value.double() for key, value in tiny.view(model).read(0).items()}
     width, moments = whole["w_in"].shape[0], tiny.calibration(model).moments(0)
     orders = {layer: tiny.shuffle(width, layer) if layer else torch.arange(width) for layer in range(4)}
     ffns = {layer: ffn.permute(whole, order) for layer, order in orders.items()}
@@ -130,7 +130,7 @@ def test_cost_undoes_any_shuffle_of_the_same_ffn(name, reference):
 def test_cost_is_the_error_of_one_ffn_in_place_of_another(name):
     """Its diagonal sums to the relative errors of the matrices, `out` by the power of each neuron alone."""
     model = tiny.model(name)
-    one, other = ({k: v.double() for k, v in ffn.read(model, tiny.family(model), layer).items()} for layer in (0, 1))
+    one, other = ({k: v.double() for k, v in tiny.view(model).read(layer).items()} for layer in (0, 1))
     moments, wanted = tiny.calibration(model).moments(1), 0.0
     for role in tiny.family(model).matrices:
         second = moments[SITE[role]].second
@@ -143,7 +143,7 @@ def test_cost_is_the_error_of_one_ffn_in_place_of_another(name):
 @given(seed=st.integers(0, 99))
 def test_no_other_order_costs_less(seed):
     model = tiny.model("gpt2", seed)
-    ffns = {i: {k: v.double() for k, v in ffn.read(model, tiny.family(model), i).items()} for i in (0, 1)}
+    ffns = {i: {k: v.double() for k, v in tiny.view(model).read(i).items()} for i in (0, 1)}
     known = tiny.calibration(model).moments
     found, errors = by_cost(ffns.get, known, [0, 1], "first")[1], cost(ffns[0], ffns[1], known(1)).numpy()
     places = np.arange(len(found))

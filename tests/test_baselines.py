@@ -8,16 +8,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stages.core.architecture import ffn, opening, shape, targets
+from stages.core.architecture import opening, shape, targets
 from stages.core.architecture.depth import influence
 from stages.core.calibration.moments import SITE
-from stages.core.forms import checkpoint, counting
-from stages.core.forms.dense import to_dense
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.settings.variants import Drop, Like, LowRank, Prune
-from stages.core.shrinking import baselines, operations
+from stages.core.shrinking import baselines
 from stages.core.training import loop, recovery
 
 TARGET = Like(size=3, rank=2)
@@ -39,33 +37,33 @@ every_baseline = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 def built(name, spec):
     model = tiny.model(name)
-    return operations.operate(model, [], tiny.calibration(model), spec)
+    return tiny.operate(model, [], tiny.calibration(model), spec)
 
 
 @tiny.every_family
 def test_a_target_like_a_window_is_what_the_window_stores(name):
     model = tiny.model(name)
     known = tiny.calibration(model)
-    shared, _ = operations.operate(model, [[0, 1, 2]], known, tiny.share(2))
-    assert targets.target(shape.of_model(model), TARGET) == counting.count(shared)["parameters"]
+    shared, _ = tiny.operate(model, [[0, 1, 2]], known, tiny.share(2))
+    assert targets.target(shape.of_model(model), TARGET) == tiny.count(shared)["parameters"]
 
 
 @every_baseline
 @tiny.every_family
 def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path):
     model, sharing = built(name, spec)
-    counts, target = counting.count(model, sharing), targets.target(shape.of_model(tiny.model(name)), TARGET)
+    counts, target = tiny.count(model, sharing), targets.target(shape.of_model(tiny.model(name)), TARGET)
     # Whole layers are coarse: one layer fewer dropped would miss the target.
     step = 13000 if isinstance(spec, Drop) else 0.03 * target
     assert target - step < counts["parameters"] <= target
-    checkpoint.save(model, sharing, tmp_path / "model")
+    tiny.save(model, sharing, tmp_path / "model")
     stored = read_tensors(tmp_path / "model/model.safetensors")
     zeros = sum((t == 0).sum().item() for t in stored.values()) if sharing.pruned else 0
     assert sum(t.numel() for t in stored.values()) - zeros == counts["parameters"]
-    loaded, found = checkpoint.load(tmp_path / "model")
-    assert found == sharing and counting.count(loaded, found) == counts
+    loaded, found = tiny.load(tmp_path / "model")
+    assert found == sharing and tiny.count(loaded, found) == counts
     assert tiny.same(tiny.state(loaded), tiny.state(model)) and tiny.gap(loaded, model) == 0
-    dense = to_dense(loaded)
+    dense = tiny.dense(loaded)
     assert sum(p.numel() for p in dense.parameters()) == counts["dense_parameters"]
     dense.save_pretrained(tmp_path / "dense")
     assert tiny.gap(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), model) <= 1e-4
@@ -78,7 +76,7 @@ def test_factors_count_by_the_formula(name):
     whole = tiny.LAYERS * sum(d_out * d_in for d_out, d_in in shapes.values())
     thin = sum(rank * sum(shapes[role]) for ranks in sharing.ranks.values() for role, rank in ranks.items())
     assert sum(p.numel() for p in model_of.parameters()) == total
-    assert counting.count(model, sharing)["parameters"] == total - whole + thin
+    assert tiny.count(model, sharing)["parameters"] == total - whole + thin
 
 
 @tiny.every_family
@@ -86,26 +84,26 @@ def test_full_rank_gives_the_original(name):
     model = tiny.model(name)
     ranks = {str(layer): dict.fromkeys(shape.of_model(model).matrices, tiny.WIDTH) for layer in range(tiny.LAYERS)}
     for fit in ("svd", "weighted"):
-        thin, _ = baselines.low_rank(model, tiny.calibration(model), low_rank(fit), ranks)
-        assert tiny.gap(model, thin) <= 1e-4
+        thin, _ = baselines.low_rank(tiny.view(model), tiny.calibration(model), low_rank(fit), ranks)
+        assert tiny.gap(model, thin.model) <= 1e-4
 
 
 @tiny.every_family
 def test_the_weighted_fit_wins_on_its_own_objective_and_rank_never_hurts(name):
     model = tiny.model(name)
-    known, family = tiny.calibration(model), tiny.family(model)
+    known = tiny.calibration(model)
     errors = {}
     for fit in ("svd", "weighted"):
         for rank in (2, 6, 12):
             ranks = {str(layer): dict.fromkeys(shape.of_model(model).matrices, rank) for layer in range(tiny.LAYERS)}
-            thin, _ = baselines.low_rank(model, known, low_rank(fit, correction=False), ranks)
+            thin, _ = baselines.low_rank(tiny.view(model), known, low_rank(fit, correction=False), ranks)
             errors[fit, rank] = [
-                ((ffn.read(model, family, layer)[f"w_{role}"] - linear.delta()).double() @ moments[SITE[role]].root)
+                ((tiny.view(model).read(layer)[f"w_{role}"] - linear.delta()).double() @ moments[SITE[role]].root)
                 .square()
                 .sum()
                 for layer in range(tiny.LAYERS)
                 for moments in [known.moments(layer)]
-                for role, linear in family.linears(thin, layer).items()
+                for role, linear in thin.linears(layer).items()
             ]
     for rank in (2, 6, 12):
         assert all(w <= s * (1 + 1e-6) for w, s in zip(errors["weighted", rank], errors["svd", rank]))
@@ -115,30 +113,30 @@ def test_the_weighted_fit_wins_on_its_own_objective_and_rank_never_hurts(name):
 
 @tiny.every_family
 def test_zeros_stay_zero_in_training(name, tmp_path):
-    checkpoint.save(*built(name, SPECS["pruned all"]), tmp_path / "model")
-    model, sharing = checkpoint.load(tmp_path / "model")
-    before, count = tiny.state(model), counting.count(model, sharing)
+    tiny.save(*built(name, SPECS["pruned all"]), tmp_path / "model")
+    model, sharing = tiny.load(tmp_path / "model")
+    before, count = tiny.state(model), tiny.count(model, sharing)
     rows = tiny.ids(8)
     recipe = Schedule(epochs=2, batch_size=4, warmup=0.0, weight_decay=0.1, clip=1.0)
-    objective = recovery.end_to_end(model, rows, None, None, None)
+    objective = recovery.end_to_end(tiny.TASK, model, rows, None, None, None)
     loop.train(model, 8, objective, [(list(model.parameters()), 1e-2)], recipe, 0)
-    for linear in (m for layer in range(tiny.LAYERS) for m in tiny.family(model).linears(model, layer).values()):
+    for linear in (m for layer in range(tiny.LAYERS) for m in tiny.view(model).linears(layer).values()):
         key = next(key for key, p in model.named_parameters() if p is linear.weight)
         assert torch.equal(linear.weight == 0, before[key] == 0) and not torch.equal(linear.weight, before[key])
-    assert counting.count(model, sharing) == count
+    assert tiny.count(model, sharing) == count
 
 
 @tiny.every_family
 def test_a_block_that_does_nothing_is_dropped_first_and_not_missed(name):
     model = tiny.model(name)
     with torch.no_grad():
-        for key, parameter in tiny.family(model).blocks(model)[2].named_parameters():
+        for key, parameter in tiny.view(model).blocks[2].named_parameters():
             if key.split(".")[1] in ("c_proj", "o_proj", "down_proj"):
                 parameter.zero_()
     known = tiny.calibration(model)
-    found = influence(model, tiny.family(model), known.text())
+    found = influence(tiny.view(model), known.text())
     assert found.argmin() == 2 and found[2].abs() < 1e-6 < found[[0, 1, 3, 4]].min()
-    shallow, _ = operations.operate(model, [], known, Drop(method="drop", layers=1))
+    shallow, _ = tiny.operate(model, [], known, Drop(method="drop", layers=1))
     assert shallow.config.num_hidden_layers == 4 and tiny.gap(model, shallow) <= 1e-5
 
 

@@ -22,14 +22,13 @@ from ruamel.yaml import YAML
 from test_recovery import RECIPE
 
 from stages.commands import check
-from stages.core.architecture import ffn, opening, rules, shape, targets, windows
+from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
-from stages.core.forms import checkpoint, counting
+from stages.core.forms import checkpoint
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
 from stages.core.settings.variants import Recovery, Variant
-from stages.core.shrinking import operations
 from stages.core.training import recovery, resuming
 
 DOCUMENT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
@@ -79,8 +78,8 @@ def test_a_shape_counts_what_the_model_has(name, options, tmp_path):
     found, family = shape.of_folder(tmp_path), tiny.family(model)
     assert found == shape.of_model(model)
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.block == sum(p.numel() for p in family.blocks(model)[2].parameters())
-    weights = ffn.read(model, family, 0)
+    assert found.block == sum(p.numel() for p in tiny.view(model).blocks[2].parameters())
+    weights = tiny.view(model).read(0)
     assert found.matrices == {role: tuple(weights[f"w_{role}"].shape) for role in family.matrices}
     assert found.ffn_biases == sum(value.numel() for key, value in weights.items() if key.startswith("b_"))
     assert (found.layers, found.positions, found.vocabulary) == (tiny.LAYERS, tiny.POSITIONS, tiny.VOCABULARY)
@@ -433,8 +432,8 @@ def test_a_checkpoint_holds_as_many_numbers_as_estimated(name, tmp_path):
     variant = write(tmp_path, **FITTING).variants[name]
     model = tiny.model("gpt2")
     groups = windows.blocks(5, variant.windows.size) if name.endswith("4") else []
-    changed, sharing = operations.operate(model, groups, tiny.calibration(model), variant.surgery)
-    assert estimates.stored(variant, FIVE) == pytest.approx(counting.count(changed, sharing)["parameters"], rel=0.03)
+    changed, sharing = tiny.operate(model, groups, tiny.calibration(model), variant.surgery)
+    assert estimates.stored(variant, FIVE) == pytest.approx(tiny.count(changed, sharing)["parameters"], rel=0.03)
 
 
 @pytest.mark.parametrize("rows, length", [(1, 8), (2, 64)])
@@ -454,7 +453,9 @@ def test_the_memory_of_a_training_is_what_its_tensors_take(rows, length):
             kept[tensor.untyped_storage().data_ptr()] = (tensor, tensor.untyped_storage().nbytes())
         return tensor
 
-    objective = recovery.end_to_end(model.train(), torch.zeros(rows, length, dtype=torch.int64), teacher, wanted, None)
+    objective = recovery.end_to_end(
+        tiny.TASK, model.train(), torch.zeros(rows, length, dtype=torch.int64), teacher, wanted, None
+    )
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _, minimised = objective(torch.arange(rows))
@@ -487,12 +488,13 @@ def test_beams_keep_keys_and_values():
 
 
 def test_unfinished_trainings_take_what_their_states_take(tmp_path, monkeypatch):
-    model, structure = tiny.shared("gpt2", 0)
+    model, sharing = tiny.shared("gpt2", 0)
     monkeypatch.setattr(resuming.Unfinished, "due", lambda self: True)
     rows = tiny.ids(8, 16)
     recovery.recover(
-        model, structure, None, rows, rows.flatten(), RECIPE, Recovery(train="all", frobenius=0.0), 0,
-        autocast=nullcontext(), watch=iter, unfinished=tmp_path,
+        tiny.view(model), sharing, None, tiny.TASK, rows, rows.flatten(), RECIPE,
+        Recovery(train="all", frobenius=0.0), 0, autocast=nullcontext(), watch=iter,
+        unfinished=tmp_path,
     )  # fmt: skip
     kept = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     found = params.load(ROOT / "params.yaml")

@@ -13,8 +13,6 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 from stages.core.architecture import opening, shape
 from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.tokens import end_tokens
-from stages.core.forms import checkpoint
-from stages.core.forms.dense import to_dense
 from stages.core.forms.structure import Sharing
 from stages.core.process.errors import UserError
 from stages.core.text.tokenizer import open_tokenizer
@@ -144,7 +142,7 @@ def test_a_token_beyond_the_vocabulary_is_refused(tmp_path):
 
 def skipped(model, layer: int, text=None):
     """The logits of a model, one of whose layers answers what it reads."""
-    block = tiny.family(model).blocks(model)[layer]
+    block = tiny.view(model).blocks[layer]
     handle = block.register_forward_hook(lambda _, args, answer: args[0])
     try:
         return tiny.logits(model, text)
@@ -155,16 +153,16 @@ def skipped(model, layer: int, text=None):
 def left_out(model, layer: int):
     """A new model without one layer."""
     kept = [other for other in range(model.config.num_hidden_layers) if other != layer]
-    return keep_layers(model, tiny.family(model), kept)
+    return keep_layers(tiny.view(model), kept).model
 
 
 def everywhere(model, folder: Path):
     """A model as it is in memory, from its checkpoint, as a dense model, and from that one's folder."""
     yield model
-    checkpoint.save(model, Sharing(), folder / "checkpoint")
-    yield checkpoint.load(folder / "checkpoint")[0]
-    yield to_dense(model)
-    to_dense(model).save_pretrained(folder / "dense")
+    tiny.save(model, Sharing(), folder / "checkpoint")
+    yield tiny.load(folder / "checkpoint")[0]
+    yield tiny.dense(model)
+    tiny.dense(model).save_pretrained(folder / "dense")
     yield opening.open_snapshot(folder / "dense")
 
 

@@ -45,7 +45,7 @@ def test_a_rows_state_is_its_own_last_tokens_whatever_it_is_batched_with(name):
 def test_only_what_was_asked_for_moves_and_the_rows_are_learnt(name, what):
     model, sharing = tiny.shared(name, 3)
     before = tiny.state(model)
-    parts = {} if what == "head" else recovery.parts(model, tiny.family(model), sharing.groups, what)
+    parts = {} if what == "head" else recovery.parts(tiny.view(model), sharing.groups, what)
     tuned = [parameter for chosen in parts.values() for parameter in chosen]
     states = classification.features(model, ROWS, 4)
     head = classification.fit(model, tuned, ROWS, LABELS, states, recipe(epochs=40), 0)

@@ -17,12 +17,13 @@ from stages.commands import harness
 from stages.core.architecture import attention
 from stages.core.architecture.opening import open_snapshot
 from stages.core.evaluation import notebook, timing
-from stages.core.forms import checkpoint, structure
+from stages.core.forms import structure
 from stages.core.process import devices, memory
 from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.profiles import Runtime
 from stages.core.settings.variants import Recovery
+from stages.core.tasks.language import Language
 from stages.core.text.tokenizer import open_tokenizer
 from stages.core.training import loop, recovery, resuming
 
@@ -44,7 +45,7 @@ def cards(monkeypatch):
 def test_deltas_are_made_where_the_weights_are(name):
     """The ablation scores what `share` made as it is, and trains it."""
     model = tiny.model(name).to("meta")
-    structure.install(model, tiny.family(model), structure.Sharing(groups=tiny.GROUPS, rank=2, biases="own"))
+    structure.install(tiny.view(model), structure.Sharing(groups=tiny.GROUPS, rank=2, biases="own"))
     assert {p.device.type for p in model.parameters()} == {"meta"} and any(structure.deltas(model))
 
 
@@ -111,7 +112,7 @@ def test_the_harness_runs_where_the_profile_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(ROOT / "data")
     Path("params.yaml").symlink_to(ROOT / "params.yaml")
-    checkpoint.save(open_snapshot(ROOT / "data/model"), structure.Sharing(), Path("artifacts/finetuned/shared"))
+    tiny.save(open_snapshot(ROOT / "data/model"), structure.Sharing(), Path("artifacts/finetuned/shared"))
     open_tokenizer(ROOT / "data/model").save_pretrained("artifacts/tokenizer")
 
     def hflm(pretrained, **options):
@@ -137,23 +138,24 @@ def test_emulated_bfloat16_is_no_bfloat16(monkeypatch):
     assert devices.precision(torch.device("cuda"), "bfloat16") == "float32"
 
 
-def recover(model, shared, wanted, autocast=None, **options):
+def recover(model, shared, wanted, autocast=None, task=tiny.TASK, **options):
+    view = tiny.view(model)
     return recovery.recover(
-        model, shared, model, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=autocast or nullcontext(),
+        view, shared, view, task, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=autocast or nullcontext(),
         watch=iter, **options,
     )  # fmt: skip
 
 
-def test_validation_is_float32_whatever_training_computes_in(monkeypatch):
-    seen, known = [], recovery.perplexity
+def test_validation_is_float32_whatever_training_computes_in():
+    seen = []
 
-    def perplexity(*args):
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return known(*args)
+    class Watched(Language):
+        def score(self, *args):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().score(*args)
 
-    monkeypatch.setattr(recovery, "perplexity", perplexity)
-    model, shared = tiny.shared("gpt2", 3)
-    recover(model, shared, Recovery(train="deltas", frobenius=0.0), torch.autocast("cpu", dtype=torch.bfloat16))
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    recover(*tiny.shared("gpt2", 3), Recovery(train="deltas", frobenius=0.0), autocast, Watched(12, 12, 4))
     assert len(seen) == 2 and not any(seen)
 
 

@@ -69,12 +69,15 @@ CODE = {
     "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
     "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
     "core/architecture/{__init__ attention depth families ffn gguf_config gguf_header opening rules shape targets"
-    " tokens weights windows}": (f"base extract correlate align {SHARED}", BASE),
+    " tokens view weights windows}": (f"base extract correlate align {SHARED}", BASE),
     "core/text/{__init__ corpus labelled sources stories tokenizer}": (
         f"pretrain prepare articles reviews extract {SHARED}",
         f"articles reviews {PREPARE}",
     ),
-    "core/tasks/{__init__ language}": ("pretrain control search finetune perplexity sentiment", f"control {SEARCH}"),
+    "core/tasks/{__init__ interface language}": (
+        "pretrain control search finetune perplexity sentiment",
+        f"control {SEARCH}",
+    ),
     "core/forms/{__init__ checkpoint counting dense linears structure}": (SHARED, f"control {SEARCH}"),
     "core/calibration/{__init__ activations alignment moments statistics}": (
         "extract correlate align search surgery",

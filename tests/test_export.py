@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from stages.commands import export
 from stages.core.architecture import opening
-from stages.core.forms import checkpoint
 from stages.core.forms.structure import Sharing
 from stages.core.process.errors import UserError
 from stages.core.text.tokenizer import open_tokenizer
@@ -29,7 +28,7 @@ def test_an_export_writes_as_the_original_is_meant_to(says, tmp_path, monkeypatc
     model.save_pretrained("artifacts/model")
     tokenizer.save_pretrained("artifacts/tokenizer")
     snapshot = opening.open_snapshot(tmp_path / "artifacts/model")
-    checkpoint.save(snapshot, Sharing(), tmp_path / "artifacts/finetuned/mine")
+    tiny.save(snapshot, Sharing(), tmp_path / "artifacts/finetuned/mine")
     export.main("mine", tmp_path / "exported")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype="float32").eval()
     assert tiny.gap(found, snapshot) == 0

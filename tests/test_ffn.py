@@ -13,11 +13,11 @@ from stages.core.architecture import ffn
 
 def shuffled(model, keep=()):
     """The model with every FFN's neurons in another order; the tensors named in `keep` stay behind."""
-    family, other = tiny.family(model), copy.deepcopy(model)
+    other = copy.deepcopy(model)
     for layer in range(tiny.LAYERS):
-        before = ffn.read(model, family, layer)
-        after = ffn.permute(before, tiny.shuffle(ffn.width(model, family), layer))
-        ffn.write(other, family, layer, {**after, **{name: before[name] for name in keep}})
+        before = tiny.view(model).read(layer)
+        after = ffn.permute(before, tiny.shuffle(tiny.view(model).neurons(0), layer))
+        tiny.view(other).write(layer, {**after, **{name: before[name] for name in keep}})
     return other
 
 
@@ -55,9 +55,9 @@ def test_inverse_restores_every_bit(width, size, seed):
 def test_read_and_write_are_inverse_to_the_bit(name):
     model, other = tiny.model(name), tiny.model(name, seed=1)
     family = tiny.family(model)
-    value = ffn.read(model, family, 2)
-    ffn.write(other, family, 2, value)
-    assert tiny.same(ffn.read(other, family, 2), value)
+    value = tiny.view(model).read(2)
+    tiny.view(other).write(2, value)
+    assert tiny.same(tiny.view(other).read(2), value)
     inside = f"{family.layers}.2.{family.ffn}."
     states = tiny.state(model), tiny.state(other), tiny.state(tiny.model(name, seed=1))
     for key in states[0]:
@@ -67,8 +67,8 @@ def test_read_and_write_are_inverse_to_the_bit(name):
 @tiny.every_family
 def test_what_is_read_is_a_copy_with_the_hidden_axis_first(name):
     model = tiny.model(name)
-    family, before = tiny.family(model), tiny.state(model)
-    value, width = ffn.read(model, family, 1), ffn.width(model, family)
+    before = tiny.state(model)
+    value, width = tiny.view(model).read(1), tiny.view(model).neurons(0)
     assert value["w_in"].shape == (width, tiny.WIDTH) and value["w_out"].shape == (tiny.WIDTH, width)
     for tensor in value.values():
         tensor.zero_()

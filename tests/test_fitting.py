@@ -199,7 +199,7 @@ def test_a_layer_that_reads_next_to_nothing_does_not_break_the_joint_fit(count, 
 def test_without_biases_their_correction_changes_nothing(name):
     specs = [tiny.share(4, base="regression", delta="joint", bias_correction=on) for on in (True, False)]
     model = tiny.model(name)
-    changed = [operations.operate(model, tiny.GROUPS, tiny.calibration(model), spec)[0] for spec in specs]
+    changed = [tiny.operate(model, tiny.GROUPS, tiny.calibration(model), spec)[0] for spec in specs]
     assert tiny.same(*map(tiny.state, changed))
 
 
@@ -208,10 +208,10 @@ def test_a_corrected_bias_takes_up_the_mean_error(name):
     model = tiny.model(name)
     known, group = tiny.calibration(model), [0, 1, 2]
     spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
-    shared, _ = operations.operate(model, [group], known, spec)
-    members = operations.aligned(model, group, known, spec)
+    shared, _ = tiny.operate(model, [group], known, spec)
+    members = operations.aligned(tiny.view(model), group, known, spec)
     for layer, member in zip(group, members):
-        for role, linear in tiny.family(model).linears(shared, layer).items():
+        for role, linear in tiny.view(shared).linears(layer).items():
             x = member.moments[operations.SITE[role]].mean
             weight = linear.base.weight.double()
             weight = (weight.T if tiny.family(model).transposed else weight) + linear.delta().double()

@@ -16,7 +16,6 @@ import torch
 from closure import ROOT
 
 from stages.core.architecture import opening
-from stages.core.forms import checkpoint
 from stages.core.process import artifacts
 from stages.core.process.errors import UserError
 from stages.core.settings import params
@@ -67,15 +66,15 @@ def curve(path):
 
 
 def shared_config(path):
-    return _shared(path) / "config.json", lambda file: checkpoint.load(file.parent)
+    return _shared(path) / "config.json", lambda file: tiny.load(file.parent)
 
 
 def shared_weights(path):
-    return _shared(path) / "model.safetensors", lambda file: checkpoint.load(file.parent)
+    return _shared(path) / "model.safetensors", lambda file: tiny.load(file.parent)
 
 
 def _shared(path):
-    checkpoint.save(*tiny.shared("gpt2", 2), path.parent / "shared")
+    tiny.save(*tiny.shared("gpt2", 2), path.parent / "shared")
     return path.parent / "shared"
 
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 from closure import ROOT
 
 from stages.commands import harness
-from stages.core.architecture.families import family_of
 from stages.core.architecture.opening import open_snapshot
-from stages.core.forms import checkpoint, structure
+from stages.core.forms import structure
 from stages.core.forms.structure import Sharing
 from stages.core.text.tokenizer import open_tokenizer
 
@@ -20,8 +20,8 @@ def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):
     Path("data").symlink_to(ROOT / "data")
     sharing = Sharing(groups=[[4, 5, 6]], rank=2, biases="own")
     model = open_snapshot(ROOT / "data/model")
-    structure.install(model, family_of("gpt2"), sharing)
-    checkpoint.save(model, sharing, Path("artifacts/finetuned/shared"))
+    structure.install(tiny.view(model), sharing)
+    tiny.save(model, sharing, Path("artifacts/finetuned/shared"))
     open_tokenizer(ROOT / "data/model").save_pretrained("artifacts/tokenizer")
     harness.main("shared", "reviews", Path("found.json"))
     (scores,) = json.loads(Path("found.json").read_text())["results"].values()

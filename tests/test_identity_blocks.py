@@ -7,14 +7,13 @@ import pytest
 import tiny
 import torch
 
-from stages.core.architecture import ffn
 from stages.core.architecture.depth import influence
 from stages.core.calibration import activations, alignment
 from stages.core.calibration.alignment import CorrelationStream
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget, Drop, LowRank
-from stages.core.shrinking import budgets, fitting, operations, ranks, repair, window_search
+from stages.core.shrinking import budgets, fitting, ranks, repair, window_search
 from stages.core.training import recovery
 
 SITES = {"input": "input", "hidden": "post_activation"}
@@ -29,14 +28,12 @@ def expanded(name: str, fault: str):
     """A model with blocks of zeros, and its calibration, measured as the stages measure it."""
     built = tiny.model(name)
     for layer in (1, 3):
-        own = ffn.read(built, tiny.family(built), layer)
+        own = tiny.view(built).read(layer)
         gone = FAULTS[fault] or list(own)
-        ffn.write(
-            built, tiny.family(built), layer, {k: torch.zeros_like(v) if k in gone else v for k, v in own.items()}
-        )
+        tiny.view(built).write(layer, {k: torch.zeros_like(v) if k in gone else v for k, v in own.items()})
     streams = [{site: MomentStream() for site in SITES} for _ in range(tiny.LAYERS)]
     pairs = {(a, b): CorrelationStream() for a in range(tiny.LAYERS) for b in range(tiny.LAYERS)}
-    for seen in activations.stream(built, tiny.family(built), ("input", "post_activation"), TEXT):
+    for seen in activations.stream(tiny.view(built), ("input", "post_activation"), TEXT):
         for layer, found in enumerate(streams):
             for site, stream in found.items():
                 stream.update(seen[SITES[site]][layer])
@@ -47,10 +44,7 @@ def expanded(name: str, fault: str):
     def permutation(how, reference, first, other):
         layers = list(range(first, other + 1))
         if how == "cost":
-            found = alignment.by_cost(
-                lambda layer: {k: v.double() for k, v in ffn.read(built, tiny.family(built), layer).items()},
-                moments.__getitem__, layers, reference,
-            )  # fmt: skip
+            found = alignment.by_cost(tiny.view(built).read_double, moments.__getitem__, layers, reference)
         else:
             found = alignment.by_correlation(lambda a, b: pairs[a, b].matrix().numpy(), layers, reference)
         return torch.from_numpy(found[other])
@@ -98,7 +92,7 @@ def test_sharing_with_blocks_of_zeros_is_finite(base, name, fault):
             0 if delta == "none" else 3, alignment="cost", reference="centre", base=base, delta=delta, repair=fixed,
             bias_correction=True,
         )  # fmt: skip
-        assert sound(operations.operate(built, tiny.GROUPS, calibration, spec)[0])
+        assert sound(tiny.operate(built, tiny.GROUPS, calibration, spec)[0])
 
 
 @every_fault
@@ -109,7 +103,7 @@ def test_collapsing_blocks_of_zeros_is_finite(fixed, name, fault):
     base = "first" if fixed == "differences" else "regression"
     spec = tiny.collapse(alignment="cost", base=base, repair=fixed)
     for groups in (tiny.GROUPS, [[1, 2]], [[3, 4]]):
-        assert sound(operations.operate(built, groups, calibration, spec)[0])
+        assert sound(tiny.operate(built, groups, calibration, spec)[0])
 
 
 @every_fault
@@ -119,7 +113,7 @@ def test_collapsing_blocks_of_zeros_is_finite(fixed, name, fault):
 def test_low_rank_of_zeros_is_finite_and_takes_no_rank_from_others(chosen, fit, name, fault):
     built, calibration = expanded(name, fault)
     spec = LowRank(method="low_rank", fit=fit, ranks=chosen, bias_correction=True, target_parameters=0.8)
-    thin, sharing = operations.operate(built, [], calibration, spec)
+    thin, sharing = tiny.operate(built, [], calibration, spec)
     assert sound(thin)
     if chosen == "filled":
         empty = {"w_out": "out", "w_in": "in", "gate": "gate", "all": "in"}[fault]
@@ -132,11 +126,11 @@ def test_low_rank_of_zeros_is_finite_and_takes_no_rank_from_others(chosen, fit, 
 def test_a_budget_of_ranks_and_a_search_with_blocks_of_zeros(name, fault):
     built, calibration = expanded(name, fault)
     spec = tiny.share(2, alignment="cost", reference="centre", base="regression", delta="joint", bias_correction=True)
-    for values in ranks.gains(built, [0, 1, 2], calibration, spec).values():
+    for values in ranks.gains(tiny.view(built), [0, 1, 2], calibration, spec).values():
         assert values.isfinite().all() and (values >= 0).all()
-    score = lambda model: float(tiny.logits(model).square().mean())  # noqa: E731
+    score = lambda view: float(tiny.logits(view.model).square().mean())  # noqa: E731
     for wanted in (Best(choose="best", sizes=[2]), Budget(choose="budget", sizes=[2], target_parameters=0.9)):
-        found = window_search.search(built, calibration, spec, wanted, score)
+        found = window_search.search(tiny.view(built), calibration, spec, wanted, score)
         assert all(np.isfinite(layout.perplexity) for layout in found.scored)
 
 
@@ -177,15 +171,15 @@ def test_without_any_input_the_fits_are_finite(base):
 def test_a_block_of_zeros_has_no_influence_and_is_dropped_first(name):
     built = tiny.model(name)
     with torch.no_grad():
-        for parameter in tiny.family(built).blocks(built)[2].parameters():
+        for parameter in tiny.view(built).blocks[2].parameters():
             parameter.zero_()
         built.get_input_embeddings().weight[:50] = 0
         if name == "gpt2":
             built.transformer.wpe.weight.zero_()
-    found = influence(built, tiny.family(built), TEXT)
+    found = influence(tiny.view(built), TEXT)
     assert found[2].abs() < 1e-9 and found.isfinite().all()
     calibration = Calibration(None, None, lambda: TEXT)
-    dropped, _ = operations.operate(built, [], calibration, Drop(method="drop", layers=1))
+    dropped, _ = tiny.operate(built, [], calibration, Drop(method="drop", layers=1))
     assert tiny.gap(built, dropped) < 1e-5
 
 

@@ -74,15 +74,14 @@ def test_verify_finds_no_damage(clone):
 
 
 def test_export_opens_in_stock_transformers_and_agrees(clone):
+    import tiny
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from stages.core.forms import checkpoint
 
     run(clone, sys.executable, "-m", "stages.commands.export", "--variant", "softshare", "--to", "exported/softshare")
     stock = AutoModelForCausalLM.from_pretrained(clone / "exported/softshare").eval()
     words = AutoTokenizer.from_pretrained(clone / "exported/softshare")
-    ours, _ = checkpoint.load(clone / "artifacts/finetuned/softshare")
+    ours, _ = tiny.load(clone / "artifacts/finetuned/softshare")
     ids = torch.tensor([words("One cold morning the clockmaker")["input_ids"]])
     with torch.no_grad():
         assert (stock(ids).logits - ours(ids).logits).abs().max() < 1e-5

@@ -9,6 +9,7 @@ import torch
 from stages.core.forms import structure
 from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.variants import Distill, Recovery
+from stages.core.tasks.language import Language
 from stages.core.training import loop, recovery
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
@@ -31,12 +32,12 @@ def run(model, objective, rates, recipe=USUAL, **options):
 @tiny.every_family
 def test_the_window_s_parts_are_all_of_the_window_and_nothing_else(name, rank):
     model, sharing = tiny.shared(name, rank)
-    parts = recovery.parts(model, tiny.family(model), [[0, 1, 2]], "window")
+    parts = recovery.parts(tiny.view(model), [[0, 1, 2]], "window")
     chosen = [parameter for group in parts.values() for parameter in group]
     assert len({id(p) for p in chosen}) == len(chosen)
     names = {id(p): key for key, p in model.named_parameters()}
     before = tiny.state(model)
-    run(model, recovery.end_to_end(model, ROWS, None, None, None), [(p, 1e-2) for p in parts.values() if p])
+    run(model, recovery.end_to_end(tiny.TASK, model, ROWS, None, None, None), [(p, 1e-2) for p in parts.values() if p])
     moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {names[id(p)] for p in chosen if p.numel()}
     assert len(parts["base"]) == len(tiny.family(model).matrices) and bool(parts["deltas"]) == bool(rank)
@@ -63,18 +64,45 @@ def test_a_variant_s_rate_multiplies_every_learning_rate_in_both_phases(monkeypa
     model, sharing = tiny.shared("gpt2", 3)
     wanted = Recovery(train="window", frobenius=0.0, warm_start=0.5, rate=0.1)
     recovery.recover(
-        model, sharing, model, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
+        tiny.view(model), sharing, tiny.view(model), tiny.TASK, ROWS, ROWS.flatten(), RECIPE, wanted, 0,
+        autocast=nullcontext(), watch=iter,
     )  # fmt: skip
     early, late = ([rate for _, rate in rates] for rates in given)
     assert early == pytest.approx([3e-3, 2e-3]) and late == pytest.approx([3e-3, 2e-3, 1e-3])
 
 
+class Small(Language):
+    """Another task than next tokens: small logits."""
+
+    def loss(self, outputs, examples):
+        return outputs.logits.square().mean()
+
+    def score(self, model, held_out, watch=iter):
+        with torch.no_grad():
+            return self.loss(self.outputs(model, held_out.view(-1, self.context)), held_out).item()
+
+
+def test_what_is_learnt_and_scored_is_the_task_s():
+    model, sharing = tiny.shared("gpt2", 3)
+    task, spec, expected = Small(12, 12), Recovery(train="all", frobenius=0.0), []
+    for _ in range(2):
+        expected.append(task.score(model, ROWS.flatten()))
+        if len(expected) == 1:
+            history = recovery.recover(
+                tiny.view(model), sharing, None, task, ROWS, ROWS.flatten(), RECIPE, spec, 0,
+                autocast=nullcontext(), watch=iter,
+            )  # fmt: skip
+    assert [at["value"] for at in history.validation] == expected and expected[1] < 0.5 * expected[0]
+
+
 @tiny.every_family
 def test_an_untouched_model_is_at_no_distance_from_its_teacher(name):
     model, batch = tiny.model(name), torch.arange(4)
-    ce, plain = recovery.end_to_end(model, ROWS, model, Distill(logits=1.0, temperature=2.0, hidden=1.0), None)(batch)
+    ce, plain = recovery.end_to_end(
+        tiny.TASK, model, ROWS, model, Distill(logits=1.0, temperature=2.0, hidden=1.0), None
+    )(batch)
     assert plain.abs() < 1e-5 < ce
-    error, _ = recovery.layer_by_layer(model, ROWS, tiny.model(name), tiny.family(model), [1, 2])(batch)
+    error, _ = recovery.layer_by_layer(tiny.view(model), ROWS, tiny.view(tiny.model(name)), [1, 2])(batch)
     assert error < 1e-10
 
 
@@ -83,15 +111,14 @@ def test_each_way_to_learn_brings_the_model_nearer_to_its_teacher(name):
     teacher = tiny.model(name)
     for objective in ("logits", "hidden", "layers"):
         model, sharing = tiny.shared(name, 3)
-        family = tiny.family(model)
         if objective == "layers":
-            wanted = recovery.layer_by_layer(model, ROWS, teacher, family, [0, 1, 2, 3, 4])
+            wanted = recovery.layer_by_layer(tiny.view(model), ROWS, tiny.view(teacher), [0, 1, 2, 3, 4])
         else:
             distill = Distill(logits=1.0, hidden=float(objective == "hidden"))
-            wanted = recovery.end_to_end(model, ROWS, teacher, distill, None)
+            wanted = recovery.end_to_end(tiny.TASK, model, ROWS, teacher, distill, None)
         with torch.no_grad():
             before = wanted(torch.arange(8))[1]
-        parts = recovery.parts(model, family, sharing.groups, "window")
+        parts = recovery.parts(tiny.view(model), sharing.groups, "window")
         rates = [(parts[key], 3e-3) for key in ("deltas", "base")]
         run(model, wanted, rates, Schedule(epochs=15, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0))
         with torch.no_grad():
@@ -111,7 +138,7 @@ def test_the_best_state_on_validation_is_kept_and_it_may_be_the_start():
     model, _ = tiny.shared("gpt2", 3)
     before = tiny.state(model)
     values = iter([1.0, 3.0, 2.0, 4.0])
-    objective = recovery.end_to_end(model, ROWS, None, None, None)
+    objective = recovery.end_to_end(tiny.TASK, model, ROWS, None, None, None)
     course = run(model, objective, [(list(model.parameters()), 1e-2)], validate=lambda: next(values), times=3)
     assert [look["value"] for look in course.validation] == [1.0, 3.0, 2.0, 4.0]
     assert [look["examples"] for look in course.validation] == [0, 8, 16, 24]
@@ -126,7 +153,7 @@ def test_a_state_in_the_middle_is_kept_bit_for_bit():
         states.append(tiny.state(model))
         return next(values)
 
-    objective = recovery.end_to_end(model, ROWS, None, None, None)
+    objective = recovery.end_to_end(tiny.TASK, model, ROWS, None, None, None)
     run(model, objective, [(list(model.parameters()), 1e-2)], validate=validate, times=3)
     assert tiny.same(tiny.state(model), states[2]) and not tiny.same(states[2], states[3])
 
@@ -138,7 +165,12 @@ def test_accumulation_takes_the_same_steps_as_a_larger_batch():
         recipe = Schedule(
             epochs=2, batch_size=size, accumulation=accumulation, warmup=0.0, weight_decay=0.0, clip=100.0
         )
-        run(model, recovery.end_to_end(model, ROWS, None, None, None), [(list(model.parameters()), 1e-3)], recipe)
+        run(
+            model,
+            recovery.end_to_end(tiny.TASK, model, ROWS, None, None, None),
+            [(list(model.parameters()), 1e-3)],
+            recipe,
+        )
         states.append(tiny.state(model))
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-3, atol=1e-4)
@@ -163,7 +195,7 @@ def test_a_pupil_that_is_its_teacher_has_nothing_to_learn(name):
     """Dropout of the config's 0.1 alone would make a distillation loss (for GPT-2 a fifth of the states' size)."""
     pupil, teacher = (tiny.model(name, **DROPOUTS[name]) for _ in range(2))
     distil = Distill(logits=1.0, hidden=20.0)
-    objective = recovery.end_to_end(pupil.train(), ROWS, teacher, distil, None)
+    objective = recovery.end_to_end(tiny.TASK, pupil.train(), ROWS, teacher, distil, None)
     assert objective(torch.arange(4))[1] > 1e-3
     recovery.set_dropout(pupil, 0.0)
     assert objective(torch.arange(4))[1] == 0
@@ -184,5 +216,6 @@ def test_a_recovery_drops_out_what_its_recipe_says(dropout, monkeypatch):
     recipe = RECIPE.model_copy(update={"dropout": dropout})
     wanted = Recovery(train="all", frobenius=0.0, distill=Distill(logits=1.0, hidden=20.0))
     options = {"autocast": nullcontext(), "watch": iter}
-    recovery.recover(pupil.train(), structure.Sharing(), teacher, ROWS, ROWS.flatten(), recipe, wanted, 0, **options)
+    views = tiny.view(pupil.train()), structure.Sharing(), tiny.view(teacher)
+    recovery.recover(*views, tiny.TASK, ROWS, ROWS.flatten(), recipe, wanted, 0, **options)
     assert (losses[0] == 0) == (dropout == 0) and pupil.config.resid_pdrop == 0.1

@@ -24,7 +24,7 @@ class Killed(BaseException):
 def train(folder=None, kill_at=None, seed=3):
     """(parameters, course) of a training with dropout and looks at held-out text; killed in the middle of a step."""
     model = tiny.model("gpt2", resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)
-    learn, parts = recovery.end_to_end(model, ROWS, None, None, None), []
+    learn, parts = recovery.end_to_end(tiny.TASK, model, ROWS, None, None, None), []
 
     def objective(batch):
         parts.append(batch)

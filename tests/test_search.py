@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.architecture import windows
-from stages.core.forms import checkpoint
-from stages.core.forms.dense import to_dense
 from stages.core.settings.variants import Best, Budget
 from stages.core.shrinking import budgets, operations, ranks
 from stages.core.shrinking.window_search import search
@@ -62,8 +60,8 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
 def test_gains_are_the_relative_errors_that_ranks_take_away():
     built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
     known = tiny.calibration(built)
-    members = operations.aligned(built, [0, 1, 2], known, spec)
-    for (layer, role), values in ranks.gains(built, [0, 1, 2], known, spec).items():
+    members = operations.aligned(tiny.view(built), [0, 1, 2], known, spec)
+    for (layer, role), values in ranks.gains(tiny.view(built), [0, 1, 2], known, spec).items():
         moments = members[layer].moments[operations.SITE[role]]
         left = []
         for rank in (0, 4):
@@ -83,7 +81,8 @@ def found(**wanted):
     built = tiny.model("gpt2")
     kind = Budget if wanted["choose"] == "budget" else Best
     spec = tiny.share(2, base="regression", delta="weighted")
-    return built, spec, search(built, tiny.calibration(built), spec, kind(**wanted), score)
+    view, calibration = tiny.view(built), tiny.calibration(built)
+    return built, spec, search(view, calibration, spec, kind(**wanted), lambda changed: score(changed.model))
 
 
 def test_one_window_is_the_cheapest_for_each_layer_saved():
@@ -101,7 +100,7 @@ def test_two_windows_are_disjoint_and_scored_together():
     assert len(layouts) == 3 and result.chosen == min(layouts, key=lambda layout: layout.perplexity)
     groups = [windows.layers(window) for window in result.chosen.windows]
     assert not set(groups[0]) & set(groups[1])
-    alone = operations.operate(built, groups, tiny.calibration(built), spec)[0]
+    alone = tiny.operate(built, groups, tiny.calibration(built), spec)[0]
     assert result.chosen.perplexity == score(alone)
 
 
@@ -109,7 +108,7 @@ def test_two_windows_are_disjoint_and_scored_together():
 def test_a_budget_is_kept_and_spent(target):
     built, spec, result = found(choose="budget", sizes=[2, 3], target_parameters=target)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, sharing = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    changed, sharing = tiny.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
     whole, stored = (sum(p.numel() for p in model.parameters()) for model in (built, changed))
     assert stored <= target * whole and stored > target * whole - tiny.WIDTH - 4 * tiny.WIDTH
     assert result.chosen.perplexity == score(changed)
@@ -118,8 +117,8 @@ def test_a_budget_is_kept_and_spent(target):
 def test_ranks_of_single_matrices_survive_a_file(tmp_path):
     built, spec, result = found(choose="budget", sizes=[3], target_parameters=0.9)
     groups = [windows.layers(window) for window in result.chosen.windows]
-    changed, sharing = operations.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
-    checkpoint.save(changed, sharing, tmp_path / "model")
-    back, again = checkpoint.load(tmp_path / "model")
+    changed, sharing = tiny.operate(built, groups, tiny.calibration(built), spec, result.chosen.ranks)
+    tiny.save(changed, sharing, tmp_path / "model")
+    back, again = tiny.load(tmp_path / "model")
     assert again == sharing and torch.equal(tiny.logits(back), tiny.logits(changed))
-    assert tiny.gap(to_dense(back), changed) < 1e-4
+    assert tiny.gap(tiny.dense(back), changed) < 1e-4

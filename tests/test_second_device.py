@@ -10,7 +10,6 @@ import tiny
 import torch
 from test_recovery import RECIPE, ROWS, USUAL
 
-from stages.core.architecture import ffn
 from stages.core.architecture.depth import influence
 from stages.core.calibration import activations, alignment
 from stages.core.calibration.alignment import CorrelationStream
@@ -19,7 +18,7 @@ from stages.core.calibration.statistics import Calibration
 from stages.core.evaluation import classification, notebook, summaries, timing
 from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.variants import Distill, Recovery
-from stages.core.shrinking import ablation, operations
+from stages.core.shrinking import ablation
 from stages.core.tasks.language import perplexity
 from stages.core.training import recovery
 from stages.core.training.loop import train
@@ -87,32 +86,32 @@ def test_what_mixes_devices_is_seen(mix, far):
 def test_every_method_stays_on_its_device(name, method, far):
     model, spec = tiny.model(name), methods.METHODS[method]
     known = tiny.calibration(model)
-    wanted, _ = operations.operate(model, tiny.GROUPS, known, spec)
-    found, _ = operations.operate(model_on(far, name), tiny.GROUPS, calibration_on(far, known), spec)
+    wanted, _ = tiny.operate(model, tiny.GROUPS, known, spec)
+    found, _ = tiny.operate(model_on(far, name), tiny.GROUPS, calibration_on(far, known), spec)
     assert devices(found) == {far}
     agree(tiny.logits(found, tiny.ids().to(far)), tiny.logits(wanted))
 
 
 def arms(device):
     """Each arm's perplexity, untrained and after the shortest recovery."""
-    model, tokens = model_on(device, "gpt2"), tiny.ids(2, 32, 9).flatten()
+    view, tokens = tiny.view(model_on(device, "gpt2")), tiny.ids(2, 32, 9).flatten()
     known = calibration_on(device, tiny.calibration(tiny.model("gpt2")))
 
     def score(changed):
-        assert devices(changed) == {device}
-        return perplexity(changed, tokens, 32, 32, 2)
+        assert devices(changed.model) == {device}
+        return perplexity(changed.model, tokens, 32, 32, 2)
 
-    def learn(changed, structure, wanted):
+    def learn(changed, sharing, wanted):
         recipe = RECIPE.model_copy(update={"epochs": 1})
         recovery.recover(
-            changed, structure, model, ROWS[:4], ROWS.flatten()[:24], recipe, wanted, 0, autocast=nullcontext(),
-            watch=iter,
+            changed, sharing, view, tiny.TASK, ROWS[:4], ROWS.flatten()[:24], recipe, wanted, 0,
+            autocast=nullcontext(), watch=iter,
         )  # fmt: skip
         return score(changed)
 
     rows = [
-        *ablation.untrained(model, [1, 2], known, ["pre_activation"], 2, score),
-        *ablation.recovered(model, [1, 2], known, 2, learn),
+        *ablation.untrained(view, [1, 2], known, ["pre_activation"], 2, score),
+        *ablation.recovered(view, [1, 2], known, 2, learn),
     ]
     return {"/".join(row[key] for key in (*ablation.START, "recovery")): row["perplexity"] for row in rows}
 
@@ -133,10 +132,11 @@ def test_distillation_with_backward_stays_on_its_device(name, train_what, far):
     )  # fmt: skip
     found = {}
     for device in (NEAR, far):
-        structure = tiny.shared(name, 3)[1]
-        model, teacher = model_on(device, name, 3), model_on(device, name)
+        sharing = tiny.shared(name, 3)[1]
+        model, teacher = model_on(device, name, 3), tiny.view(model_on(device, name))
         recovery.recover(
-            model, structure, teacher, ROWS, ROWS.flatten(), RECIPE, wanted, 0, autocast=nullcontext(), watch=iter
+            tiny.view(model), sharing, teacher, tiny.TASK, ROWS, ROWS.flatten(), RECIPE, wanted, 0,
+            autocast=nullcontext(), watch=iter,
         )  # fmt: skip
         assert devices(model) == {device}
         found[device] = tiny.logits(model, tiny.ids().to(device))
@@ -146,28 +146,24 @@ def test_distillation_with_backward_stays_on_its_device(name, train_what, far):
 def test_what_calibration_sees_stays_on_its_device(far):
     batches, found = [tiny.ids(4, 16, seed) for seed in range(2)], {}
     for device in (NEAR, far):
-        model = model_on(device, "llama")
-        family, moments, pairs = tiny.family(model), MomentStream(), CorrelationStream()
-        for seen in activations.stream(model, family, tuple(activations.SITES), batches):
+        view = tiny.view(model_on(device, "llama"))
+        moments, pairs = MomentStream(), CorrelationStream()
+        for seen in activations.stream(view, tuple(activations.SITES), batches):
             moments.update(seen["post_activation"][2])
             pairs.update(seen["pre_activation"][1], seen["pre_activation"][2])
         known = calibration_on(device, tiny.calibration(tiny.model("llama")))
-
-        def ffn_of(layer, model=model):
-            return {name: value.double() for name, value in ffn.read(model, tiny.family(model), layer).items()}
-
         orders = {
             layer: order
             for reference in alignment.REFERENCES
-            for layer, order in alignment.by_cost(ffn_of, known.moments, [0, 1, 2], reference).items()
+            for layer, order in alignment.by_cost(view.read_double, known.moments, [0, 1, 2], reference).items()
         }
         found[device] = {
             "moments": moments.moments().second,
             "correlation": pairs.matrix(),
             "dead": pairs.dead()[0],
-            "cost": alignment.cost(ffn_of(0), ffn_of(1), known.moments(1)),
+            "cost": alignment.cost(view.read_double(0), view.read_double(1), known.moments(1)),
             "orders": torch.stack([torch.from_numpy(orders[layer]) for layer in (1, 2)]),
-            "influence": influence(model, family, [batch.to(device) for batch in batches]),
+            "influence": influence(view, [batch.to(device) for batch in batches]),
         }
     for what, wanted in found[NEAR].items():
         agree(found[far][what], wanted)

@@ -7,13 +7,11 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.core.architecture import ffn, opening
-from stages.core.forms import checkpoint, counting, structure
-from stages.core.forms.dense import to_dense
+from stages.core.architecture import opening
+from stages.core.forms import checkpoint, structure
 from stages.core.forms.structure import Sharing
 from stages.core.process.artifacts import read_tensors, write_tensors
 from stages.core.process.errors import UserError
-from stages.core.shrinking import operations
 
 KINDS = {
     "tied": {"rank": 0, "biases": "own"},
@@ -59,9 +57,9 @@ def test_size_is_the_formula_is_what_the_file_stores(name, kind, tmp_path):
     stock = sum(parameter.numel() for parameter in tiny.model(name).parameters())
     total, ffns = formula(name, tiny.GROUPS, **kind)
     expected = {"parameters": total, "dense_parameters": stock, "ffn_parameters": ffns}
-    assert counting.count(model) == expected
-    assert stock == formula(name)[0] == sum(p.numel() for p in to_dense(model).parameters())
-    checkpoint.save(model, sharing, tmp_path / "model")
+    assert tiny.count(model) == expected
+    assert stock == formula(name)[0] == sum(p.numel() for p in tiny.dense(model).parameters())
+    tiny.save(model, sharing, tmp_path / "model")
     assert sum(t.numel() for t in read_tensors(tmp_path / "model" / "model.safetensors").values()) == total
     assert (tmp_path / "model" / "model.safetensors").stat().st_size == pytest.approx(4 * total, rel=0.1)
 
@@ -69,16 +67,15 @@ def test_size_is_the_formula_is_what_the_file_stores(name, kind, tmp_path):
 @tiny.every_family
 def test_size_of_dense_and_collapsed_models_is_the_formula(name):
     model = tiny.model(name)
-    shallow, _ = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
+    shallow, _ = tiny.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())
     for built, layers in ((model, tiny.LAYERS), (shallow, 2)):
         total, ffns = formula(name, layers=layers)
-        assert counting.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
+        assert tiny.count(built) == {"parameters": total, "dense_parameters": total, "ffn_parameters": ffns}
 
 
 def assert_shared(model, biases):
     """Members of a group hold the very same weights, and biases where those are shared; groups hold different ones."""
-    family = tiny.family(model)
-    linears = [family.linears(model, layer) for layer in range(tiny.LAYERS)]
+    linears = [tiny.view(model).linears(layer) for layer in range(tiny.LAYERS)]
     bases = [{role: getattr(linear, "base", linear) for role, linear in layer.items()} for layer in linears]
     for first, *others in tiny.GROUPS:
         for layer in others:
@@ -93,42 +90,42 @@ def assert_shared(model, biases):
 def test_saved_and_loaded_it_is_the_same(name, kind, tmp_path):
     model, sharing = tiny.shared(name, **kind)
     assert_shared(model, kind["biases"])
-    checkpoint.save(model, sharing, tmp_path / "a")
-    loaded, found = checkpoint.load(tmp_path / "a")
+    tiny.save(model, sharing, tmp_path / "a")
+    loaded, found = tiny.load(tmp_path / "a")
     assert found == sharing and not loaded.training
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
     assert tiny.same(tiny.state(loaded), tiny.state(model))
     assert_shared(loaded, kind["biases"])
-    assert counting.count(loaded) == counting.count(model)
-    checkpoint.save(model, sharing, tmp_path / "b")
-    checkpoint.save(loaded, found, tmp_path / "c")
+    assert tiny.count(loaded) == tiny.count(model)
+    tiny.save(model, sharing, tmp_path / "b")
+    tiny.save(loaded, found, tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 @tiny.every_family
 def test_collapsed_and_untouched_models_survive_the_disk_too(name, tmp_path):
     model = tiny.model(name)
-    shallow = operations.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
+    shallow = tiny.operate(model, tiny.GROUPS, tiny.calibration(model), tiny.collapse())[0]
     for built in (model, shallow):
-        checkpoint.save(built, Sharing(), tmp_path / "model")
-        loaded, sharing = checkpoint.load(tmp_path / "model")
+        tiny.save(built, Sharing(), tmp_path / "model")
+        loaded, sharing = tiny.load(tmp_path / "model")
         assert sharing == Sharing() and torch.equal(tiny.logits(loaded), tiny.logits(built))
 
 
 @tiny.every_family
 def test_a_checkpoint_of_either_kind_is_opened(name, tmp_path):
     model, sharing = tiny.shared(name)
-    checkpoint.save(model, sharing, tmp_path / "shared")
-    to_dense(model).save_pretrained(tmp_path / "stock")
+    tiny.save(model, sharing, tmp_path / "shared")
+    tiny.dense(model).save_pretrained(tmp_path / "stock")
     for kind, wanted in (("shared", sharing), ("stock", Sharing())):
         opened, found = checkpoint.open_checkpoint(tmp_path / kind)
-        assert found == wanted and not opened.training and tiny.gap(opened, model) < 1e-5
+        assert found == wanted and not opened.model.training and tiny.gap(opened.model, model) < 1e-5
 
 
 def test_a_group_of_one_is_the_dense_model():
     model, other = tiny.model("qwen2"), tiny.model("qwen2")
-    structure.install(other, tiny.family(other), Sharing([[2]]))
-    assert tiny.gap(model, other) == 0 and counting.count(other) == counting.count(model)
+    structure.install(tiny.view(other), Sharing([[2]]))
+    assert tiny.gap(model, other) == 0 and tiny.count(other) == tiny.count(model)
 
 
 def test_the_norm_of_a_delta_is_the_frobenius_norm():
@@ -158,36 +155,36 @@ def transposed(tensors):
 @every_kind
 @tiny.every_family
 def test_tensors_that_do_not_fit_are_refused(name, kind, damage, tmp_path):
-    checkpoint.save(*tiny.shared(name, **kind), tmp_path / "model")
+    tiny.save(*tiny.shared(name, **kind), tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     tensors = read_tensors(file)
     damage(tensors)
     write_tensors(file, tensors)
     with pytest.raises(UserError, match=f"{file} does not fit its config.json"):
-        checkpoint.load(tmp_path / "model")
+        tiny.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("left", [0, 7, 100, -1, None])
 def test_files_cut_short_or_missing_are_refused(file, left, tmp_path):
-    checkpoint.save(*tiny.shared("gpt2"), tmp_path / "model")
+    tiny.save(*tiny.shared("gpt2"), tmp_path / "model")
     path = tmp_path / "model" / file
     whole = path.read_bytes().rstrip(b"\n")
     path.unlink() if left is None else path.write_bytes(whole[:left])
     with pytest.raises(UserError, match=str(path)):
-        checkpoint.load(tmp_path / "model")
+        tiny.load(tmp_path / "model")
 
 
 def test_a_stock_checkpoint_is_not_taken_for_a_shared_one(tmp_path):
     tiny.model("gpt2").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="'gpt2', not 'shared_ffn'"):
-        checkpoint.load(tmp_path)
+        tiny.load(tmp_path)
 
 
 @every_kind
 @tiny.every_family
 def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
-    checkpoint.save(*tiny.shared(name, **kind), tmp_path / "model")
+    tiny.save(*tiny.shared(name, **kind), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "shared_ffn"
     with pytest.raises(ValueError, match="shared_ffn"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -201,7 +198,7 @@ def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
 def test_dense_opens_in_the_stock_class(name, kind, tmp_path):
     model, _ = tiny.shared(name, **kind)
     before = tiny.state(model)
-    dense = to_dense(model)
+    dense = tiny.dense(model)
     dense.save_pretrained(tmp_path)
     opened, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -214,11 +211,10 @@ def test_dense_opens_in_the_stock_class(name, kind, tmp_path):
 
 @tiny.every_family
 def test_layers_of_the_dense_model_are_independent(name):
-    dense = to_dense(tiny.shared(name)[0])
-    family = tiny.family(dense)
-    others = [ffn.read(dense, family, layer) for layer in range(1, tiny.LAYERS)]
-    ffn.write(dense, family, 0, {key: 0 * value for key, value in ffn.read(dense, family, 0).items()})
-    assert all(tiny.same(ffn.read(dense, family, layer), other) for layer, other in enumerate(others, start=1))
+    dense = tiny.dense(tiny.shared(name)[0])
+    others = [tiny.view(dense).read(layer) for layer in range(1, tiny.LAYERS)]
+    tiny.view(dense).write(0, {key: 0 * value for key, value in tiny.view(dense).read(0).items()})
+    assert all(tiny.same(tiny.view(dense).read(layer), other) for layer, other in enumerate(others, start=1))
 
 
 @tiny.every_family

@@ -36,7 +36,7 @@ from stages import (
     summarize,
     surgery,
 )
-from stages.core.forms import checkpoint, counting
+from stages.core.forms import checkpoint
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.training import recovery
@@ -225,10 +225,8 @@ def test_moments_are_those_of_the_ffns_inputs(study):
     """Over more tokens than the activations, and all of them."""
     from transformers import AutoModelForCausalLM
 
-    from stages.core.architecture.families import family_of
-
     model, inputs = AutoModelForCausalLM.from_pretrained(study / "source").eval(), []
-    block = family_of(model.config.model_type).blocks(model)[1]
+    block = tiny.view(model).blocks[1]
     block.mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
     ids = torch.tensor(pq.read_table(study / "text/train.parquet")["token"].to_pylist()[:304])
     with torch.no_grad():
@@ -339,7 +337,7 @@ def test_the_teacher_is_who_params_name(study, monkeypatch, changes, asked):
     if asked is None:
         assert teachers == [None]
     else:
-        stored, found = read_tensors(study / asked / "model.safetensors"), dict(teachers[0].named_parameters())
+        stored, found = read_tensors(study / asked / "model.safetensors"), dict(teachers[0].model.named_parameters())
         assert stored.keys() >= found.keys() and all(torch.equal(found[name], stored[name]) for name in found)
 
 
@@ -352,7 +350,7 @@ def test_another_checkpoint_is_measured_as_it_is(study):
 def test_baselines_store_no_more_than_softshare_even_after_training(study):
     sizes = {name: json.loads((study / f"sizes/{name}.json").read_text())["parameters"] for name in VARIANTS}
     assert all(sizes[name] <= sizes["softshare"] < sizes["original"] for name in ("dropped", "svd_weighted", "pruned"))
-    tuned = counting.count(*checkpoint.load(study / "finetuned/pruned"))
+    tuned = tiny.count(*tiny.load(study / "finetuned/pruned"))
     assert tuned["parameters"] == sizes["pruned"]
 
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from stages.core.forms import checkpoint, counting, structure
+from stages.core.forms import structure
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.training import loop, recovery
@@ -16,7 +16,7 @@ USUAL = dict(epochs=3, batch_size=3, learning_rate=3e-3, warmup=0.1, weight_deca
 
 def train(model, rows, parameters, *, learning_rate, seed, penalty=None, watch=iter, **recipe):
     """The curve of a training on the next-token loss alone, or with a penalty."""
-    objective = recovery.end_to_end(model, rows, None, None, penalty)
+    objective = recovery.end_to_end(tiny.TASK, model, rows, None, None, penalty)
     rates = [(parameters, learning_rate)]
     return loop.train(model, len(rows), objective, rates, Schedule(**recipe), seed, watch=watch).curve
 
@@ -46,13 +46,13 @@ def test_a_text_is_learnt_and_members_stay_one_tensor(name, rank, tmp_path):
     family = tiny.family(model)
     for group in tiny.GROUPS:
         for role in family.matrices:
-            linears = [family.linears(model, layer)[role] for layer in group]
+            linears = [tiny.view(model).linears(layer)[role] for layer in group]
             weights = [getattr(linear, "base", linear).weight for linear in linears]
             assert all(weight is weights[0] for weight in weights)
-    assert counting.count(model) == counting.count(fresh)
+    assert tiny.count(model) == tiny.count(fresh)
     assert not any(torch.equal(new, old) for new, old in zip(model.parameters(), fresh.parameters()))
-    checkpoint.save(model, sharing, tmp_path / "model")
-    assert torch.equal(tiny.logits(checkpoint.load(tmp_path / "model")[0]), tiny.logits(model))
+    tiny.save(model, sharing, tmp_path / "model")
+    assert torch.equal(tiny.logits(tiny.load(tmp_path / "model")[0]), tiny.logits(model))
 
 
 @pytest.mark.parametrize("delta", ["svd", "zero"])

@@ -8,16 +8,20 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.core.architecture import ffn
-from stages.core.architecture.families import family_of
+from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import Moments
 from stages.core.calibration.statistics import Calibration
+from stages.core.forms import checkpoint, counting
+from stages.core.forms import dense as dense_form
 from stages.core.settings.variants import Collapse, Share
 from stages.core.shrinking import operations
+from stages.core.tasks.language import Language
 
 torch.set_num_threads(1)
 
 VOCABULARY, WIDTH, LAYERS, POSITIONS = 97, 32, 5, 64
 GROUPS = [[0, 1, 2], [3, 4]]
+TASK = Language(context=12, stride=12, batch_size=4)
 
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
 _LLAMA = {
@@ -52,8 +56,36 @@ def model(name: str, seed: int = 0, **options: Any) -> Any:
     return built.eval()
 
 
+def view(built: Any) -> ModelView:
+    return ModelView(built)
+
+
 def family(built: Any) -> Any:
-    return family_of(built.config.model_type)
+    return view(built).family
+
+
+def operate(built: Any, *rest: Any) -> tuple[Any, Any]:
+    """`operations.operate` on a model, and a model."""
+    changed, sharing = operations.operate(view(built), *rest)
+    return changed.model, sharing
+
+
+def save(built: Any, sharing: Any, folder: Any) -> None:
+    checkpoint.save(view(built), sharing, folder)
+
+
+def load(folder: Any) -> tuple[Any, Any]:
+    """The model of a checkpoint, and its Sharing."""
+    loaded, sharing = checkpoint.load(folder)
+    return loaded.model, sharing
+
+
+def count(built: Any, *sharing: Any) -> dict[str, int]:
+    return counting.count(view(built), *sharing)
+
+
+def dense(built: Any) -> Any:
+    return dense_form.to_dense(view(built))
 
 
 def ids(rows: int = 2, length: int = 20, seed: int = 0) -> Tensor:
@@ -92,7 +124,7 @@ def moments(width: int, seed: int) -> Moments:
 
 def calibration(built: Any) -> Calibration:
     """A permutation for every pair of layers, another for each, and moments of random rows."""
-    width = ffn.width(built, family(built))
+    width = view(built).neurons(0)
     return Calibration(
         lambda alignment, reference, first, other: shuffle(width, 100 * first + other),
         lambda layer: {"input": moments(WIDTH, layer), "hidden": moments(width, 50 + layer)},
@@ -103,12 +135,12 @@ def calibration(built: Any) -> Calibration:
 def twins(name: str, alike: str) -> Any:
     """A model whose FFNs are all the first layer's: `equal`, or `shuffled` so that `calibration` undoes it."""
     built = model(name)
-    first = ffn.read(built, family(built), 0)
+    first = view(built).read(0)
     for group in GROUPS:
         for layer in group:
             order = calibration(built).permutation("cost", "first", group[0], layer).argsort()
             apart = alike == "shuffled" and layer != group[0]
-            ffn.write(built, family(built), layer, ffn.permute(first, order) if apart else first)
+            view(built).write(layer, ffn.permute(first, order) if apart else first)
     return built
 
 
@@ -126,4 +158,4 @@ def collapse(**changes: Any) -> Collapse:
 def shared(name: str, rank: int = 0, **changes: Any) -> tuple[Any, Any]:
     """A model that shares the FFNs of GROUPS, and its Sharing."""
     built = model(name)
-    return operations.operate(built, GROUPS, calibration(built), share(rank, **changes))
+    return operate(built, GROUPS, calibration(built), share(rank, **changes))

@@ -4,10 +4,11 @@ Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=
 Every figure is a perplexity on the head of the validation split: what is chosen from them never saw the test split.
 """
 
+from functools import partial
 from pathlib import Path
 
-from stages.core.architecture import opening, rules, shape
-from stages.core.architecture.families import family_of
+from stages.core.architecture import opening, rules
+from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
 from stages.core.process import command, devices
 from stages.core.process.artifacts import replacing, write_csv, write_json
@@ -15,7 +16,7 @@ from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.shrinking import ablation
-from stages.core.tasks.language import perplexity
+from stages.core.tasks.language import Language
 from stages.core.text import corpus
 from stages.core.training import recovery
 
@@ -30,31 +31,34 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     runtime, search = params.section(profile, "runtime"), params.section(profile, "search")
     recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
     device = devices.start(runtime)
-    original = opening.open_snapshot(Path("artifacts/model")).to(device)
-    group = layers(window, len(family_of(original.config.model_type).blocks(original)))
-    most = min(shape.of_model(original).matrices["in"])
+    original = ModelView(opening.open_snapshot(Path("artifacts/model")).to(device))
+    group = layers(window, original.depth)
+    most = min(original.shape.matrices["in"])
     if not rank.isdigit() or not 1 <= int(rank) <= most:
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
-    known = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
+    calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
     held_out = corpus.read_tokens(Path("artifacts/text/validation.parquet"), search.max_tokens)
     rows = corpus.pack(
         corpus.read_tokens(Path("artifacts/text/train.parquet"), recipe.max_tokens), recipe.sequence_length
     )
 
-    def score(model):
-        return perplexity(model, held_out, search.context, search.context, search.batch_size)
+    task = Language(search.context, search.context, search.batch_size)
+    training_task = Language(recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
 
-    def train(model, sharing, wanted):
+    def score(view):
+        return task.score(view.model, held_out)
+
+    def train(view, sharing, spec):
         recovery.recover(
-            model, sharing, original, rows, held_out, recipe, wanted, recipe.seeds[0],
+            view, sharing, original, training_task, rows, held_out, recipe, spec, recipe.seeds[0],
             autocast=devices.autocast(device, runtime.precision), watch=iter,
         )  # fmt: skip
-        return score(model)
+        return score(view)
 
-    watch = lambda arms: progress(arms, f"ablate layers {window}")  # noqa: E731
-    found = list(ablation.untrained(original, group, known, sites, int(rank), score, watch))
+    watch = partial(progress, what=f"ablate layers {window}")
+    found = list(ablation.untrained(original, group, calibration, sites, int(rank), score, watch))
     if recover != "no":
-        found += ablation.recovered(original, group, known, int(rank), train, watch)
+        found += ablation.recovered(original, group, calibration, int(rank), train, watch)
     name, reference = f"{window}_rank{rank}", score(original)
     write_csv(to / f"{name}.csv", found)
     arms = {"/".join(row[part] for part in (*ablation.START, "recovery")): row["perplexity"] for row in found}
@@ -77,11 +81,6 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     from stages.core.reporting.pictures import COLOURS, plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    form = lambda row: (  # noqa: E731
-        f"{row['base']} + {row['delta']}"
-        + ("" if row["repair"] == "none" else ", repaired")
-        + ("" if row["recovery"] == "none" else f", then {row['recovery']}")
-    )
     forms = list(dict.fromkeys(map(form, found)))
     ways = list(dict.fromkeys((row["alignment"], row["reference"]) for row in found))
     for way, colour in zip(ways, COLOURS):
@@ -102,6 +101,13 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="alignment, reference")
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def form(row: dict) -> str:
+    """The name of an arm's form and recovery, one row of the picture."""
+    repaired = "" if row["repair"] == "none" else ", repaired"
+    recovered = "" if row["recovery"] == "none" else f", then {row['recovery']}"
+    return f"{row['base']} + {row['delta']}{repaired}{recovered}"
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ def main(variant: str, to: Path) -> None:
     source = Path("artifacts/finetuned") / variant
     if not source.is_dir():
         raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
-    shared, _ = checkpoint.load(source)
-    plain = to_dense(shared)
-    # How the original is meant to write: a variant's checkpoint holds its end tokens only.
+    view, _ = checkpoint.load(source)
+    shared, plain = view.model, to_dense(view)
+    # The original's way to generate: a variant's checkpoint has only its end tokens.
     with suppress(OSError):
         plain.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)
     state_end_tokens(plain)

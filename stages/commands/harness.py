@@ -34,7 +34,7 @@ def main(variant: str, task: str, to: Path) -> None:
     # The model goes in as an object: no stock class would open the shared checkpoint.
     device = devices.start(params.section(params.load().profile, "runtime"))
     model = HFLM(
-        pretrained=checkpoint.load(source)[0].to(device),
+        pretrained=checkpoint.load(source)[0].to(device).model,
         tokenizer=open_tokenizer(Path("artifacts/tokenizer")),
         batch_size=8,
     )

@@ -139,14 +139,12 @@ def _methods(name, device):
     import methods
     import tiny
 
-    from stages.core.shrinking import operations
-
     model = tiny.model(name)
     known, ids, figures = tiny.calibration(model), tiny.ids(), {}
     there = copy.deepcopy(model).to(device)
     for method, spec in methods.METHODS.items():
-        here, _ = operations.operate(model, tiny.GROUPS, known, spec)
-        other, _ = operations.operate(there, tiny.GROUPS, moved(known, device), spec)
+        here, _ = tiny.operate(model, tiny.GROUPS, known, spec)
+        other, _ = tiny.operate(there, tiny.GROUPS, moved(known, device), spec)
         assert {p.device.type for p in other.parameters()} == {device.type}, f"{method}: parameters elsewhere"
         figures[method] = apart(tiny.logits(other, ids.to(device)), tiny.logits(here, ids))
     worst = max(figures, key=figures.get)
@@ -180,8 +178,8 @@ def _arms(name, device):
     for place in (torch.device("cpu"), device):
         known = moved(tiny.calibration(model), place)
         rows = ablation.untrained(
-            copy.deepcopy(model).to(place), [1, 2, 3], known, ["pre_activation"], 3,
-            lambda changed: perplexity(changed, tokens, 32, 16, 4),
+            tiny.view(copy.deepcopy(model).to(place)), [1, 2, 3], known, ["pre_activation"], 3,
+            lambda changed: perplexity(changed.model, tokens, 32, 16, 4),
         )  # fmt: skip
         found[place.type] = {tuple(row[key] for key in ablation.START): row["perplexity"] for row in rows}
     gaps = {arm: abs(found[device.type][arm] / value - 1) for arm, value in found["cpu"].items()}
@@ -216,16 +214,16 @@ def calibration(device, small):
     rows = [tiny.ids(1, 5 + i, i)[0] for i in range(7)]
     for place in (torch.device("cpu"), device):
         model = tiny.model("llama").to(place)
-        family = tiny.family(model)
+        view = tiny.view(model)
         moments, pairs = MomentStream(), CorrelationStream()
-        for seen in activations.stream(model, family, tuple(activations.SITES), batches):
+        for seen in activations.stream(view, tuple(activations.SITES), batches):
             moments.update(seen["post_activation"][2])
             pairs.update(seen["pre_activation"][1], seen["pre_activation"][2])
         found[place.type] = {
             "moments": moments.moments().second,
             "correlation": pairs.matrix(),
             "features": classification.features(model, rows, 3),
-            "influence": influence(model, family, [batch.to(place) for batch in batches]),
+            "influence": influence(view, [batch.to(place) for batch in batches]),
         }
     gaps = {what: apart(found[device.type][what], value) for what, value in found["cpu"].items()}
     worst = max(gaps, key=gaps.get)
@@ -238,17 +236,12 @@ def alignment(device, small):
     """Needs scipy. By weights on the device, and by correlations."""
     import tiny
 
-    from stages.core.architecture import ffn
     from stages.core.calibration import alignment as matching
 
     model, found = tiny.model("llama"), {}
     for place in (torch.device("cpu"), device):
-        there, known = copy.deepcopy(model).to(place), moved(tiny.calibration(model), place)
-
-        def ffn_of(layer, there=there):
-            return {name: value.double() for name, value in ffn.read(there, tiny.family(there), layer).items()}
-
-        found[place.type] = matching.by_cost(ffn_of, known.moments, [0, 1, 2], "centre")
+        there, known = tiny.view(copy.deepcopy(model).to(place)), moved(tiny.calibration(model), place)
+        found[place.type] = matching.by_cost(there.read_double, known.moments, [0, 1, 2], "centre")
     same = [(found["cpu"][layer] == found[device.type][layer]).all() for layer in (1, 2)]
     assert all(same), "permutations differ"
     return {"permutations": len(same)}
@@ -263,6 +256,7 @@ def _recover(device, name, precision, folder=None, kill_after=None, seed=0):
     from stages.core.process import devices
     from stages.core.settings.profiles import Finetune
     from stages.core.settings.variants import Distill, Recovery
+    from stages.core.tasks.language import Language
     from stages.core.training import recovery
 
     recipe = Finetune(
@@ -275,10 +269,10 @@ def _recover(device, name, precision, folder=None, kill_after=None, seed=0):
         train="window", frobenius=1e-4, around="start", distill=Distill(logits=0.5, temperature=2.0, hidden=1.0),
         warm_start=0.25,
     )  # fmt: skip
-    teacher = tiny.model(name).to(device)
-    model, structure = tiny.shared(name, 3)
+    teacher = tiny.view(tiny.model(name).to(device))
+    model, sharing = tiny.shared(name, 3)
     model.to(device)
-    steps = []
+    task, steps = Language(16, 16, 4), []
 
     def watch(batches):
         for batch in batches:
@@ -289,7 +283,7 @@ def _recover(device, name, precision, folder=None, kill_after=None, seed=0):
 
     try:
         history = recovery.recover(
-            model, structure, teacher, rows, rows.flatten(), recipe, wanted, seed,
+            tiny.view(model), sharing, teacher, task, rows, rows.flatten(), recipe, wanted, seed,
             autocast=devices.autocast(device, precision), watch=watch, unfinished=folder,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -323,15 +317,15 @@ def losses_and_gradients(device, small):
     for name in ("gpt2", "llama", "qwen2"):
         found = {}
         for place in (torch.device("cpu"), device):
-            model, structure = tiny.shared(name, 3)
+            model, _ = tiny.shared(name, 3)
             model.to(place)
             teacher = tiny.model(name).to(place)
             penalty = recovery.frobenius(model, "start")
             objectives = {
                 "whole": recovery.end_to_end(
-                    model, rows, teacher, Distill(logits=0.5, temperature=2.0, hidden=1.0), penalty
+                    tiny.TASK, model, rows, teacher, Distill(logits=0.5, temperature=2.0, hidden=1.0), penalty
                 ),
-                "single": recovery.layer_by_layer(model, rows, teacher, tiny.family(model), [0, 1, 2]),
+                "single": recovery.layer_by_layer(tiny.view(model), rows, tiny.view(teacher), [0, 1, 2]),
             }
             for kind, objective in objectives.items():
                 model.zero_grad(set_to_none=True)
@@ -531,23 +525,22 @@ def numbered_device(device, small):
 
 @check
 def times_of_calibration(device, small):
-    from stages.core.architecture import ffn
-    from stages.core.architecture.families import family_of
+    from stages.core.architecture.view import ModelView
     from stages.core.calibration import activations
     from stages.core.calibration import alignment as matching
     from stages.core.calibration.alignment import CorrelationStream
     from stages.core.calibration.moments import MomentStream
 
     model = built(small).to(device)
-    family, length = family_of("gpt2"), 64 if small else 1000
+    view, length = ModelView(model), 64 if small else 1000
     batches = [text(model, 1, length, seed) for seed in range(4)]  # 4,000 tokens
-    depth, kept, streams = model.config.n_layer, [], []
+    depth, kept, streams = view.depth, [], []
 
     def extract():
         kept.clear()
         streams[:] = [{"input": MomentStream(), "hidden": MomentStream()} for _ in range(depth)]
         sites = ("input", "pre_activation", "post_activation")
-        for seen in activations.stream(model, family, sites, batches):
+        for seen in activations.stream(view, sites, batches):
             for layer in range(depth):
                 streams[layer]["input"].update(seen["input"][layer])
                 streams[layer]["hidden"].update(seen["post_activation"][layer])
@@ -570,15 +563,11 @@ def times_of_calibration(device, small):
         begin = time.perf_counter()
         matching.match(matrices[0, 1])
         figures["match_one_pair_s"] = time.perf_counter() - begin
-
-        def ffn_of(layer):
-            return {name: value.double() for name, value in ffn.read(model, family, layer).items()}
-
         moments = {layer: {site: s.moments() for site, s in streams[layer].items()} for layer in range(3)}
-        centre, own = ffn_of(0), ffn_of(1)
+        centre, own = view.read_double(0), view.read_double(1)
         figures["cost_matrix_s"] = seconds(lambda: matching.cost(centre, own, moments[1]).cpu(), device, repeats=3)
         begin = time.perf_counter()
-        matching.by_cost(ffn_of, moments.__getitem__, [0, 1, 2], "centre")
+        matching.by_cost(view.read_double, moments.__getitem__, [0, 1, 2], "centre")
         figures["align_three_layers_by_cost_s"] = time.perf_counter() - begin
     except ImportError as error:
         figures["align"] = f"not measured: {error}"
@@ -587,13 +576,14 @@ def times_of_calibration(device, small):
 
 @check
 def times_of_fits(device, small):
+    from stages.core.architecture.view import ModelView
     from stages.core.calibration.moments import Moments
     from stages.core.calibration.statistics import Calibration
     from stages.core.settings.variants import Collapse, LowRank, Share
     from stages.core.shrinking import operations
 
     model = built(small).to(device)
-    width, hidden = model.config.n_embd, 4 * model.config.n_embd
+    view, width, hidden = ModelView(model), model.config.n_embd, 4 * model.config.n_embd
 
     def random_moments(size, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -619,7 +609,7 @@ def times_of_fits(device, small):
     for name, spec in wanted.items():
         try:
             figures[name] = seconds(
-                lambda spec=spec: operations.operate(model, [[0, 1, 2, 3]], known, spec), device, repeats=1, warmup=1
+                lambda spec=spec: operations.operate(view, [[0, 1, 2, 3]], known, spec), device, repeats=1, warmup=1
             )
         except Exception as error:
             figures[name] = f"{type(error).__name__}: {error}"
@@ -631,10 +621,12 @@ def times_of_fits(device, small):
 def times_of_training(device, small):
     """One step of 4 x 1,024 tokens: forward, backward, clip, AdamW; all weights, alone and with a teacher's logits."""
     from stages.core.settings.variants import Distill
+    from stages.core.tasks.language import Language
     from stages.core.training import recovery
 
     figures = {}
     rows_of, length = 4, 64 if small else 1024
+    task = Language(length, length, rows_of)
     for kind in ("gpt2", "llama"):
         teacher = built(small, kind).to(device)
         rows = text(teacher, rows_of, length)
@@ -645,7 +637,7 @@ def times_of_training(device, small):
                 model = copy.deepcopy(teacher).train()
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
                 wanted = Distill(logits=0.5, temperature=2.0) if taught else None
-                objective = recovery.end_to_end(model, rows, teacher, wanted, None)
+                objective = recovery.end_to_end(task, model, rows, teacher, wanted, None)
                 context = torch.autocast(device.type, dtype=torch.bfloat16) if autocast else nullcontext()
 
                 def step(model=model, optimizer=optimizer, objective=objective, context=context):
@@ -690,19 +682,19 @@ def times_of_scoring(device, small):
 def times_of_decoding(device, small):
     """Eager, greedy, one row: what stage latency measures; beside it a model with deltas and one of half the depth."""
     from stages.core.architecture.depth import keep_layers
-    from stages.core.architecture.families import family_of
+    from stages.core.architecture.view import ModelView
     from stages.core.evaluation import timing
     from stages.core.forms import structure
 
     model = built(small).to(device)
-    family, depth = family_of("gpt2"), model.config.n_layer
-    with_deltas = copy.deepcopy(model)
+    view, depth = ModelView(model), model.config.n_layer
+    with_deltas = view.copy()
     groups = [list(range(first, min(first + 4, depth))) for first in range(0, depth, 4)]
-    structure.install(with_deltas, family, structure.Sharing(groups=groups, rank=4 if small else 32, biases="own"))
+    structure.install(with_deltas, structure.Sharing(groups=groups, rank=4 if small else 32, biases="own"))
     models = {
         "gpt2": model,
-        "shared": with_deltas,
-        "half": keep_layers(model, family, list(range(0, depth, 2))),
+        "shared": with_deltas.model,
+        "half": keep_layers(view, list(range(0, depth, 2))).model,
         "llama": built(small, "llama").to(device),
     }
     prompt = text(model, 1, 16 if small else 128).clamp(max=90).to(device)

@@ -1,4 +1,4 @@
-"""Models: families as data, opening, shape, the canonical FFN, fewer layers.
+"""Models: families as data, opening, shape, the one view of a model, the canonical FFN, fewer layers.
 
 May import: process, settings.
 """

@@ -1,8 +1,8 @@
-"""Attention that stores no scores, where the library's own would.
+"""Grouped-query attention on CUDA that does not store its scores.
 
-In float32 on CUDA only one of torch's kernels does without the scores (heads x length^2 for each row, kept for the
-backward pass), and it takes as many key heads as query heads. Grouped-query attention hands it fewer and falls back to
-the kernel that stores them.
+The scores are heads x length^2 numbers for each row, stored for the backward pass. In float32 on CUDA only one kernel
+of torch does not store them, and it needs as many key heads as query heads. With fewer key heads, as in grouped-query
+attention, torch falls back to the kernel that stores them.
 """
 
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Have every model of the library repeat its keys and values where `stores_scores`; all else stays as it is."""
+    """Make every model of transformers repeat its keys and values where `stores_scores`; other cases do not change."""
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,7 +25,7 @@ def register() -> None:
         if stores_scores(query, key, attention_mask):
             repeats = query.shape[1] // key.shape[1]
             key, value = (sdpa_attention.repeat_kv(heads, repeats) for heads in (key, value))
-            # To the stock function this is a module whose heads are not grouped.
+            # Without `num_key_value_groups` the stock function does not group heads again.
             module = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
         return stock(module, query, key, value, attention_mask, **options)
 
@@ -33,9 +33,9 @@ def register() -> None:
 
 
 def stores_scores(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Whether torch would keep all scores of these heads, (rows, heads, length, width) each.
+    """Whether torch would store all scores of these heads. query, key: (rows, heads, length, head width).
 
-    A single query has few of them, and the library itself repeats the keys where there is a mask.
+    A single query has few scores, and with a mask transformers itself repeats the keys.
     """
     device = query.device.type
     return (

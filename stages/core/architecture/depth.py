@@ -1,4 +1,4 @@
-"""A model with some of its layers only, and what a layer does to the residual stream."""
+"""A model with some of its layers only, what its modules read and write on a text, and how much each block matters."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -8,116 +8,124 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.core.architecture.families import Family
 from stages.core.architecture.opening import blank
+from stages.core.architecture.view import ModelView
 from stages.core.architecture.weights import described
+
+# Layer -> module (`block`, `ffn`, or `out`, the FFN's output matrix) -> its input and its output, (tokens, d) each.
+Records = dict[int, dict[str, tuple[Tensor, Tensor]]]
 
 
 @torch.no_grad()
-def keep_layers(model: Any, family: Family, kept: list[int]) -> Any:
-    """A new stock model of the layers `kept`, in that order, each computing what it does in `model`.
+def keep_layers(view: ModelView, kept: list[int]) -> ModelView:
+    """A new stock model of the layers `kept`, in that order, each of which computes what it does in `view`.
 
-    Where a layer computes with its own number, which it may lose, what the number did goes into its weights.
+    A family may let a layer compute with its own number, which changes here. Then the weights absorb the old number.
     """
-    config = described(model)
+    family, config = view.family, described(view.model)
     for key in family.per_layer & config.keys():
         if config[key] is not None:
             config[key] = [config[key][layer] for layer in kept]
-    config[model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    config[view.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
     numbered = family.numbered and config[family.numbered]
     if numbered:
         config[family.numbered] = False
-    shallow = blank(config).to(next(model.parameters()).device)
-    values = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in shallow.named_parameters():
-        if name.startswith(family.layers + "."):
-            layer, rest = name.removeprefix(family.layers + ".").split(".", 1)
-            name = f"{family.layers}.{kept[int(layer)]}.{rest}"
-        parameter.copy_(values[name])
+    shallow = ModelView(blank(config).to(view.device))
+    source = dict(view.model.named_parameters(remove_duplicate=False)) | view.tensors()
+    old_names = {new: view.names[layer] for new, layer in zip(shallow.names, kept)}
+    for name, tensor in shallow.tensors().items():
+        new = next((block for block in shallow.names if name.startswith(f"{block}.")), None)
+        tensor.copy_(source[old_names[new] + name.removeprefix(new) if new else name])
     if numbered:
-        for block, layer in zip(family.blocks(shallow), kept):
-            family.divide_scores(block, layer + 1)
-    return shallow.eval()
+        for new, old in enumerate(kept):
+            shallow.divide_scores(new, old + 1)
+    shallow.model.eval()
+    return shallow
 
 
 @contextmanager
-def watching(
-    model: Any, family: Family, layers: Iterable[int]
-) -> Iterator[dict[int, dict[str, tuple[Tensor, Tensor]]]]:
-    """Within the context every forward pass leaves there, for each layer, what three modules read and answered.
+def record_blocks(view: ModelView, layers: Iterable[int]) -> Iterator[Records]:
+    """Within the context, every forward pass leaves the inputs and outputs of the modules of `layers` in the records.
 
-    `block`, its `ffn`, and `out`, the FFN's output matrix: two tensors of shape (tokens, d) each. Hooks are removed
-    on leaving, always.
+    Hooks are removed on leaving, also after an error.
     """
-    seen: dict[int, dict[str, tuple[Tensor, Tensor]]] = {layer: {} for layer in layers}
-
-    def flat(value: Any) -> Tensor:
-        return (value[0] if isinstance(value, tuple) else value).detach().flatten(0, -2)
-
+    records: Records = {layer: {} for layer in layers}
     handles = []
-    for layer, here in seen.items():
-        block = family.blocks(model)[layer]
-        watched = {"block": block, "ffn": getattr(block, family.ffn), "out": family.linears(model, layer)["out"]}
-        for name, module in watched.items():
-            handles.append(
-                module.register_forward_hook(
-                    lambda _, args, answer, here=here, name=name: here.__setitem__(name, (flat(args[0]), flat(answer)))
-                )
-            )
+    for layer, record in records.items():
+        modules = {"block": view.blocks[layer], "ffn": view.ffn(layer), "out": view.linears(layer)["out"]}
+        handles += [module.register_forward_hook(_recorder(record, name)) for name, module in modules.items()]
     try:
-        yield seen
+        yield records
     finally:
         for handle in handles:
             handle.remove()
 
 
-class Walk:
-    """Batches of text on their way through a model, so that no block works on them again and again.
+def _recorder(record: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
+    """A forward hook that keeps a module's input and output under a name."""
 
-    A model may be changed from where they stand onwards. Kept is one state for each batch.
+    def hook(_: Any, args: tuple, output: Any) -> None:
+        record[name] = _rows(args[0]), _rows(output)
+
+    return hook
+
+
+def _rows(value: Any) -> Tensor:
+    """A module's value, or the first of several, as one row a token: (tokens, d)."""
+    return (value[0] if isinstance(value, tuple) else value).detach().flatten(0, -2)
+
+
+class Walk:
+    """Batches of text that go through a model layer by layer, and never twice through the same block.
+
+    For each batch it keeps the residual stream before the layer that the batch has reached. Later layers of the model
+    may change in the meantime.
     """
 
-    def __init__(self, model: Any, family: Family, batches: Sequence[Tensor]):
-        """`batches` hold token ids, (rows, length), on the model's device."""
-        self.model, self.family, self.batches = model, family, batches
+    def __init__(self, view: ModelView, batches: Sequence[Tensor]):
+        """batches: token ids, int64, (rows, length), on the model's device."""
+        self.view, self.batches = view, batches
         self.positions: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
 
     @torch.no_grad()
-    def on(self, number: int, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Take a batch on to before `layer`, and say what the modules of `layer` read and answered (see `watching`).
+    def advance(self, number: int, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The records of `layer` (see `Records`) on one batch, which then waits before that layer.
 
-        No batch can go back.
+        A batch cannot go back to an earlier layer.
         """
         ids, (start, states) = self.batches[number], self.positions[number]
-        with watching(self.model, self.family, [layer]) as seen, self._between(start, layer, states):
+        with record_blocks(self.view, [layer]) as records, self._between(start, layer, states):
             with suppress(_StopForward):
-                self.model.base_model(ids, use_cache=False)
-        self.positions[number] = layer, seen[layer]["block"][0].view(*ids.shape, -1)
-        return seen[layer]
+                self.view.run(ids)
+        self.positions[number] = layer, records[layer]["block"][0].view(*ids.shape, -1)
+        return records[layer]
 
-    def is_beyond(self, layer: int) -> bool:
-        """Whether a batch has passed `layer`."""
+    def has_passed(self, layer: int) -> bool:
+        """Whether a batch has gone through `layer`."""
         return any(start > layer for start, _ in self.positions)
 
-    def fork(self, model: Any = None) -> "Walk":
-        """Another walk from where this one stands; through `model` if given, which is the same up to there."""
-        other = Walk(model or self.model, self.family, self.batches)
+    def fork(self, view: ModelView | None = None) -> "Walk":
+        """Another walk from the same positions, through `view` if given, whose layers up to there must be the same."""
+        other = Walk(view or self.view, self.batches)
         other.positions = list(self.positions)
         return other
 
     @contextmanager
     def _between(self, start: int, last: int, states: Tensor | None) -> Iterator[None]:
         """Within the context a forward pass runs the blocks from `start` on `states`, and ends after `last`."""
-        blocks = self.family.blocks(self.model)
+        blocks = self.view.blocks
 
-        def enough(*_: Any) -> None:
+        def stop(*_: Any) -> None:
             raise _StopForward
 
-        handles = [blocks[last].register_forward_hook(enough)]
+        def resume(_: Any, args: tuple) -> tuple:
+            return (states, *args[1:])
+
+        handles = [blocks[last].register_forward_hook(stop)]
         if states is not None:
-            handles.append(blocks[start].register_forward_pre_hook(lambda _, args: (states, *args[1:])))
+            handles.append(blocks[start].register_forward_pre_hook(resume))
         for block in blocks[:start]:
-            block.forward = lambda given, *_, **__: given
+            block.forward = _skip
         try:
             yield
         finally:
@@ -127,25 +135,28 @@ class Walk:
                 del block.forward
 
 
+def _skip(states: Tensor, *_: Any, **__: Any) -> Tensor:
+    """The forward pass of a block that is passed over."""
+    return states
+
+
 class _StopForward(Exception):
-    """All that was to be seen has been."""
+    """Ends a forward pass after the last layer that is needed."""
 
 
 @torch.no_grad()
-def influence(model: Any, family: Family, batches: Iterable[Tensor]) -> Tensor:
-    """1 - the mean cosine between what a block reads and what it answers, shape (layers,), float64.
+def influence(view: ModelView, batches: Iterable[Tensor]) -> Tensor:
+    """The block influence of every layer, 1 - mean cosine(input, output) over tokens: shape (layers,), float64.
 
-    A block that answers zeros to zeros has changed nothing: that cosine counts as 1.
-
-    The block influence of ShortGPT (Men et al. 2024, arXiv:2403.03853); `batches` hold token ids, (rows, length).
+    The cosine of a block that maps zeros to zeros counts as 1. Men et al. 2024, ShortGPT (arXiv:2403.03853). batches:
+    token ids, int64, (rows, length).
     """
-    depth = len(family.blocks(model))
-    total, count = torch.zeros(depth, dtype=torch.float64), 0
-    with watching(model, family, range(depth)) as seen:
+    total, count = torch.zeros(view.depth, dtype=torch.float64), 0
+    with record_blocks(view, range(view.depth)) as records:
         for batch in batches:
-            model.base_model(batch, use_cache=False)
-            for layer, here in seen.items():
-                before, after = (values.double() for values in here["block"])
+            view.run(batch)
+            for layer, record in records.items():
+                before, after = (values.double() for values in record["block"])
                 cosine = functional.cosine_similarity(before, after, dim=-1)
                 total[layer] += torch.where((before == 0).all(-1) & (after == 0).all(-1), 1.0, cosine).sum().cpu()
             count += batch.numel()

@@ -1,12 +1,12 @@
 """Model families as data: where a decoder keeps its layers and the matrices of its feed-forward network.
 
-A family is one row. Its roles are `in` (hidden from residual), `gate` (the second such matrix of a gated
-FFN, whose output goes through the activation function) and `out` (residual from hidden).
+A family is one row, which `stages.core.architecture.view` reads. The roles of an FFN's matrices are `in` (d_model to
+d_ff), `gate` (the other such matrix of a gated FFN, whose output goes through the activation function) and `out` (d_ff
+to d_model).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from stages.core.process.errors import UserError
 
@@ -15,21 +15,21 @@ from stages.core.process.errors import UserError
 class Family:
     """One architecture.
 
-    model_types: values of `config.model_type` that it describes.
+    model_types: the values of `config.model_type` that it describes.
     layers: dotted path from the model to its list of blocks.
-    ffn: attribute of a block that holds the FFN.
+    ffn: dotted path from a block to its FFN.
     matrices: role -> attribute of the FFN that holds that linear map.
-    activated: the role whose output is the pre-activation (goes through the activation function).
-    transposed: True where a weight is stored (d_in, d_out), as in GPT-2's Conv1D.
-    config: what `stages.core.architecture.shape` asks for -> attribute of config.json.
-    biases: of the attention's `qkv` and `o` and of the `ffn`: whether they are there, or the attribute that says so.
-    norm_vectors: how many vectors a norm stores.
+    activated: the role whose output is the pre-activation, which goes through the activation function.
+    transposed: True where a weight is stored as (d_in, d_out), as in GPT-2's Conv1D.
+    config: size that `stages.core.architecture.shape` reads -> its key in config.json.
+    biases: `qkv`, `o` (attention) and `ffn` -> whether they have biases, or the key in config.json that says so.
+    norm_vectors: the number of vectors that a norm stores.
     learned_positions: whether positions have an embedding.
-    tied: whether the embeddings are tied where config.json does not say.
-    hidden_per_width: FFN neurons for each entry of the residual where config.json does not say; None: it has to.
-    per_layer: attributes of config.json that hold one entry a layer. Any other list may only happen to be as long.
-    numbered: the attribute of config.json that has layer n divide its attention scores by n + 1, if there is one.
-    queries: path within a block to the linear map whose first outputs, as many as the residual has, are its queries.
+    tied: whether the embeddings are tied if config.json does not say.
+    hidden_per_width: d_ff / d_model if config.json does not give d_ff; None where config.json must give it.
+    per_layer: the keys of config.json that hold one entry for each layer.
+    numbered: the key of config.json that makes layer n divide its attention scores by n + 1; None where there is none.
+    queries: dotted path from a block to the linear map whose first d_model outputs are the queries.
     """
 
     model_types: tuple[str, ...]
@@ -47,23 +47,6 @@ class Family:
     per_layer: frozenset[str] = frozenset({"layer_types"})
     numbered: str | None = None
     queries: str | None = None
-
-    def blocks(self, model: Any) -> Any:
-        """The model's list of blocks."""
-        return model.get_submodule(self.layers)
-
-    def linears(self, model: Any, layer: int) -> dict[str, Any]:
-        """Role -> linear module of one layer's FFN."""
-        ffn = getattr(self.blocks(model)[layer], self.ffn)
-        return {role: getattr(ffn, name) for role, name in self.matrices.items()}
-
-    def divide_scores(self, block: Any, divisor: float) -> None:
-        """Have a block divide its attention scores, by what its queries are made with."""
-        linear = block.get_submodule(self.queries)
-        weight = linear.weight if self.transposed else linear.weight.T
-        weight[:, : weight.shape[0]] /= divisor
-        if linear.bias is not None:
-            linear.bias[: weight.shape[0]] /= divisor
 
 
 _LLAMA = Family(
@@ -119,12 +102,12 @@ FAMILIES = (
 
 
 def family_of(model_type: str) -> Family:
-    """The family of a `config.model_type`; raises UserError with the supported ones otherwise."""
+    """The family of a `config.model_type`. Raises UserError, which lists the supported types, where there is none."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise UserError(
-        f"model type {model_type!r} is not supported; supported: {known}. "
+        f"model type {model_type!r} is not supported; supported: {supported}. "
         "A family is one row in stages/core/architecture/families.py."
     )

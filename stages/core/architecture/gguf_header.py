@@ -1,7 +1,7 @@
-"""The head of a GGUF file: its key-values, without its arrays, and the names of its tensors.
+"""The header of a GGUF file: its key-values, without the contents of arrays, and the names of its tensors.
 
-The package `gguf` makes an array of every token of the vocabulary, which takes seconds; this reads the same bytes
-(format: github.com/ggml-org/ggml/blob/master/docs/gguf.md) and only steps over them.
+The package `gguf` makes an array of every token of the vocabulary, which takes seconds. This reader skips them. Format:
+github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import math
@@ -25,7 +25,7 @@ class Length(int):
 
 
 def read(path: Path) -> tuple[dict[str, Any], set[str]]:
-    """Key -> value (of an array: its `Length`), and the tensors' names.
+    """Key -> value, for an array its `Length`; and the names of the tensors.
 
     Raises UserError where the file cannot be read or is no little-endian GGUF of version 2 or 3.
     """

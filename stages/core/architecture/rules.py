@@ -1,6 +1,6 @@
-"""What params.yaml may ask of a model of a given shape: the part of its meaning that the file alone does not have.
+"""The checks of params.yaml that need the shape of the model: depths, widths, positions, parameter counts.
 
-A rule gives lines: the key, its value, what is allowed. Nothing here opens a model.
+Each mistake is one line: the key, its value, what is allowed. Nothing here opens a model.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ from stages.core.settings.variants import (
 
 
 def validate(profile: str, model: Path) -> None:
-    """Raise UserError where params.yaml asks for what the model in the folder `model` has not, before it is opened.
+    """Raise UserError where params.yaml does not fit the model in the folder `model`, before the model is opened.
 
-    Of a variant's checkpoint, which may have lost layers, only lengths can be asked.
+    For a variant's checkpoint, which may have fewer layers, only the lengths of sequences are checked.
     """
     found = params.load()
     changed, shape = "dense" in read_mapping(model / "config.json"), of_folder(model)
@@ -38,50 +38,50 @@ def validate(profile: str, model: Path) -> None:
 
 
 def validate_shape(profile: str, shape: Shape) -> None:
-    """Raise UserError where params.yaml asks for what a model of this shape, the one under study, has not."""
+    """Raise UserError where params.yaml does not fit the model under study, which has this shape."""
     refuse(mistakes(params.load(), profile, shape))
 
 
 def refuse(broken: list[str]) -> None:
-    """Raise UserError with one line for each mistake, if there is any."""
+    """Raise UserError with one line for each mistake, if there are any."""
     if broken:
         raise UserError("\n       ".join(f"{params.PARAMS}: {line}" for line in broken))
 
 
 def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
-    """Every value of a profile and of all variants that a model of this shape does not allow."""
+    """One line for every value of a profile or a variant that a model of this shape does not allow."""
     lines = list(lengths(profile, found.profiles[profile], shape))
     for name, variant in found.variants.items():
         lines += _variant(f"variants.{name}", variant, shape)
     return lines
 
 
-def lengths(profile: str, asked: Profile, shape: Shape) -> Iterator[str]:
-    """Sequences longer than the model's positions."""
-    latency, summaries = asked.latency, asked.summarize
-    wanted = {
-        "reviews.max_tokens": asked.reviews.max_tokens,
-        "extract.sequence_length": asked.extract.sequence_length,
-        "search.context": asked.search.context,
-        "finetune.sequence_length": asked.finetune.sequence_length,
-        "perplexity.context": asked.perplexity.context,
-        "generate.new_tokens + 1 for a prompt": asked.generate.new_tokens + 1,
+def lengths(name: str, profile: Profile, shape: Shape) -> Iterator[str]:
+    """A line for every length that exceeds the model's positions, in tokens."""
+    latency, summaries = profile.latency, profile.summarize
+    found = {
+        "reviews.max_tokens": profile.reviews.max_tokens,
+        "extract.sequence_length": profile.extract.sequence_length,
+        "search.context": profile.search.context,
+        "finetune.sequence_length": profile.finetune.sequence_length,
+        "perplexity.context": profile.perplexity.context,
+        "generate.new_tokens + 1 for a prompt": profile.generate.new_tokens + 1,
         "latency.prompt_tokens + new_tokens": latency.prompt_tokens + latency.new_tokens,
         "summarize.context": summaries.context,
     }
-    if protocol := asked.perplexity.seed_protocol:
-        wanted["perplexity.seed_protocol.length"] = protocol.length
+    if protocol := profile.perplexity.seed_protocol:
+        found["perplexity.seed_protocol.length"] = protocol.length
     if protocol := latency.seed_protocol:
-        wanted["latency.seed_protocol.length"] = protocol.length
+        found["latency.seed_protocol.length"] = protocol.length
     if protocol := summaries.seed_protocol:
-        wanted["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
-    for key, length in wanted.items():
+        found["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
+    for key, length in found.items():
         if length > shape.positions:
-            yield f"profiles.{profile}.{key} = {length}: this model takes at most {shape.positions} positions"
+            yield f"profiles.{name}.{key} = {length}: this model takes at most {shape.positions} positions"
 
 
 def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
-    """Why another checkpoint cannot be measured on the tokens of the model under study."""
+    """A line if another checkpoint cannot be measured on the tokens of the model under study."""
     if own.vocabulary != other.vocabulary:
         yield (
             f"variants.{name}.surgery.model has a vocabulary of {other.vocabulary}: perplexities can be compared with "
@@ -90,7 +90,7 @@ def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
 
 
 def warnings(found: Params, shape: Shape) -> list[str]:
-    """Ranks at which a matrix's two factors store more than the matrix itself."""
+    """A line for every rank whose two factors store more than the matrix itself."""
     (d_out, d_in), lines = shape.matrices["in"], []
     for name, variant in found.variants.items():
         rank = getattr(variant.surgery, "rank", 0)
@@ -103,7 +103,7 @@ def warnings(found: Params, shape: Shape) -> list[str]:
 
 
 def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
-    """What a variant asks of a model that has not so many layers, neurons or parameters."""
+    """A line for every value of a variant that needs more layers, neurons or parameters than the model has."""
     chosen, surgery = variant.windows, variant.surgery
     broken = list(_windows(f"{where}.windows", chosen, shape))
     yield from broken
@@ -113,8 +113,8 @@ def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
         yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, shape.layers - 1)}"
     if isinstance(chosen, Budget) and not broken:
         yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
-    elif wanted := getattr(surgery, "target_parameters", None):
-        yield from _target(f"{where}.surgery", wanted, _baseline(surgery, shape), shape)
+    elif target := getattr(surgery, "target_parameters", None):
+        yield from _target(f"{where}.surgery", target, _baseline(surgery, shape), shape)
 
 
 def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
@@ -146,40 +146,40 @@ def _layers(shape: Shape, least: int, most: int) -> str:
     return f"this model has {shape.layers} layers, so {least} to {most} are allowed"
 
 
-def rank(where: str, wanted: int, shape: Shape) -> Iterator[str]:
-    """A rank above what a matrix of the FFN can have."""
+def rank(where: str, value: int, shape: Shape) -> Iterator[str]:
+    """A line if a rank exceeds that of an FFN matrix."""
     d_out, d_in = shape.matrices["in"]
-    if wanted > min(d_out, d_in):
+    if value > min(d_out, d_in):
         yield (
-            f"{where} = {wanted}: the FFN matrices of this model are {d_out} x {d_in}, so at most {min(d_out, d_in)} "
+            f"{where} = {value}: the FFN matrices of this model are {d_out} x {d_in}, so at most {min(d_out, d_in)} "
             "is allowed"
         )
 
 
-def _target(where: str, wanted: int | float | Like, allowed: list[tuple[int, int]], shape: Shape) -> Iterator[str]:
+def _target(where: str, spec: int | float | Like, allowed: list[tuple[int, int]], shape: Shape) -> Iterator[str]:
     key = f"{where}.target_parameters"
-    if isinstance(wanted, Like):
-        if wanted.size * wanted.count > shape.layers:
+    if isinstance(spec, Like):
+        if spec.size * spec.count > shape.layers:
             yield (
-                f"{key} = {wanted.count} x {wanted.size} layers: this model has {shape.layers} layers, so size x count "
+                f"{key} = {spec.count} x {spec.size} layers: this model has {shape.layers} layers, so size x count "
                 f"may be 2 to {shape.layers}"
             )
             return
-        broken = list(rank(f"{key}.rank", wanted.rank, shape))
+        broken = list(rank(f"{key}.rank", spec.rank, shape))
         yield from broken
         if broken:
             return
-    number = targets.target(shape, wanted)
+    number = targets.target(shape, spec)
     if not any(least <= number <= most for least, most in allowed):
         ranges = " or ".join(f"{least:,} to {most:,}" for least, most in allowed)
-        shown = f"{{{', '.join(f'{k}: {v}' for k, v in wanted)}}}" if isinstance(wanted, Like) else wanted
+        shown = f"{{{', '.join(f'{k}: {v}' for k, v in spec)}}}" if isinstance(spec, Like) else spec
         yield (
             f"{key} = {shown} asks for {number:,} parameters of this model's {shape.parameters:,}: {ranges} are allowed"
         )
 
 
 def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int]]:
-    """The numbers of parameters that windows of the sizes can be given by their ranks."""
+    """The ranges of parameter counts that windows of these sizes can reach by the choice of their ranks."""
     each, total = targets.saving(shape, surgery.biases), shape.parameters
     found: list[tuple[int, int]] = []
     fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers)
@@ -193,7 +193,7 @@ def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int
 
 
 def _baseline(surgery: Drop | LowRank | Prune, shape: Shape) -> list[tuple[int, int]]:
-    """The numbers of parameters that a method without windows can reach."""
+    """The ranges of parameter counts that a method without windows can reach."""
     total = shape.parameters
     if isinstance(surgery, Drop):
         return [(total - (shape.layers - 1) * shape.block, total - 1)]

@@ -1,4 +1,4 @@
-"""A model's shape, known before it is opened: from config.json, a GGUF file's head, or the hub. No torch in here."""
+"""A model's sizes before it is opened: from config.json, a GGUF header, or the hub. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from stages.core.architecture import gguf_config, gguf_header
 from stages.core.architecture.families import Family, family_of
 from stages.core.process.errors import UserError
 
-PATIENCE = 1.0  # seconds for the hub to answer
+TIMEOUT = 1.0  # seconds for the hub to answer
 
-# What GGUF calls what a family's `config` names, after the architecture's name and a dot.
+# Size, as in a family's `config` -> its key in GGUF, after the name of the architecture and a dot.
 GGUF = {
     "layers": "block_count",
     "width": "embedding_length",
@@ -27,7 +27,10 @@ GGUF = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder; `biases` are those of `qkv`, `o` and `ffn` that it has. All layers are alike."""
+    """Sizes of a decoder all of whose layers are alike.
+
+    width: d_model. hidden: d_ff. positions: the longest sequence. biases: those of `qkv`, `o` and `ffn` that it has.
+    """
 
     model_type: str
     layers: int
@@ -60,9 +63,9 @@ class Shape:
     @property
     def block(self) -> int:
         """Parameters of one layer: attention, FFN and two norms."""
-        asked, answered = self.heads * self.head_width, self.key_heads * self.head_width
-        attention = 2 * self.width * (asked + answered)
-        attention += (asked + 2 * answered) * ("qkv" in self.biases) + self.width * ("o" in self.biases)
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        attention = 2 * self.width * (queries + keys)
+        attention += (queries + 2 * keys) * ("qkv" in self.biases) + self.width * ("o" in self.biases)
         return attention + self.ffn_matrices + self.ffn_biases + 2 * self._norm
 
     @property
@@ -85,7 +88,7 @@ class Shape:
 
 
 def of_config(config: Mapping[str, Any], where: str) -> Shape:
-    """The shape that a config.json describes. Raises UserError, beginning with `where`, where it does not."""
+    """The shape that a config.json describes. Raises UserError with the prefix `where` if it describes none."""
     try:
         refuse_odd(config)
         family = family_of(config.get("model_type"))
@@ -136,7 +139,7 @@ def of_model(model: Any) -> Shape:
 
 
 def of_folder(folder: Path) -> Shape:
-    """The shape of the model in a folder: a stock one, or the dense model that a variant's checkpoint came from.
+    """The shape of the model in a folder: a stock model, or the dense model of a variant's checkpoint.
 
     Raises UserError where there is no config.json or it describes no supported model.
     """
@@ -157,7 +160,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def of_gguf(path: Path) -> Shape:
-    """The shape of the model in a GGUF file. Raises UserError where its head is damaged or not of a known family."""
+    """The shape of the model in a GGUF file. Raises UserError if the header is damaged or of no supported family."""
     values, tensors = gguf_header.read(path)
     kind = values.get("general.architecture")
     try:
@@ -171,10 +174,10 @@ def of_gguf(path: Path) -> Shape:
 
 
 def of_source(model: str, revision: str | None = None, gguf_file: str | None = None) -> Shape | None:
-    """The shape of what `AutoModelForCausalLM.from_pretrained` would open; None where that cannot be known from here.
+    """The shape of the model that `AutoModelForCausalLM.from_pretrained` would open; None where it cannot be found out.
 
-    A hub id is looked up in the hub's cache, then its config.json asked for, for about a second and unless
-    HF_HUB_OFFLINE is set. Raises UserError where a folder or file is damaged or cannot be what was meant.
+    A hub id is looked up in the hub's cache. Then its config.json is requested, with a timeout of a second, unless
+    HF_HUB_OFFLINE is set. Raises UserError where a folder or file is damaged or `model` is no valid name.
     """
     if Path(model).is_dir():
         return of_gguf(Path(model, gguf_file)) if gguf_file else of_folder(Path(model))
@@ -187,14 +190,14 @@ def of_source(model: str, revision: str | None = None, gguf_file: str | None = N
         raise UserError(f"{model!r} is neither a folder nor the name of a model on the hub") from error
     if isinstance(kept, str):
         return of_gguf(Path(kept)) if gguf_file else of_config(read_mapping(Path(kept)), kept)
-    config = None if gguf_file else _asked(model, revision)
+    config = None if gguf_file else _requested(model, revision)
     return None if config is None else of_config(config, f"config.json of {model}")
 
 
-def _asked(model: str, revision: str | None) -> dict[str, Any] | None:
-    """The config.json that the hub answers with at once, if it does.
+def _requested(model: str, revision: str | None) -> dict[str, Any] | None:
+    """The config.json from the hub, or None where the hub does not answer within TIMEOUT.
 
-    `hf_hub_download` would retry for twenty seconds where no name can be resolved.
+    `hf_hub_download` would retry for twenty seconds without a network.
     """
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
@@ -203,8 +206,8 @@ def _asked(model: str, revision: str | None) -> dict[str, Any] | None:
         return None
     address = hf_hub_url(model, "config.json", revision=revision)
     try:
-        answer = get_session().get(address, headers=build_hf_headers(), timeout=PATIENCE, follow_redirects=True)
+        answer = get_session().get(address, headers=build_hf_headers(), timeout=TIMEOUT, follow_redirects=True)
         config = answer.raise_for_status().json()
-    except Exception:  # whatever a client may raise: the shape stays unknown, and `base` says why in its time
+    except Exception:  # of any client: the shape stays unknown, and stage `base` reports why it cannot open the model
         return None
     return config if isinstance(config, dict) else None

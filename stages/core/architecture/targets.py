@@ -1,27 +1,30 @@
-"""What `target_parameters` asks for, in numbers of parameters and of layers."""
+"""The meaning of `target_parameters` for a model: numbers of parameters and of layers."""
 
 from stages.core.architecture.shape import Shape
 from stages.core.settings.variants import Like
 
 
-def target(shape: Shape, wanted: int | float | Like) -> int:
-    """The stored parameters that `target_parameters` asks for: a number, a share of the model's, or a window's."""
-    if isinstance(wanted, Like):
-        thin = wanted.rank * sum(map(sum, shape.matrices.values()))
-        return shape.parameters - wanted.count * ((wanted.size - 1) * shape.ffn_matrices - wanted.size * thin)
-    return round(wanted * shape.parameters) if isinstance(wanted, float) else wanted
+def target(shape: Shape, spec: int | float | Like) -> int:
+    """The stored parameters by `target_parameters`: a number, a share of the model's, or those of a model with windows.
+
+    For `Like`, `count` windows share one FFN each, with deltas of the given rank and own biases.
+    """
+    if isinstance(spec, Like):
+        deltas = spec.rank * sum(map(sum, shape.matrices.values()))
+        return shape.parameters - spec.count * ((spec.size - 1) * shape.ffn_matrices - spec.size * deltas)
+    return round(spec * shape.parameters) if isinstance(spec, float) else spec
 
 
-def room(shape: Shape, wanted: int | float | Like) -> int:
-    """What `target_parameters` leaves to the matrices of all FFNs, everything else being kept as it is."""
-    return target(shape, wanted) - (shape.parameters - shape.layers * shape.ffn_matrices)
+def room(shape: Shape, spec: int | float | Like) -> int:
+    """The parameters that `target_parameters` leaves for the matrices of all FFNs if nothing else changes."""
+    return target(shape, spec) - (shape.parameters - shape.layers * shape.ffn_matrices)
 
 
-def layers(shape: Shape, wanted: int | float | Like) -> int:
-    """The fewest layers without which the model stores no more than `target_parameters`."""
-    return max(0, -((target(shape, wanted) - shape.parameters) // shape.block))
+def layers(shape: Shape, spec: int | float | Like) -> int:
+    """The smallest number of layers to drop so that the model stores at most `target_parameters`."""
+    return max(0, -((target(shape, spec) - shape.parameters) // shape.block))
 
 
 def saving(shape: Shape, biases: str) -> int:
-    """What a shared model does not store for each layer but one of a group, deltas apart."""
+    """The parameters that a shared model saves for each layer of a group but one, before deltas are added."""
     return shape.ffn_matrices + (shape.ffn_biases if biases == "shared" else 0)

@@ -1,29 +1,29 @@
-"""Groups of consecutive layers: which ones a variant treats as one."""
+"""Groups of consecutive layers, which share one FFN or become one layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-SPARE = 5  # numbers of saved layers that a budget tries: the fewest it allows, and more, whose room goes to rank
+SPARE = 5  # a budget tries this many numbers of saved layers, from the fewest up; what more saves goes to ranks
 
-Window = tuple[int, int]  # its first and its last layer
+Window = tuple[int, int]  # the first and the last layer
 
 
 def blocks(depth: int, size: int) -> list[list[int]]:
-    """Consecutive blocks of `size` from layer 0; the last is shorter where `size` does not divide `depth`.
+    """Consecutive blocks of `size` layers from layer 0; the last is shorter if `size` does not divide `depth`.
 
-    A last block of a single layer has nothing to share with and is left out.
+    A last block of one layer is left out.
     """
     groups = [list(range(start, min(start + size, depth))) for start in range(0, depth, size)]
     return [group for group in groups if len(group) > 1]
 
 
 def contiguous(depth: int, sizes: Sequence[int], excluded: Sequence[int] = ()) -> list[Window]:
-    """Every window of one of `sizes` neighbouring layers that holds none of the `excluded`."""
+    """Every window of consecutive layers with a size of `sizes` that contains none of the `excluded` layers."""
     windows = [(first, first + size - 1) for size in sorted(sizes) for first in range(depth - size + 1)]
     return [window for window in windows if not any(window[0] <= layer <= window[1] for layer in excluded)]
 
 
 def most(windows: Iterable[Window]) -> int:
-    """How many of the windows can lie beside each other, none overlapping another."""
+    """The largest number of the windows that do not overlap."""
     count, end = 0, -1
     for first, last in sorted(windows, key=lambda window: window[1]):
         if first > end:
@@ -32,10 +32,10 @@ def most(windows: Iterable[Window]) -> int:
 
 
 def savings(windows: Iterable[Window], depth: int) -> set[int]:
-    """How many layers' FFNs one or more disjoint ones of the windows can save."""
-    known, within = list(windows), [{0}]
+    """The numbers of FFNs that disjoint windows, chosen from these, can save."""
+    every, within = list(windows), [{0}]
     for end in range(depth):
-        longer = {gone + last - first for first, last in known if last == end for gone in within[first]}
+        longer = {gone + last - first for first, last in every if last == end for gone in within[first]}
         within.append(within[-1] | longer)
     return within[-1] - {0}
 
@@ -46,13 +46,15 @@ def layers(window: Window) -> list[int]:
 
 
 def saved(layout: Sequence[Window]) -> int:
-    """How many layers' FFNs disjoint windows save: all but one of each."""
+    """The number of FFNs that disjoint windows save: all but one of each window."""
     return sum(last - first for first, last in layout)
 
 
 def layouts(costs: Mapping[Window, float], depth: int, keep: int) -> list[tuple[float, tuple[Window, ...]]]:
-    """Ways to lay disjoint windows, with their summed costs: the `keep` cheapest for every number of windows and
-    of saved layers, cheapest first. Exact, by dynamic programming over the layers.
+    """(summed cost, disjoint windows), cheapest first.
+
+    For every number of windows and every number of saved layers, the `keep` cheapest. Exact, by dynamic programming
+    over the layers.
     """
     ending: dict[int, list[Window]] = {}
     for window in costs:

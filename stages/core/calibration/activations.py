@@ -1,4 +1,4 @@
-"""What the neurons of every FFN do on a text, all layers in one forward pass."""
+"""The activations of every FFN on a text, all layers in one forward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,59 +7,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.core.architecture.families import Family
+from stages.core.architecture.view import ModelView
 from stages.core.process.errors import UserError
 
-# Site -> the role whose linear map is hooked, None for the family's `activated` one, and whether its input is
-# meant (or its output).
+# Site -> the role of the linear map that is hooked (None: the family's `activated` role), and whether the site is that
+# map's input (or its output).
 SITES = {"input": ("in", True), "pre_activation": (None, False), "post_activation": ("out", True)}
+
+Values = dict[str, list[Tensor]]  # site -> one tensor a layer, float32, (tokens, d)
 
 
 @contextmanager
-def recording(model: Any, family: Family, sites: tuple[str, ...]) -> Iterator[dict[str, list[Tensor]]]:
-    """Within the context, every forward pass leaves each site's values there, one tensor a layer.
+def record_sites(view: ModelView, sites: tuple[str, ...]) -> Iterator[Values]:
+    """Within the context, every forward pass leaves the values at each site in `Values`.
 
-    A tensor has shape (tokens, d), float32. `input` is what the FFN reads, `pre_activation` the input of the
-    activation function, `post_activation` the input of the output matrix. Hooks are removed on leaving, always.
+    `input` is the FFN's input, `pre_activation` the input of the activation function, `post_activation` the input of
+    the output matrix. Hooks are removed on leaving, also after an error.
     """
-    depth = len(family.blocks(model))
-    seen = {site: [torch.empty(0)] * depth for site in sites}
-
-    def keep(site: str, layer: int) -> Callable[[Tensor], None]:
-        def store(values: Tensor) -> None:
-            seen[site][layer] = values.detach().flatten(0, -2).float()
-
-        return store
-
+    values: Values = {site: [torch.empty(0)] * view.depth for site in sites}
     handles = []
-    for layer in range(depth):
-        linears = family.linears(model, layer)
+    for layer in range(view.depth):
+        linears = view.linears(layer)
         for site in sites:
-            role, reads = SITES[site]
-            linear, store = linears[role or family.activated], keep(site, layer)
-            if reads:
-                handles.append(linear.register_forward_pre_hook(lambda _, args, store=store: store(args[0])))
-            else:
-                handles.append(linear.register_forward_hook(lambda _, __, out, store=store: store(out)))
+            role, is_input = SITES[site]
+            linear, store = linears[role or view.family.activated], _store(values[site], layer)
+            handles.append(_hook_input(linear, store) if is_input else _hook_output(linear, store))
     try:
-        yield seen
+        yield values
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _store(site: list[Tensor], layer: int) -> Callable[[Tensor], None]:
+    """A function that keeps a tensor as the values of a layer."""
+
+    def store(values: Tensor) -> None:
+        site[layer] = values.detach().flatten(0, -2).float()
+
+    return store
+
+
+def _hook_input(linear: Any, store: Callable[[Tensor], None]) -> Any:
+    """Store a module's input from now on; the handle that ends it."""
+
+    def hook(_: Any, args: tuple) -> None:
+        store(args[0])
+
+    return linear.register_forward_pre_hook(hook)
+
+
+def _hook_output(linear: Any, store: Callable[[Tensor], None]) -> Any:
+    """Store a module's output from now on; the handle that ends it."""
+
+    def hook(_: Any, __: tuple, output: Tensor) -> None:
+        store(output)
+
+    return linear.register_forward_hook(hook)
+
+
 @torch.no_grad()
-def stream(
-    model: Any, family: Family, sites: tuple[str, ...], batches: list[Tensor]
-) -> Iterator[dict[str, list[Tensor]]]:
-    """The values at every site, batch by batch (int64 token ids of shape (sequences, length)).
+def stream(view: ModelView, sites: tuple[str, ...], batches: list[Tensor]) -> Iterator[Values]:
+    """The values at every site, batch by batch. batches: token ids, int64, (sequences, length).
 
     Raises UserError with site, layer and batch where a value is not finite.
     """
-    device = next(model.parameters()).device
-    with recording(model, family, sites) as seen:
+    device = view.device
+    with record_sites(view, sites) as seen:
         for number, batch in enumerate(batches):
-            model.base_model(batch.to(device), use_cache=False)
+            view.run(batch.to(device))
             for layer, values in enumerate(zip(*seen.values())):
                 for site, rows in zip(seen, values):
                     if not torch.isfinite(rows).all():

@@ -1,6 +1,6 @@
-"""Means and second moments of what a linear map reads, gathered from a stream of rows.
+"""Means and second moments of the inputs of linear maps, computed from a stream of rows.
 
-They are all that a closed-form fit needs to know of the calibration text: the error of a weight W' in place of W,
+A closed-form fit needs nothing else of the calibration text: the error of a weight W' in place of W,
 E|(W - W') x|^2, is tr((W - W') C (W - W')') with C = E[x x'].
 """
 
@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# What a linear map of each role reads: the FFN's input, or its hidden activations.
+# Role -> the input of its linear map: the FFN's input, or its hidden activations.
 SITE = {"in": "input", "gate": "input", "out": "hidden"}
 
 
@@ -23,21 +23,22 @@ class Moments:
     second: Tensor
 
     def centred(self) -> "Moments":
-        """The moments of x - E[x]: what is left to fit once a bias absorbs the mean.
+        """The moments of x - E[x], for a fit whose bias absorbs the mean.
 
-        A coordinate that never varies has zeros: what rounding leaves may be negative and have no Cholesky factor.
+        A coordinate that never varies has exact zeros. Rounding could leave a negative value, which has no Cholesky
+        factor.
         """
         second = self.second - torch.outer(self.mean, self.mean)
         varies = second.diagonal() > 1e-13 * self.second.diagonal()
         return Moments(torch.zeros_like(self.mean), torch.where(varies & varies[:, None], second, 0.0))
 
     def permuted(self, permutation: Tensor) -> "Moments":
-        """The moments of x with coordinate `permutation[k]` in place k."""
+        """The moments of x with coordinate `permutation[k]` in position k."""
         return Moments(self.mean[permutation], self.second[permutation][:, permutation])
 
     @cached_property
     def root(self) -> Tensor:
-        """`factor` with its usual ridge, computed once: every role and round of a fit asks for it."""
+        """`factor` with its default ridge, computed once for all roles and rounds of a fit."""
         return self.factor()
 
     def factor(self, ridge: float = 1e-6) -> Tensor:
@@ -45,7 +46,7 @@ class Moments:
         return torch.linalg.cholesky(self.ridged(ridge))
 
     def ridged(self, ridge: float = 1e-6) -> Tensor:
-        """C with a ridge relative to its mean diagonal, so that directions no row has used stay harmless."""
+        """C + ridge * mean(diag C) * I: positive definite also where no row has used some direction."""
         scale = self.second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         return self.second + ridge * scale * torch.eye(
             len(self.second), dtype=self.second.dtype, device=self.second.device
@@ -73,7 +74,7 @@ class MomentStream:
 
 
 def to_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
-    """Moments by site as a flat mapping of tensors, for a file (float64: a rounded C may lose its Cholesky factor)."""
+    """`site.mean` and `site.second` -> tensor, for a file; float64, since a rounded C may have no Cholesky factor."""
     return {f"{site}.{part}": getattr(m, part) for site, m in moments.items() for part in ("mean", "second")}
 
 

@@ -1,4 +1,4 @@
-"""What calibration text has shown about a model, as the surgery needs it: permutations and moments."""
+"""What surgery knows of the calibration text: permutations, moments and the text itself."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from torch import Tensor
 from stages.core.calibration.moments import Moments, from_tensors
 from stages.core.process.artifacts import read_arrays, read_tensors
 
-TOKENS_AT_ONCE = 2048  # of the calibration text, in one forward pass
+TOKENS_PER_BATCH = 2048  # of the calibration text
 
 
 @dataclass
 class Calibration:
-    """Read when it is needed, a layer at a time.
+    """Statistics of one model, read from disk when they are needed, one layer at a time.
 
-    permutation(alignment, reference, first, other): lays the neurons of layer `other` upon those of `first` (int64,
-    shape (d_ff,)), where the layers between the two are of the same group.
-    moments(layer): moments of what the layer's FFN reads (`input`) and of its activations (`hidden`).
-    text(): the calibration text itself, batches of token ids (int64, shape (rows, length)).
-    watch(items): the items, while it shows how far whoever works through them has come.
-    walk: a `depth.Walk`, the text on its way through the model last repaired: the next window need not start anew.
+    permutation(alignment, reference, first, other): aligns the neurons of layer `other` with those of layer `first`;
+    int64, (d_ff,). The layers between the two belong to the same group.
+    moments(layer): the moments of the FFN's input (`input`) and of its hidden activations (`hidden`).
+    text(): the calibration text in batches of token ids, int64, (rows, length).
+    watch(items): the items, with a progress bar.
+    walk: the `depth.Walk` of the last repair. The next window of a search continues it where it can.
     """
 
     permutation: Callable[[str, str, int, int], Tensor]
@@ -34,7 +34,7 @@ class Calibration:
 
 
 def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
-    """The calibration that stages `align` and `extract` wrote, its tensors on `device`."""
+    """The calibration that stages `align` and `extract` wrote, with its tensors on `device`."""
     found = read_arrays(permutations)
 
     def permutation_of(alignment: str, reference: str, first: int, other: int) -> Tensor:
@@ -42,17 +42,17 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
 
     def text() -> list[Tensor]:
         rows = read_tensors(moments / "text.safetensors")["rows"].to(device)
-        return list(rows.split(max(1, TOKENS_AT_ONCE // rows.shape[1])))
+        return list(rows.split(max(1, TOKENS_PER_BATCH // rows.shape[1])))
 
     return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device), text)
 
 
 def read_moments(folder: Path, layer: int, device: Any = "cpu") -> dict[str, Moments]:
-    """One layer's moments as stage `extract` wrote them, its tensors on `device`."""
+    """One layer's moments as stage `extract` wrote them, with its tensors on `device`."""
     tensors = read_tensors(folder / f"layer_{layer:02d}.safetensors")
     return from_tensors({name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def key(alignment: str, reference: str, first: int, other: int) -> str:
-    """What a file of permutations calls the one that lays layer `other` upon `first`."""
+    """The name, in the file of permutations, of the one that aligns layer `other` with `first`."""
     return f"{alignment}.{reference}.{first}-{other}"

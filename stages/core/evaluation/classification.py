@@ -1,7 +1,7 @@
-"""A linear head on a decoder: one label for a text, read off the last real token's final hidden state.
+"""A linear head on a decoder, which labels a text by the final hidden state of its last token.
 
-Rows are padded on the right. Attention is causal, so a real token sees no padding, and the state is taken at the
-last real position: padding cannot influence it.
+Rows are padded on the right. Attention is causal and the state is that of the last real token, so padding has no
+influence on it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +17,10 @@ from stages.core.training.loop import train
 
 
 class Classifier(nn.Module):
-    """A decoder under a linear head; the states are first standardised by fixed figures of the train split.
+    """A decoder with a linear head on states that are standardised by the mean and deviation of the train split.
 
-    Without that a state's few huge entries drown the rest, and a head alone learns next to nothing at one rate.
+    A state has a few entries that are many times larger than the others. Without standardisation a head alone hardly
+    learns at one learning rate.
     """
 
     def __init__(self, model: Any, labels: int, mean: Tensor, deviation: Tensor):
@@ -30,17 +31,17 @@ class Classifier(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
 
-    def answer(self, states: Tensor) -> Tensor:
-        """Logits (n, labels) of final states (n, width)."""
+    def head_logits(self, states: Tensor) -> Tensor:
+        """Logits (n, labels) of final states (n, d_model)."""
         return self.head((states.float() - self.mean) / self.deviation)
 
     def forward(self, rows: Sequence[Tensor]) -> Tensor:
         """Logits (n, labels) of n rows of token ids."""
-        return self.answer(last_states(self.model, rows))
+        return self.head_logits(last_states(self.model, rows))
 
 
 def last_states(model: Any, rows: Sequence[Tensor]) -> Tensor:
-    """The state after the final norm of each row's last token: (n, width) for n rows of ids (length,)."""
+    """The state of each row's last token after the final norm: (n, d_model) for n rows of ids, (length,) each."""
     device = next(model.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
@@ -51,7 +52,7 @@ def last_states(model: Any, rows: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def features(model: Any, rows: Sequence[Tensor], size: int, watch: Callable[[Iterable], Iterable] = iter) -> Tensor:
-    """`last_states` of any number of rows, float32, rows of like length together so that little is padded."""
+    """`last_states` of any number of rows, float32, (n, d_model), in batches of rows of similar length."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
     found = [last_states(model, [rows[row] for row in batch]).float() for batch in watch(batches)]
@@ -68,18 +69,18 @@ def fit(
     seed: int,
     **options: Any,
 ) -> Classifier:
-    """A head trained on labelled rows, together with the parameters `tuned` of the model (in place).
+    """A head trained on labelled rows, together with the parameters `tuned` of the model, which change in place.
 
-    `states` are the rows' features under the untouched model: they give the figures by which states are standardised,
-    and where nothing is tuned they are all that the head is trained on. labels: int64 (n,), from 0 without gaps.
-    `options` go to the training loop. Raises UserError where the training diverges.
+    labels: int64, (n,), from 0 without gaps. states: `features` of the rows before the training; they give the mean
+    and deviation of the standardisation, and if nothing is tuned the head is trained on them. options: of
+    `stages.core.training.loop.train`. Raises UserError where the training diverges.
     """
     deviation = states.std(0, correction=0).clamp_min(1e-6)
     classifier = Classifier(model, int(labels.max()) + 1, states.mean(0), deviation).to(states.device)
     labels = labels.to(states.device)
 
     def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
-        logits = classifier([rows[row] for row in batch]) if tuned else classifier.answer(states[batch])
+        logits = classifier([rows[row] for row in batch]) if tuned else classifier.head_logits(states[batch])
         loss = nn.functional.cross_entropy(logits.float(), labels[batch])
         return loss, loss
 
@@ -92,12 +93,12 @@ def fit(
 
 @torch.no_grad()
 def probabilities(classifier: Classifier, states: Tensor) -> Tensor:
-    """Each label's probability, float32 (n, labels), from the rows' features under the classifier's own model."""
-    return classifier.answer(states).softmax(-1).cpu()
+    """The probability of each label, float32, (n, labels), from `features` of the classifier's own model."""
+    return classifier.head_logits(states).softmax(-1).cpu()
 
 
 def keep(path: Path, labels: Tensor, probabilities: Tensor) -> None:
-    """A parquet table, one row a test text: row, label, predicted, score (the probability of what was predicted)."""
+    """Write a parquet table, one row for each text: row, label, predicted, score (the probability of `predicted`)."""
     import pyarrow as pa
 
     score, predicted = probabilities.max(1)

@@ -17,17 +17,17 @@ def accuracy_interval(right: int, examples: int) -> tuple[float, float]:
 
 
 def macro_f1(labels: Sequence[int], predicted: Sequence[int]) -> float:
-    """The plain mean over labels of F1 = 2 TP / (2 TP + FP + FN); every label that occurs in either list counts."""
+    """The mean over labels of F1 = 2 TP / (2 TP + FP + FN), over every label that occurs in either list."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     scores = []
     for label in np.union1d(labels, predicted):
-        true, told = labels == label, predicted == label
-        scores.append(2 * (true & told).sum() / (true.sum() + told.sum()))
+        true, found = labels == label, predicted == label
+        scores.append(2 * (true & found).sum() / (true.sum() + found.sum()))
     return float(np.mean(scores))
 
 
 def scores(labels: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
-    """accuracy with its 95% interval, macro F1, and the accuracy of always answering the commonest label."""
+    """Accuracy with its 95% interval, macro F1, the accuracy of always predicting the most frequent label, and n."""
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     right = int((labels == predicted).sum())
     low, high = accuracy_interval(right, len(labels))

@@ -1,8 +1,7 @@
-"""What the notes that this project grew out of measured under the names of perplexity and latency.
+"""Perplexity and latency by the protocol of the notes that this project started from (the project's seeds).
 
-Their published figures count padding as text and let a model stop early; neither is what its name says. These two
-functions repeat that protocol, to the letter where the notes give it, for one purpose: that the published table can
-be reproduced line by line and set beside the figures that mean something.
+The notes count padding as text in perplexity, and let a model stop early in latency, so neither figure is what its name
+says. These two functions repeat that protocol only to reproduce the notes' published table beside the real figures.
 """
 
 import time
@@ -20,10 +19,10 @@ from stages.core.process.errors import UserError
 
 @torch.no_grad()
 def padded_perplexity(model: Any, rows: Sequence[Sequence[int]], length: int, batch_size: int) -> float:
-    """exp of the mean next-token loss over rows of token ids cut or padded to `length`, the padding counted.
+    """exp of the mean next-token loss over rows of token ids that are cut or padded to `length` tokens.
 
-    Padding is hidden from attention, yet is a target like any other. Raises UserError where the loss is not finite or
-    its exponential has no float64 value.
+    Attention does not see the padding, but the loss counts it. Raises UserError where the loss is not finite or its
+    exponential has no float64 value.
     """
     device, pad = next(model.parameters()).device, pad_token(model)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -43,7 +42,7 @@ def padded_perplexity(model: Any, rows: Sequence[Sequence[int]], length: int, ba
 def generation_ms(model: Any, prompt: Tensor, length: int, repeats: int) -> float:
     """The mean milliseconds of a greedy generation from `prompt` (int64, (1, n)) to `length` tokens in all.
 
-    A model that writes its end token stops there, and is called fast for it.
+    A model that generates its end token stops early, which makes it look faster.
     """
     synchronise = waiting(prompt.device)
     synchronise()

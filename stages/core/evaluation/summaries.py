@@ -1,4 +1,4 @@
-"""Summaries by continuation: the prompt, the loss on what follows it, beams that write it, and the tables of both."""
+"""Summaries as continuations of a prompt: prompts, the loss on a summary, generation by beam search, tables."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
@@ -15,9 +15,9 @@ from stages.core.process.errors import UserError
 
 
 def prompts(tokenizer: Any, articles: Iterable[str], form: str, most: int) -> list[list[int]]:
-    """Each article as token ids within `form`, cut so that the whole has at most `most` tokens.
+    """Each article as the token ids of `form`, with the article cut so that the prompt has at most `most` tokens.
 
-    Only the article is cut, never what stands around it. Raises UserError where nothing of it would be left.
+    Raises UserError where no token of the article would be left.
     """
     before, after = (_ids(tokenizer, part) for part in form.split("{article}"))
     room = most - len(before) - len(after)
@@ -27,7 +27,7 @@ def prompts(tokenizer: Any, articles: Iterable[str], form: str, most: int) -> li
 
 
 def targets(tokenizer: Any, summaries: Iterable[str], ends: Sequence[int], most: int) -> list[list[int]]:
-    """Each summary as the token ids that follow a prompt, at most `most` with the first of `ends`, if there is one."""
+    """Each summary as the token ids after a prompt, at most `most` with the first of `ends`, if there is one."""
     end = list(ends[:1])
     return [_ids(tokenizer, f" {summary.strip()}")[: most - len(end)] + end for summary in summaries]
 
@@ -37,15 +37,15 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def summary_loss(
-    model: Any, asked: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """An objective for `training.train`: the mean cross-entropy over the tokens of a batch's `wanted`.
+    """An objective for `training.loop.train`: the mean cross-entropy in nats over the tokens of a batch's targets.
 
-    Prompts and padding (on the right, hidden from attention) are no targets.
+    Prompts and padding do not count. Padding is on the right, and attention does not see it.
     """
 
     def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
-        rows = [(asked[i], wanted[i]) for i in batch.tolist()]
+        rows = [(prompts[i], targets[i]) for i in batch.tolist()]
         length = max(len(prompt) + len(target) for prompt, target in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
         labels, seen = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -57,7 +57,7 @@ def summary_loss(
         device = next(model.parameters()).device
         states = model.base_model(ids.to(device), attention_mask=seen.to(device), use_cache=False).last_hidden_state
         chosen = labels[:, 1:].to(device) != -100
-        # Logits of a prompt would be most of the work, and nothing reads them.
+        # Only the targets get logits: those of the prompts would be most of the work.
         logits = model.get_output_embeddings()(states[:, :-1][chosen])
         loss = functional.cross_entropy(logits.float(), labels[:, 1:].to(device)[chosen])
         return loss, loss
@@ -67,25 +67,25 @@ def summary_loss(
 
 @torch.no_grad()
 def write(
-    model: Any, asked: Sequence[Sequence[int]], spec: Any, new_tokens: int, no_repeat_over: str, watch=iter
+    model: Any, prompts: Sequence[Sequence[int]], spec: Any, new_tokens: int, no_repeat_over: str, watch=iter
 ) -> list[list[int]]:
-    """What the model writes after each prompt, by beam search, up to its end token or `new_tokens`.
+    """The token ids that the model generates after each prompt by beam search, up to its end token or `new_tokens`.
 
-    `spec` is a `Summarize` section. Prompts of a batch are padded on the left, hidden from attention, so that no
-    batch changes a summary.
+    spec: a `Summarize` section. Prompts are padded on the left and attention does not see the padding, so a summary
+    does not depend on its batch.
     """
     from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
     device, pad = next(model.parameters()).device, pad_token(model)
     ends = set(end_tokens(model))
-    # Batches of like lengths waste least on padding; answers go back to their places.
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    found: list[list[int]] = [[] for _ in asked]
+    # Prompts of similar length share a batch, which needs least padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: list[list[int]] = [[] for _ in prompts]
     for start in watch(range(0, len(order), spec.batch_size)):
-        places = order[start : start + spec.batch_size]
-        length = max(len(asked[i]) for i in places)
-        ids = torch.tensor([[pad] * (length - len(asked[i])) + list(asked[i]) for i in places], device=device)
-        seen = torch.tensor([[0] * (length - len(asked[i])) + [1] * len(asked[i]) for i in places], device=device)
+        batch = order[start : start + spec.batch_size]
+        length = max(len(prompts[i]) for i in batch)
+        ids = torch.tensor([[pad] * (length - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
+        seen = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
         options: dict[str, Any] = {}
         if spec.no_repeat_ngram and no_repeat_over == "all":
             options["no_repeat_ngram_size"] = spec.no_repeat_ngram
@@ -101,13 +101,13 @@ def write(
             pad_token_id=pad,
             **options,
         )
-        for place, row in zip(places, written[:, length:].tolist()):
-            found[place] = list(takewhile(lambda token: token not in ends, row))
+        for i, row in zip(batch, written[:, length:].tolist()):
+            found[i] = list(takewhile(lambda token: token not in ends, row))
     return found
 
 
 class _After:
-    """A rule of generation that sees only what follows the first `length` tokens."""
+    """A logits processor that sees only the tokens after the first `length`."""
 
     def __init__(self, rule: Callable[[Tensor, Tensor], Tensor], length: int):
         self.rule, self.length = rule, length
@@ -124,7 +124,7 @@ def read(path: Path) -> list[list[str]]:
 
 
 def keep(path: Path, references: list[str], found: list[str], leads: list[str]) -> None:
-    """A parquet table, one row an article, so that anyone can count again: article, reference, prediction, lead3."""
+    """Write a parquet table, one row for each article: article, reference, prediction, lead3."""
     import pyarrow as pa
 
     columns = {"article": list(range(len(found))), "reference": references, "prediction": found, "lead3": leads}

@@ -1,7 +1,7 @@
-"""How long a model takes to read a prompt and to write after it.
+"""The latency of prefill (reading a prompt) and decoding (generating tokens after it).
 
-Both models of a comparison run in the same process and take turns, so that whatever slows the machine slows
-both. Every run writes exactly the asked number of tokens, one forward pass each: nothing stops early.
+The models of a comparison run in turns in one process, so that a slow phase of the machine slows all of them. Every run
+generates exactly the given number of tokens, one forward pass each.
 """
 
 import statistics
@@ -15,13 +15,17 @@ from torch import Tensor
 
 
 def waiting(device: torch.device) -> Callable[[], None]:
-    """What waits until `device` has done all it was asked: a CUDA device answers before it has."""
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    """A function that waits until `device` has finished; a CUDA call returns before its work is done."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else _do_nothing
+
+
+def _do_nothing() -> None:
+    """The wait for a device that is never behind."""
 
 
 @torch.no_grad()
 def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prompt (int64, shape (1, length)) and seconds per token after it, greedy, with a KV cache."""
+    """Seconds for the prompt (int64, (1, length)), and seconds per generated token, greedy with a KV cache."""
     synchronise = waiting(prompt.device)
     synchronise()
     begin = time.perf_counter()
@@ -37,9 +41,9 @@ def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
 
 
 def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
-    """Medians and interquartile ranges of each model's times, turn by turn.
+    """Name of each model -> medians and interquartile ranges of its times over `repeats` turns, in milliseconds.
 
-    Name -> {prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token}.
+    The times: prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for turn in watch(range(warmup + repeats)):

@@ -1,4 +1,4 @@
-"""Models whose layers share or factor their weights: structure, checkpoint, counting, the way back to dense.
+"""Models whose layers share or factor their weights: linear maps, structure, checkpoint, counting, back to dense.
 
 May import: process, architecture.
 """

@@ -1,36 +1,33 @@
 """How many parameters a model stores."""
 
-from typing import Any
-
 from torch import nn
 
-from stages.core.architecture.families import family_of
+from stages.core.architecture.view import ModelView
 from stages.core.forms.linears import FactoredLinear, SharedLinear
 from stages.core.forms.structure import Sharing
 
 
-def count(model: Any, sharing: Sharing = Sharing()) -> dict[str, int]:
-    """Parameters by unique storage: all of them, those of FFNs, and those of the dense model of this depth.
+def count(view: ModelView, sharing: Sharing = Sharing()) -> dict[str, int]:
+    """Parameters by unique storage.
 
-    Of pruned matrices only the entries that are not zero count as stored (where they stand is not counted).
+    parameters: all that the model stores. ffn_parameters: those of FFNs. dense_parameters: all of the dense model of
+    the same depth. Of a pruned matrix only the entries that are not zero count as stored, without their indices.
     """
-    family = family_of(model.config.model_type)
-    blocks = family.blocks(model)
-    ffns = {id(p): p for block in blocks for p in getattr(block, family.ffn).parameters()}
-    matrices = [linear for layer in range(len(blocks)) for linear in family.linears(model, layer).values()]
+    ffns = {id(p): p for layer in range(view.depth) for p in view.ffn(layer).parameters()}
+    matrices = [linear for layer in range(view.depth) for linear in view.linears(layer).values()]
     dense_ffn = sum(_dense_size(linear) for linear in matrices)
-    around = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in ffns)
+    outside = sum(parameter.numel() for parameter in view.model.parameters() if id(parameter) not in ffns)
     zeros = sum((linear.weight == 0).sum().item() for linear in matrices) if sharing.pruned else 0
     stored = sum(parameter.numel() for parameter in ffns.values()) - zeros
     return {
-        "parameters": around + stored,
-        "dense_parameters": around + dense_ffn,
+        "parameters": outside + stored,
+        "dense_parameters": outside + dense_ffn,
         "ffn_parameters": stored,
     }
 
 
 def _dense_size(linear: nn.Module) -> int:
-    """What the stock linear map stores that computes the same."""
+    """The parameters of the stock linear map in the place of this one."""
     if isinstance(linear, SharedLinear):
         return _dense_size(linear.base)
     if isinstance(linear, FactoredLinear):

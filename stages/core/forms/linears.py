@@ -1,4 +1,4 @@
-"""Linear maps that take the place of a stock one: a shared base with a low-rank delta, and a low-rank product alone."""
+"""The linear maps that surgery puts in the place of stock ones."""
 
 import torch
 from torch import Tensor, nn
@@ -6,9 +6,10 @@ from torch.nn import functional
 
 
 class SharedLinear(nn.Module):
-    """A linear map with a base that other layers hold too, plus a low-rank delta of its own.
+    """A linear map whose base other layers hold too, plus a low-rank delta of its own.
 
-    Computes base(x) + A (B x) for x of shape (..., d_in), with A (d_out, rank) and B (rank, d_in).
+    base(x) + A (B x) for x of shape (..., d_in), with A (d_out, rank) and B (rank, d_in), both zero at first. The base
+    is a stock linear map.
     """
 
     def __init__(self, base: nn.Module, rank: int, d_in: int, d_out: int):
@@ -25,12 +26,15 @@ class SharedLinear(nn.Module):
         return self.A @ self.B
 
     def squared_norm(self) -> Tensor:
-        """The squared Frobenius norm of A B, from r x r products only: tr(A'A BB')."""
+        """||A B||_F^2 = tr(A'A BB'), computed from (rank, rank) products only."""
         return ((self.A.T @ self.A) * (self.B @ self.B.T)).sum()
 
 
 class FactoredLinear(nn.Module):
-    """A linear map of low rank: A (B x) + bias, with A (d_out, rank) and B (rank, d_in); bias may be None."""
+    """A linear map of low rank: A (B x) + bias, with A (d_out, rank) and B (rank, d_in), both zero at first.
+
+    bias: (d_out,), or None.
+    """
 
     def __init__(self, rank: int, d_in: int, d_out: int, bias: nn.Parameter | None):
         super().__init__()

@@ -1,21 +1,31 @@
-"""Which layers of a model share their FFN, and how a stock model gets that structure."""
+"""Which layers of a model share their FFN, and how a stock model gets that structure.
+
+A shared model is the stock model with two changes, which no other module's forward pass notices. The members of a group
+hold the very same `weight` parameter. Where a member has a delta, its linear map is a `SharedLinear`,
+W_l x = W_c x + A_l (B_l x). Two baselines have a structure too: FFN matrices that are `FactoredLinear`, and pruned
+ones, whose zeros training must not fill.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from stages.core.architecture.families import Family
+from stages.core.architecture.view import ModelView
 from stages.core.forms.linears import FactoredLinear, SharedLinear
 
 
 @dataclass(frozen=True)
 class Sharing:
-    """Which layers share an FFN, the rank of each member's delta (0: none), and whether biases are shared too.
+    """The structure of a model, as its checkpoint's config stores it.
 
-    `ranks` (layer, as JSON's string -> role -> rank) has its say over `rank` where it names a matrix.
-    factored: each matrix that `ranks` names is A B alone, with no base. pruned: zeros of FFN matrices stay zero.
+    groups: the layers of each group, which share one FFN.
+    rank: the rank of each member's delta; 0: no delta.
+    biases: `shared` within a group, or each layer's `own`.
+    ranks: layer, as JSON's string -> role -> rank, instead of `rank` where it names a matrix.
+    factored: each matrix that `ranks` names is A B alone, without a base.
+    pruned: the zeros of the FFN matrices stay zero.
     """
 
     groups: list[list[int]] = field(default_factory=list)
@@ -26,45 +36,45 @@ class Sharing:
     pruned: bool = False
 
     def rank_of(self, layer: int, role: str) -> int:
-        """The rank of one matrix's delta."""
+        """The rank of one matrix's delta, or of the matrix itself where it is factored."""
         return self.ranks.get(str(layer), {}).get(role, self.rank)
 
 
-def install(model: Any, family: Family, sharing: Sharing) -> None:
-    """Give a dense model the structure of `sharing`, in place; each group keeps its first layer's values."""
+def install(view: ModelView, sharing: Sharing) -> None:
+    """Give a stock model the structure of `sharing`, in place. A group gets the values of its first layer."""
     for group in sharing.groups:
-        owners = family.linears(model, group[0])
+        owners = view.linears(group[0])
         for layer in group:
-            block_ffn = getattr(family.blocks(model)[layer], family.ffn)
-            for role, linear in family.linears(model, layer).items():
+            for role, linear in view.linears(layer).items():
                 linear.weight = owners[role].weight
                 if sharing.biases == "shared":
                     linear.bias = owners[role].bias
                 if rank := sharing.rank_of(layer, role):
-                    d_out, d_in = _shape(family, linear)
-                    changed = SharedLinear(linear, rank, d_in, d_out).to(linear.weight.device)
-                    setattr(block_ffn, family.matrices[role], changed)
+                    d_out, d_in = view.matrix_shape(layer, role)
+                    view.replace(layer, role, SharedLinear(linear, rank, d_in, d_out).to(linear.weight.device))
     if sharing.factored:
         for layer, ranks in sharing.ranks.items():
-            linears = family.linears(model, int(layer))
+            linears = view.linears(int(layer))
             for role, rank in ranks.items():
-                d_out, d_in = _shape(family, linears[role])
-                thin = FactoredLinear(rank, d_in, d_out, linears[role].bias).to(linears[role].weight.device)
-                setattr(getattr(family.blocks(model)[int(layer)], family.ffn), family.matrices[role], thin)
+                d_out, d_in = view.matrix_shape(int(layer), role)
+                factored = FactoredLinear(rank, d_in, d_out, linears[role].bias).to(linears[role].weight.device)
+                view.replace(int(layer), role, factored)
 
 
-def _shape(family: Family, linear: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a stock linear map."""
-    return tuple(linear.weight.shape[:: -1 if family.transposed else 1])
+def keep_zeros(view: ModelView) -> None:
+    """Let no gradient reach an entry of an FFN matrix that is zero. AdamW's decay leaves a zero as it is, too."""
+    for layer in range(view.depth):
+        for linear in view.linears(layer).values():
+            _mask_gradient(linear.weight)
 
 
-def keep_zeros(model: Any, family: Family) -> None:
-    """No gradient reaches an entry of an FFN matrix that is zero (AdamW's decay leaves zero at zero, too)."""
-    for layer in range(len(family.blocks(model))):
-        for linear in family.linears(model, layer).values():
-            linear.weight.register_hook(lambda gradient, weight=linear.weight: gradient * (weight != 0))
+def _mask_gradient(weight: Tensor) -> None:
+    def mask(gradient: Tensor) -> Tensor:
+        return gradient * (weight != 0)
+
+    weight.register_hook(mask)
 
 
 def deltas(model: Any) -> Iterator[SharedLinear]:
-    """Every linear map with a delta."""
+    """Every linear map of a model that has a delta."""
     return (module for module in model.modules() if isinstance(module, SharedLinear))

@@ -1,16 +1,18 @@
-"""Which part of sharing helps: every alignment with every base and delta, and every recovery of two starts."""
+"""The arms of an ablation: every alignment with every base and delta, and every recovery of two starts."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from stages.core.architecture.view import ModelView
 from stages.core.calibration.alignment import REFERENCES
 from stages.core.calibration.statistics import Calibration
+from stages.core.forms.structure import Sharing
 from stages.core.settings.variants import Distill, Recovery, Share
 from stages.core.shrinking import operations
 
-START = ("alignment", "reference", "base", "delta", "repair")  # what names an untrained arm
-# (base, delta, repair) of each closed form; the first two are what the rest is to be compared with.
+START = ("alignment", "reference", "base", "delta", "repair")  # these name an untrained arm
+# (base, delta, repair) of each closed form; the first two are the baselines.
 FORMS = (
     ("first", "none", "none"),
     ("mean", "none", "none"),
@@ -23,7 +25,7 @@ FORMS = (
     ("regression", "weighted", "none"),
     ("regression", "joint", "none"),
 )
-# The seeds' start and the joint fit, each recovered in every way and at every rate.
+# Two starts, the one of the project's seeds and the joint fit, for every recovery at every rate.
 STARTS = {
     "seeds": {"alignment": "pre_activation", "base": "mean", "delta": "zero"},
     "joint": {"alignment": "cost", "reference": "centre", "base": "regression", "delta": "joint"},
@@ -39,35 +41,35 @@ RATES: Mapping[str, float] = {"": 1.0, ", a tenth of the rates": 0.1}
 
 
 def alignments(sites: Iterable[str]) -> list[tuple[str, str]]:
-    """(alignment, reference) of every way to align, `sites` being those whose correlations are known."""
+    """(alignment, reference) of every way to align. sites: the sites whose correlations exist."""
     ways = [*sites, "cost"]
     return [("identity", "first"), *((way, reference) for way in ways for reference in REFERENCES)]
 
 
 def specification(rank: int, **choices: Any) -> Share:
-    """A way to share with its own biases, corrected; `rank` counts where there is a delta."""
+    """A specification with own, corrected biases. `rank` applies only where there is a delta."""
     rank = 0 if choices["delta"] == "none" else rank
     return Share(method="share", rank=rank, biases="own", bias_correction=True, **choices)
 
 
 def untrained(
-    model: Any, group: list[int], calibration: Calibration, sites: Iterable[str], rank: int,
-    score: Callable[[Any], float], watch: Callable[[Iterable], Iterable] = iter,
+    view: ModelView, group: list[int], calibration: Calibration, sites: Iterable[str], rank: int,
+    score: Callable[[ModelView], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A row for each alignment and form: what sharing the layers of `group` scores before any training."""
+    """A row for each alignment and form: the score of a model whose layers `group` share, before any training."""
     for arm in watch([(*way, *form) for way in alignments(sites) for form in FORMS]):
         choices = dict(zip(START, arm))
-        shared, _ = operations.operate(model, [group], calibration, specification(rank, **choices))
+        shared, _ = operations.operate(view, [group], calibration, specification(rank, **choices))
         yield {**choices, "recovery": "none", "perplexity": score(shared)}
 
 
 def recovered(
-    model: Any, group: list[int], calibration: Calibration, rank: int,
-    train: Callable[[Any, Any, Recovery], float], watch: Callable[[Iterable], Iterable] = iter,
+    view: ModelView, group: list[int], calibration: Calibration, rank: int,
+    train: Callable[[ModelView, Sharing, Recovery], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A row for each recovery of each start; `train` recovers a model with its Sharing and scores the result."""
+    """A row for each recovery of each start. `train` recovers a model and returns its score."""
     for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
         choices = {"reference": "first", "repair": "none", **STARTS[start]}
-        shared, sharing = operations.operate(model, [group], calibration, specification(rank, **choices))
-        wanted = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
-        yield {**choices, "recovery": name + pace, "perplexity": train(shared, sharing, wanted)}
+        shared, sharing = operations.operate(view, [group], calibration, specification(rank, **choices))
+        recovery = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
+        yield {**choices, "recovery": name + pace, "perplexity": train(shared, sharing, recovery)}

@@ -1,15 +1,12 @@
-"""What else could make a model as small: fewer layers, thinner FFN matrices, or sparse ones."""
+"""Baselines of the same size: fewer layers, low-rank FFN matrices, or sparse ones."""
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from stages.core.architecture import ffn, shape, targets
+from stages.core.architecture import targets
 from stages.core.architecture.depth import influence, keep_layers
-from stages.core.architecture.families import family_of
+from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
@@ -18,84 +15,75 @@ from stages.core.shrinking import budgets
 from stages.core.shrinking.lowrank import DELTAS
 
 
-def drop(model: Any, calibration: Calibration, spec: Drop) -> tuple[Any, Sharing]:
-    """The model without the layers of least influence: `spec.layers` of them, or the fewest that reach the target.
+def drop(view: ModelView, calibration: Calibration, spec: Drop) -> tuple[ModelView, Sharing]:
+    """The model without its layers of least block influence: `spec.layers` of them, or the fewest for the target.
 
-    Men et al. 2024 (arXiv:2403.03853).
+    Men et al. 2024, ShortGPT (arXiv:2403.03853).
     """
-    family = family_of(model.config.model_type)
-    order = influence(model, family, calibration.watch(calibration.text())).argsort(stable=True).tolist()
-    fewest = spec.layers
-    if fewest is None:
-        fewest = targets.layers(shape.of_model(model), spec.target_parameters)
-    return keep_layers(model, family, sorted(order[fewest:])), Sharing()
+    order = influence(view, calibration.watch(calibration.text())).argsort(stable=True).tolist()
+    count = spec.layers
+    if count is None:
+        count = targets.layers(view.shape, spec.target_parameters)
+    return keep_layers(view, sorted(order[count:])), Sharing()
 
 
 @torch.no_grad()
 def low_rank(
-    model: Any, calibration: Calibration, spec: LowRank, ranks: Mapping[str, Mapping[str, int]] | None = None
-) -> tuple[Any, Sharing]:
-    """Every FFN matrix W becomes a product A B on its own, fitted plainly or by the second moments of its input.
+    view: ModelView, calibration: Calibration, spec: LowRank, ranks: Mapping[str, Mapping[str, int]] | None = None
+) -> tuple[ModelView, Sharing]:
+    """Every FFN matrix W as a product A B, fitted to W itself or weighted by the second moments of its inputs.
 
-    `ranks` (layer, as JSON's string -> role -> rank) are those that `spec` asks for unless given. With
-    `bias_correction`, and where the model has biases, b takes up the mean error (W - A B) E[x].
+    ranks: layer, as JSON's string -> role -> rank; by default those that fill the budget of `spec`. With
+    `bias_correction`, and if the model has biases, b absorbs the mean error (W - A B) E[x].
     """
-    family, thin = family_of(model.config.model_type), copy.deepcopy(model)
-    sharing = Sharing(ranks=ranks or _ranks(model, calibration, spec), factored=True)
-    install(thin, family, sharing)
-    for layer in calibration.watch(range(len(family.blocks(model)))):
-        known, moments = _double(model, layer), calibration.moments(layer)
-        for role, linear in family.linears(thin, layer).items():
-            weight, seen = known[f"w_{role}"], moments[SITE[role]]
+    factored = view.copy()
+    sharing = Sharing(ranks=ranks or _ranks(view, calibration, spec), factored=True)
+    install(factored, sharing)
+    for layer in calibration.watch(range(view.depth)):
+        original, moments = view.read_double(layer), calibration.moments(layer)
+        for role, linear in factored.linears(layer).items():
+            weight, inputs = original[f"w_{role}"], moments[SITE[role]]
             corrected = spec.bias_correction and linear.bias is not None
-            if sharing.rank_of(layer, role):
-                read = seen.centred() if corrected else seen
-                product = DELTAS[spec.fit](weight, sharing.rank_of(layer, role), read)
+            if rank := sharing.rank_of(layer, role):
+                product = DELTAS[spec.fit](weight, rank, inputs.centred() if corrected else inputs)
                 for factor, value in zip((linear.A, linear.B), product):
                     factor.copy_(value)
             if corrected:
-                linear.bias.copy_(known[f"b_{role}"] + (weight - linear.delta().double()) @ seen.mean)
-    return thin, sharing
+                linear.bias.copy_(original[f"b_{role}"] + (weight - linear.delta().double()) @ inputs.mean)
+    return factored, sharing
 
 
-def _ranks(model: Any, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
-    """The ranks that fill the budget: each matrix the same share of its parameters, or what its gains earn it."""
-    measures = shape.of_model(model)
-    shapes, layers, room = measures.matrices, range(measures.layers), targets.room(measures, spec.target_parameters)
+def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
+    """The ranks that fill the budget: the same share of every matrix's parameters, or by `budgets.water_fill`."""
+    shape, layers = view.shape, range(view.depth)
+    shapes, room = shape.matrices, targets.room(shape, spec.target_parameters)
     if spec.ranks == "equal":
-        share = room / (len(layers) * measures.ffn_matrices)
+        share = room / (len(layers) * shape.ffn_matrices)
         alike = {role: int(share * d_out * d_in / (d_out + d_in)) for role, (d_out, d_in) in shapes.items()}
         return {str(layer): dict(alike) for layer in layers}
     gains = {}
     for layer in layers:
-        known, moments = _double(model, layer), calibration.moments(layer)
+        original, moments = view.read_double(layer), calibration.moments(layer)
         for role in shapes:
-            weight = known[f"w_{role}"]
+            weight = original[f"w_{role}"]
             if spec.fit == "weighted":
-                seen = moments[SITE[role]]
-                weight = weight @ (seen.centred() if spec.bias_correction and f"b_{role}" in known else seen).root
+                inputs = moments[SITE[role]]
+                corrected = spec.bias_correction and f"b_{role}" in original
+                weight = weight @ (inputs.centred() if corrected else inputs).root
             gains[layer, role] = budgets.gains(weight, weight)
     return budgets.water_fill(gains, shapes, room)
 
 
-def _double(model: Any, layer: int) -> dict[str, Tensor]:
-    """A layer's canonical FFN in float64."""
-    read = ffn.read(model, family_of(model.config.model_type), layer)
-    return {name: tensor.double() for name, tensor in read.items()}
-
-
 @torch.no_grad()
-def prune(model: Any, spec: Prune) -> tuple[Any, Sharing]:
-    """The largest entries of the FFN matrices stay, the others are zero: magnitude pruning, unstructured.
+def prune(view: ModelView, spec: Prune) -> tuple[ModelView, Sharing]:
+    """Magnitude pruning, unstructured: the largest entries of the FFN matrices stay, the others are zero.
 
-    As many stay as the target leaves, of every matrix the same share or wherever they are the largest of all
-    (Han et al. 2015, arXiv:1506.02626).
+    As many stay as the target allows: the same share of every matrix, or the largest of all matrices together (Han et
+    al. 2015, arXiv:1506.02626).
     """
-    family, sparse = family_of(model.config.model_type), copy.deepcopy(model)
-    weights = [
-        linear.weight for i in range(len(family.blocks(sparse))) for linear in family.linears(sparse, i).values()
-    ]
-    room = targets.room(shape.of_model(model), spec.target_parameters)
+    sparse = view.copy()
+    weights = [linear.weight for layer in range(sparse.depth) for linear in sparse.linears(layer).values()]
+    room = targets.room(view.shape, spec.target_parameters)
     share = room / sum(weight.numel() for weight in weights)
     for together in [weights] if spec.scope == "all" else [[weight] for weight in weights]:
         sizes = torch.cat([weight.abs().flatten() for weight in together])

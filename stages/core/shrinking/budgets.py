@@ -1,4 +1,4 @@
-"""How a number of parameters is shared out among the matrices of a model's FFNs."""
+"""How a budget of parameters is allotted to the matrices of a model's FFNs."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,10 @@ Matrix = tuple[int, str]  # a layer and a role
 
 
 def gains(weight: Tensor, residual: Tensor) -> Tensor:
-    """The share of a matrix's error that each further rank takes away, falling: squared singular values over the whole.
+    """The relative error that each further rank of a fit takes away: sigma_i^2 / |W|_F^2, float64, falling.
 
-    `residual` is what low rank has to fit, `weight` what an error is relative to; both are taken times a root of
-    the inputs' second moments where those count. Where the weight is 0, so is every share.
+    sigma_i are the singular values of `residual`, which low rank is to fit; W is `weight`, (d_out, d_in) both. For
+    errors on inputs, both come multiplied by a root of the inputs' second moments. All are 0 where W is.
     """
     gram = residual @ residual.T if residual.shape[0] <= residual.shape[1] else residual.T @ residual
     taken, whole = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0), weight.square().sum()
@@ -22,11 +22,11 @@ def gains(weight: Tensor, residual: Tensor) -> Tensor:
 def water_fill(
     gains: Mapping[Matrix, Tensor], shapes: Mapping[str, tuple[int, int]], budget: int
 ) -> dict[str, dict[str, int]]:
-    """layer (as a string) -> role -> rank, so that all ranks together store at most `budget` parameters.
+    """Layer, as a string -> role -> rank. All ranks together store at most `budget` parameters.
 
-    The next rank goes where it takes most error away for what it stores (cf. reverse water-filling, Cover & Thomas,
-    Elements of Information Theory, 10.3.3). `shapes` gives (d_out, d_in) of each role; a rank stores d_out + d_in.
-    No matrix gets so much rank that its two factors would store more than the matrix itself.
+    The next rank goes to the matrix where it takes away most error per stored parameter (cf. reverse water-filling,
+    Cover & Thomas, Elements of Information Theory, 10.3.3). shapes: role -> (d_out, d_in); a rank stores d_out + d_in.
+    No matrix gets a rank whose two factors store more than the matrix itself.
     """
     steps = sorted(
         (

@@ -1,4 +1,4 @@
-"""How several layers' weights for the same role become one base and a delta for each."""
+"""Fits of one base and a delta for each layer to the weights that several layers have for the same role."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,19 @@ ROUNDS = 5  # of the joint fit of more than two layers: more of them lower the e
 
 @dataclass(frozen=True)
 class Fit:
-    """base (d_out, d_in) and, for each layer, its delta (A, B) or None."""
+    """base: (d_out, d_in). deltas: for each layer (A, B), (d_out, rank) and (rank, d_in), or None. All float64."""
 
     base: Tensor
     deltas: list[tuple[Tensor, Tensor] | None]
 
     def weight(self, member: int) -> Tensor:
-        """W_c + A_l B_l."""
+        """W_c + A_l B_l, shape (d_out, d_in)."""
         delta = self.deltas[member]
         return self.base if delta is None else self.base + delta[0] @ delta[1]
 
 
 def fit(weights: list[Tensor], moments: list[Moments], base: str, delta: str, ranks: list[int]) -> Fit:
-    """Fit aligned weights of one role (float64) by the named base and delta, `ranks` one for each layer."""
+    """The named base and delta for aligned weights of one role. weights: float64; ranks: one for each layer."""
     if delta == "joint":
         return joint(weights, moments, ranks)
     centre = BASES[base](weights, moments)
@@ -36,13 +36,13 @@ def fit(weights: list[Tensor], moments: list[Moments], base: str, delta: str, ra
 
 
 def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], rounds: int = ROUNDS) -> Fit:
-    """Base and deltas of two layers or more that descend together on sum_l E|(W_l - W_c - A_l B_l) x_l|^2.
+    """Base and deltas of two or more layers by block descent on sum_l E|(W_l - W_c - A_l B_l) x_l|^2.
 
-    One delta after another, the base always the best for all deltas so far. What is left of the others has the
-    regression mean M and the summed second moments C_o; with the base solved for, delta l has the error of fitting
-    W_l - M in the parallel sum C_l (C_l + C_o)^-1 C_o, and a constant: the weighted fit is exact. Two layers are at the
-    optimum after one round: their weights may differ by any matrix of rank r_1 + r_2, which one SVD chooses. In the end
-    every delta is fitted to the base that came out.
+    A step fits one delta with the base solved for. Let C_o be the summed second moments of the other layers, and M the
+    regression mean of their weights minus their deltas. Then the error of delta l is, up to a constant, that of fitting
+    W_l - M in the metric of the parallel sum C_l (C_l + C_o)^-1 C_o, so the weighted fit solves the step exactly. Two
+    layers reach the optimum in one round: their weights may differ by any matrix of rank r_1 + r_2, which one SVD
+    chooses. Last, every delta is fitted to the final base.
     """
     grams = [m.ridged() for m in moments]
     whole = torch.linalg.cholesky(sum(grams))

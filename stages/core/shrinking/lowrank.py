@@ -1,7 +1,7 @@
-"""Fits of a residual matrix by a product of two thin ones, A B with A (d_out, r) and B (r, d_in).
+"""Fits of a residual matrix by a low-rank product A B, with A (d_out, rank) and B (rank, d_in).
 
-Each fit takes the residual R = W_l - W_c (d_out, d_in), the rank, and the moments of the map's input. Results
-are float64.
+Each fit takes the residual R = W_l - W_c, (d_out, d_in), the rank, and the moments of the linear map's input. All are
+float64.
 """
 
 import torch
@@ -11,7 +11,7 @@ from stages.core.calibration.moments import Moments
 
 
 def zero(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
-    """A product that is zero and can still learn: A = 0, B random (Hu et al. 2021, arXiv:2106.09685)."""
+    """A = 0 and B random: the product is zero and has a gradient (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
     d_out, d_in = residual.shape
     b = torch.randn(rank, d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / d_in**0.5
     return residual.new_zeros(d_out, rank), b.to(residual.device)
@@ -26,21 +26,21 @@ def svd(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
 def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
     """The product that minimises E|(R - A B) x|^2: A B = U U'R, U the leading left singular vectors of R C^(1/2).
 
-    The Cholesky factor of C serves as its root: it differs by a rotation on the right, which U does not see.
+    The Cholesky factor of C is its root up to a rotation on the right, which does not change U.
     """
     u = _leading(residual @ moments.root, rank)
     return _balanced(u, u.T @ residual)
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors, by way of the smaller Gram matrix: many times faster than an SVD."""
+    """The leading left singular vectors, from the smaller Gram matrix, which is many times faster than an SVD."""
     if matrix.shape[0] <= matrix.shape[1]:
         return torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:]
     return torch.linalg.qr(matrix @ torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:]).Q
 
 
 def _balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with factors of equal size in every direction, so that both learn at the same pace."""
+    """The same product with both factors of equal size in every singular direction, so that both learn alike."""
     q, r = torch.linalg.qr(b.T)
     u, s, vh = torch.linalg.svd(r.T)
     root = s.sqrt()

@@ -1,4 +1,4 @@
-"""One base weight for several aligned layers, from their weights (d_out, d_in) and the moments of their inputs."""
+"""One base weight (d_out, d_in) for aligned layers, from their weights and the moments of their inputs, float64."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def mean(weights: list[Tensor], moments: list[Moments]) -> Tensor:
 def regression(weights: list[Tensor], moments: list[Moments]) -> Tensor:
     """(sum_l W_l C_l)(sum_l C_l)^-1, which minimises sum_l E|(W_l - W) x_l|^2.
 
-    The regression mean of Jin et al. 2022 (arXiv:2212.09849), there between models, here between layers.
+    RegMean (Jin et al. 2022, arXiv:2212.09849), there for models, here for layers.
     """
     grams = [m.ridged() for m in moments]
     right = sum(weight @ gram for weight, gram in zip(weights, grams))

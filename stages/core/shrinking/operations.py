@@ -1,6 +1,5 @@
-"""The operations under study: layers that share one FFN, and groups of layers that become one."""
+"""The methods under study: layers that share one FFN, groups of layers that become one layer, and the baselines."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from stages.core.architecture import ffn
 from stages.core.architecture.depth import Walk, keep_layers
-from stages.core.architecture.families import family_of
+from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
@@ -24,61 +23,63 @@ Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> ra
 
 @dataclass(frozen=True)
 class Member:
-    """One layer of a group: its canonical FFN and moments, in the neuron order of the group's first layer."""
+    """One layer of a group: its canonical FFN and moments, float64, in the neuron order of the group's first layer."""
 
     ffn: Mapping[str, Tensor]
     moments: Mapping[str, Moments]
 
 
-def operate(model: Any, groups: list[list[int]], calibration: Calibration, spec: Any, ranks: Ranks | None = None):
-    """A new model with `groups` of layers treated as `spec` says, and its `Sharing`; `model` stays as it is.
+def operate(
+    view: ModelView, groups: list[list[int]], calibration: Calibration, spec: Any, ranks: Ranks | None = None
+) -> tuple[ModelView, Sharing]:
+    """A new model, made from `view` by the method of `spec`, and its structure. `view` does not change.
 
-    `ranks` of single matrices, where a budget chose them, have their say over the rank of `spec`.
+    groups: the layers that belong together, for methods that share or collapse. ranks: the ranks of single matrices
+    where a budget chose them; they replace the rank of `spec`.
     """
     if isinstance(spec, Share):
-        return share(model, groups, calibration, spec, ranks)
+        return share(view, groups, calibration, spec, ranks)
     if isinstance(spec, Collapse):
-        return collapse(model, groups, calibration, spec)
+        return collapse(view, groups, calibration, spec)
     if isinstance(spec, Drop):
-        return baselines.drop(model, calibration, spec)
+        return baselines.drop(view, calibration, spec)
     if isinstance(spec, LowRank):
-        return baselines.low_rank(model, calibration, spec, ranks)
+        return baselines.low_rank(view, calibration, spec, ranks)
     if isinstance(spec, Prune):
-        return baselines.prune(model, spec)
-    return copy.deepcopy(model), Sharing()
+        return baselines.prune(view, spec)
+    return view.copy(), Sharing()
 
 
 @torch.no_grad()
 def share(
-    model: Any, groups: list[list[int]], calibration: Calibration, spec: Share, ranks: Ranks | None = None
-) -> tuple[Any, Sharing]:
-    """Every group holds one base FFN weight; a member's delta starts as `spec.delta` fits it.
+    view: ModelView, groups: list[list[int]], calibration: Calibration, spec: Share, ranks: Ranks | None = None
+) -> tuple[ModelView, Sharing]:
+    """A model of the same depth in which each group holds one base FFN, and each member a delta fitted by `spec.delta`.
 
     W_l = W_c + A_l B_l for each of the FFN's matrices, in the neuron order of the group's first layer. With
-    `bias_correction`, and where the model has biases, a member's bias takes up the mean of the error that is left.
-    In the end the output matrices are repaired where `spec` asks for it.
+    `bias_correction`, and if the model has biases, a member's bias absorbs the mean of the remaining error. Last,
+    `spec.repair` refits the output matrices.
     """
-    family, shared = family_of(model.config.model_type), copy.deepcopy(model)
-    sharing = Sharing(groups, spec.rank, spec.biases, ranks or {})
-    install(shared, family, sharing)
+    shared, sharing = view.copy(), Sharing(groups, spec.rank, spec.biases, ranks or {})
+    install(shared, sharing)
     for group in calibration.watch(groups):
-        members = aligned(model, group, calibration, spec)
-        for role in family.matrices:
+        members = aligned(view, group, calibration, spec)
+        for role in view.roles:
             corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
-            wanted = [sharing.rank_of(layer, role) for layer in group]
-            fitted = fit_role(members, role, spec.base, spec.delta, wanted, centred=corrected)
+            group_ranks = [sharing.rank_of(layer, role) for layer in group]
+            fitted = fit_role(members, role, spec.base, spec.delta, group_ranks, centred=corrected)
             for index, (layer, member) in enumerate(zip(group, members)):
-                linear = family.linears(shared, layer)[role]
+                linear = shared.linears(layer)[role]
                 stock = linear
                 if fitted.deltas[index] is not None:
                     for factor, value in zip((linear.A, linear.B), fitted.deltas[index]):
                         factor.copy_(value)
                     stock = linear.base
-                stock.weight.copy_(fitted.base.T if family.transposed else fitted.base)
+                stock.weight.copy_(shared.canonical(fitted.base))
                 if stock.bias is not None:
                     stock.bias.copy_(_bias(members, member, role, spec.biases, corrected, fitted.weight(index)))
     if spec.reads_text:
-        original = _before(groups, model, calibration)
+        original = _walk_to(groups, view, calibration)
         for group in calibration.watch(sorted(groups)):
             refit(original, shared, group, spec.biases == "own")
     return shared, sharing
@@ -93,45 +94,46 @@ def _bias(members: list[Member], member: Member, role: str, biases: str, correct
 
 
 @torch.no_grad()
-def collapse(model: Any, groups: list[list[int]], calibration: Calibration, spec: Collapse) -> tuple[Any, Sharing]:
-    """Every group becomes its first layer with the group's merged FFN; the model loses the other layers.
+def collapse(
+    view: ModelView, groups: list[list[int]], calibration: Calibration, spec: Collapse
+) -> tuple[ModelView, Sharing]:
+    """A shallower model in which each group is its first layer with the group's merged FFN.
 
-    Groups are merged, and repaired where `spec` asks for it, from the first to the last.
+    Groups are merged and repaired from the first to the last, so that a repair sees what earlier groups have changed.
     """
-    family = family_of(model.config.model_type)
-    gone = {layer for group in groups for layer in group[1:]}
-    kept = [layer for layer in range(len(family.blocks(model))) if layer not in gone]
-    shallow = keep_layers(model, family, kept)
+    removed = {layer for group in groups for layer in group[1:]}
+    kept = [layer for layer in range(view.depth) if layer not in removed]
+    shallow = keep_layers(view, kept)
     if spec.reads_text:
-        start = _before(groups, model, calibration)
-        walks = start, start.fork(shallow)
+        original = _walk_to(groups, view, calibration)
+        walks = original, original.fork(shallow)
     for group in calibration.watch(sorted(groups)):
-        place = kept.index(group[0])
-        ffn.write(shallow, family, place, _merged(aligned(model, group, calibration, spec), spec))
+        new_layer = kept.index(group[0])
+        shallow.write(new_layer, _merged(aligned(view, group, calibration, spec), spec))
         if spec.reads_text and len(group) > 1:
-            repair(*walks, group[-1], place, spec.repair)
+            repair(*walks, group[-1], new_layer, spec.repair)
     return shallow, Sharing()
 
 
-def _before(groups: list[list[int]], model: Any, calibration: Calibration) -> Walk:
-    """The calibration text on its way through `model`, not beyond the first layer of `groups`.
+def _walk_to(groups: list[list[int]], view: ModelView, calibration: Calibration) -> Walk:
+    """A walk of the calibration text through `view` that waits before the first layer of `groups`.
 
-    The last one that was asked for goes on where it can: a search asks for one window after the other.
+    A search asks for one window after the other, so the last walk is continued where it has not passed that layer.
     """
     walk, layer = calibration.walk, min(groups)[0]
-    if walk is None or walk.model is not model or walk.is_beyond(layer):
-        walk = Walk(model, family_of(model.config.model_type), list(calibration.text()))
+    if walk is None or walk.view.model is not view.model or walk.has_passed(layer):
+        walk = Walk(view, list(calibration.text()))
     for number in range(len(walk.batches)):
-        walk.on(number, layer)
+        walk.advance(number, layer)
     calibration.walk = walk
     return walk.fork()
 
 
 def _merged(members: list[Member], spec: Collapse) -> dict[str, Tensor]:
-    """One canonical FFN for aligned members: the first one's, or the mean, its matrices by the named base.
+    """One canonical FFN for aligned members: matrices by the named base, biases of the first member or their mean.
 
-    `differences` adds up how all others differ from the first (Yang et al. 2024, arXiv:2402.11187, there for whole
-    layers): an average of them, times their number, around the first.
+    With repair `differences` it is W_1 + sum_l (W_l - W_1) (RDSC of LaCo, Yang et al. 2024, arXiv:2402.11187, there for
+    whole layers).
     """
     first = members[0].ffn
     mean = {name: torch.stack([member.ffn[name] for member in members]).mean(0) for name in first}
@@ -143,7 +145,7 @@ def _merged(members: list[Member], spec: Collapse) -> dict[str, Tensor]:
 
 
 def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: list[int], centred: bool = False) -> Fit:
-    """The base and deltas of one role for aligned members."""
+    """The base and deltas of one role for aligned members. `centred`: a bias absorbs the mean of the inputs."""
     moments = [member.moments[SITE[role]] for member in members]
     return fit(
         [member.ffn[f"w_{role}"] for member in members],
@@ -154,11 +156,11 @@ def fit_role(members: list[Member], role: str, base: str, delta: str, ranks: lis
     )
 
 
-def aligned(model: Any, group: list[int], calibration: Calibration, spec: Share | Collapse) -> list[Member]:
-    """The group's layers in float64, each in the neuron order of the first (or as it is: `identity`)."""
-    family, members = family_of(model.config.model_type), []
+def aligned(view: ModelView, group: list[int], calibration: Calibration, spec: Share | Collapse) -> list[Member]:
+    """The layers of a group in the neuron order of the first, or each in its own order if alignment is `identity`."""
+    members = []
     for layer in group:
-        weights = {name: tensor.double() for name, tensor in ffn.read(model, family, layer).items()}
+        weights = view.read_double(layer)
         moments = dict(calibration.moments(layer))
         if spec.alignment != "identity" and layer != group[0]:
             permutation = calibration.permutation(spec.alignment, spec.reference, group[0], layer)

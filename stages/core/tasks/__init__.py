@@ -1,4 +1,4 @@
-"""What a model is for: its loss and its score.
+"""What a model is trained for and scored on: one interface, and its implementations.
 
 May import: process.
 """

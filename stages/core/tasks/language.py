@@ -1,14 +1,14 @@
-"""Language modelling: the loss that is trained, and perplexity, the score.
+"""Language modelling: next tokens are predicted, and perplexity is the score.
 
-Perplexity follows the field's convention: one token stream, a sliding window, every token scored once.
-
-Windows of `context` tokens start every `stride` tokens; in each, only the tokens that no earlier window has
-scored count, so all but the first window's have at least context - stride tokens before them. The result is
-exp of the token-weighted mean negative log-likelihood. No padding enters anywhere.
+An example is a row of token ids. Perplexity follows the field's convention: one stream of tokens, a sliding window,
+every token scored once. Windows of `context` tokens start every `stride` tokens, and a window scores only the tokens
+that no earlier one has scored. So every token but those of the first window has at least context - stride tokens before
+it. The result is exp of the mean negative log-likelihood over the scored tokens. There is no padding.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +18,39 @@ from torch.nn import functional
 from stages.core.process.errors import UserError
 
 
+@dataclass(frozen=True)
+class Language:
+    """The task of language modelling, an implementation of `stages.core.tasks.interface.Task`.
+
+    Its score is the perplexity with windows of `context` tokens, in batches of `batch_size`.
+    """
+
+    context: int
+    stride: int
+    batch_size: int = 1
+
+    def outputs(self, model: Any, examples: Tensor, hidden_states: bool = False) -> Any:
+        """The model's outputs for token ids, int64, (n, length)."""
+        return model(examples, use_cache=False, output_hidden_states=hidden_states)
+
+    def loss(self, outputs: Any, examples: Tensor) -> Tensor:
+        """The next-token loss."""
+        return next_token_loss(outputs.logits, examples)
+
+    def score(self, model: Any, held_out: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> float:
+        """The perplexity of a stream of token ids, int64, (tokens,)."""
+        return perplexity(model, held_out, self.context, self.stride, self.batch_size, watch)
+
+
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean cross-entropy of each next token: logits (n, length, vocabulary) for ids (n, length)."""
+    """The mean cross-entropy in nats of the next tokens: logits (n, length, vocabulary) for ids (n, length)."""
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def spans(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
     """(begin, end, first scored position) of each window over `length` tokens.
 
-    A window cannot score its own first token, so where windows do not overlap those tokens are not scored at all.
+    A window cannot score its own first token. So the first tokens of windows that do not overlap are not scored.
     """
     found, scored = [], 0
     for begin in range(0, length, stride):
@@ -46,10 +70,10 @@ def perplexity(
     batch_size: int = 1,
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> float:
-    """The perplexity of `tokens` (int64, shape (length,)) on the model's device.
+    """The perplexity of `tokens` (int64, (length,)), computed on the model's device.
 
-    `watch` may wrap the batches in a progress bar. Raises UserError on fewer than two tokens and on a
-    non-finite result, naming the window.
+    `watch` may wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where the result is
+    not finite, with the range of the tokens.
     """
     if len(tokens) < 2:
         raise UserError(f"perplexity needs at least 2 tokens, the text has {len(tokens)}")

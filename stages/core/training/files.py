@@ -1,4 +1,4 @@
-"""The files that a recovery reads and leaves."""
+"""The files that a recovery reads and writes."""
 
 import shutil
 from dataclasses import astuple, dataclass
@@ -9,7 +9,7 @@ from stages.core.process.artifacts import replacing
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recovery reads: two checkpoints, the second to be asked or None, and the tokens of two splits."""
+    """The files that a recovery reads: the checkpoint, the teacher's or None, and the tokens of two splits."""
 
     model: Path
     teacher: Path | None
@@ -17,13 +17,13 @@ class Inputs:
     validation: Path
 
     def paths(self) -> list[Path]:
-        """All there are."""
+        """Every file that there is."""
         return [path for path in astuple(self) if path]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is left of a recovery: a checkpoint (those of further seeds below it), a curve of losses, its history."""
+    """The files that a recovery writes: checkpoint (below it those of further seeds), loss curve and history."""
 
     checkpoint: Path
     curve: Path
@@ -31,11 +31,11 @@ class Outputs:
 
     @classmethod
     def within(cls, folder: Path) -> "Outputs":
-        """All three in one folder."""
+        """The three files in one folder."""
         return cls(folder / "model", folder / "curve.csv", folder / "course.json")
 
     def copy_from(self, other: "Outputs") -> None:
-        """Become what another recovery has left."""
+        """Copy the files of another recovery to these paths."""
         for source, target in zip(astuple(other), astuple(self)):
             with replacing(target) as draft:
                 shutil.copytree(source, draft) if source.is_dir() else shutil.copyfile(source, draft)

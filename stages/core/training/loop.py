@@ -1,4 +1,4 @@
-"""The one training loop: it recovers variants, fits task heads, and once made the embedded model."""
+"""The training loop, for recoveries, task heads and the embedded model."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +16,10 @@ from stages.core.training.resuming import Unfinished
 
 @dataclass(frozen=True)
 class History:
-    """How a training went.
+    """The record of a training.
 
-    curve: {step, examples, loss} after every step, `examples` being all seen so far.
-    validation: {step, examples, value} of every evaluation on held-out data, the first before any step.
+    curve: {step, examples, loss} of every step; `examples` counts all that have been seen.
+    validation: {step, examples, value} of every evaluation on held-out data, the first of them before any step.
     """
 
     curve: list[dict[str, float]]
@@ -40,18 +40,18 @@ def train(
     watch: Callable[[Any], Any] = iter,
     unfinished: Unfinished | None = None,
 ) -> History:
-    """Minimise an objective over numbered examples, in place.
+    """Train a model in place by minimising an objective over numbered examples; the model ends in evaluation mode.
 
-    `objective(batch)` takes example numbers (int64, (n,)) and returns the loss to show and the loss to minimise,
-    both means over the batch. `rates` pairs parameters with their highest learning rate; nothing else moves.
-    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), decay on matrices only; a linear warm-up, then the recipe's
-    schedule; gradients clipped by their norm. Every epoch sees every example once in a seeded order.
+    objective(batch): for example numbers, int64, (n,), the loss to report and the loss to minimise, means over the
+    batch. rates: pairs of parameters and their highest learning rate; all other parameters are frozen. The optimizer is
+    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with weight decay on matrices only, a linear warm-up, the
+    recipe's schedule, and gradients clipped by their norm. Every epoch sees every example once in a seeded order.
 
-    With `validate`, the state with the lowest value among the start and `times` evenly spaced evaluations is what the
-    model keeps. Raises UserError with the step where a loss is not finite. The model is left in evaluation mode.
+    validate: gives a value, lower is better, at the start and at `times` evenly spaced steps. The model ends with the
+    parameters of the lowest value. unfinished: where the state is written from time to time. A training that finds a
+    state there continues it; on the CPU it ends with the same bits as an uninterrupted one, dropout included.
 
-    With `unfinished`, the state is kept on disk from time to time, and a training that finds one goes on from there:
-    on the CPU to bitwise the same end, dropout included.
+    Raises UserError with the step where a loss or a gradient is not finite.
     """
     torch.manual_seed(seed)
     parameters = [parameter for chosen, _ in rates for parameter in chosen]
@@ -67,7 +67,7 @@ def train(
     context = autocast or nullcontext()
     model.train()
     shown = watch(batches[len(curve) :])
-    show = getattr(shown, "set_postfix_str", lambda text, refresh: None)  # a progress bar can carry the loss
+    show = getattr(shown, "set_postfix_str", _show_nothing)  # a progress bar can show the loss
     for step, batch in enumerate(shown, start=len(curve) + 1):
         for group in optimizer.param_groups:
             group["lr"] = group["highest"] * rate(recipe, step - 1, len(batches))
@@ -98,8 +98,12 @@ def train(
     return History(curve, best.evaluations)
 
 
+def _show_nothing(text: str, refresh: bool) -> None:
+    """What a plain iterable does with the text for a progress bar."""
+
+
 class _BestState:
-    """The trained parameters at their lowest validation value, and every value there was."""
+    """The trained parameters at the lowest validation value, and all evaluations."""
 
     def __init__(self, model: nn.Module, parameters: list[nn.Parameter], validate: Callable[[], float] | None):
         self.model, self.parameters, self.validate = model, parameters, validate
@@ -123,13 +127,13 @@ class _BestState:
 
 
 def _save_state(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: _BestState, curve: list) -> None:
-    """Keep all that the rest of a training depends on."""
+    """Write everything that the rest of a training depends on."""
     tensors = {f"parameter.{i}": parameter for i, parameter in enumerate(best.parameters)}
     tensors |= {f"kept.{i}": kept for i, kept in enumerate(best.kept)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    # Of one device: the machine that goes on may show this process fewer, or number them otherwise.
+    # Only of the device in use: where the training continues, devices may be fewer or have other numbers.
     device = best.parameters[0].device
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -140,7 +144,7 @@ def _save_state(unfinished: Unfinished, optimizer: torch.optim.Optimizer, best: 
 def _load_state(
     unfinished: Unfinished | None, optimizer: torch.optim.Optimizer, best: _BestState
 ) -> list[dict[str, float]]:
-    """Restore what `_save_state` kept, in place, and return the curve so far (empty where there is nothing)."""
+    """Restore, in place, what `_save_state` wrote; the curve so far, which is empty where there is no state."""
     found = unfinished.newest() if unfinished else None
     if found is None:
         return []
@@ -167,7 +171,7 @@ def _load_state(
 
 
 def rate(recipe: Schedule, step: int, steps: int) -> float:
-    """The share of the highest learning rate at a step (from 0) of `steps`."""
+    """The learning rate at a step (from 0) of `steps`, as a share of the highest."""
     rising = max(1, round(recipe.warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -176,7 +180,7 @@ def rate(recipe: Schedule, step: int, steps: int) -> float:
 
 
 def _groups(rates: Sequence[tuple[list[nn.Parameter], float]], decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups: matrices with weight decay, vectors without."""
+    """Parameter groups of the optimizer: matrices with weight decay, vectors without."""
     return [
         {
             "params": [p for p in chosen if (p.ndim >= 2) == matrices],
@@ -189,7 +193,7 @@ def _groups(rates: Sequence[tuple[list[nn.Parameter], float]], decay: float) -> 
 
 
 def _order(examples: int, epochs: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Example numbers of each step: every epoch a fresh seeded shuffle."""
+    """The example numbers of each step: a new seeded shuffle every epoch."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         yield from torch.randperm(examples, generator=generator).split(size)

@@ -1,4 +1,4 @@
-"""Unfinished trainings on disk, so that a killed one goes on as if nothing had happened."""
+"""The state of unfinished trainings on disk, from which a killed training continues."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ from stages.core.process.errors import UserError
 
 
 class Unfinished:
-    """The last two states of one training in a folder of its own; the older one stands in for a damaged newer one."""
+    """The last two states of one training, in a folder of its own; the older one is for a damaged newer one."""
 
     def __init__(self, folder: Path, seconds: float = 30.0, share: float = 0.02):
-        """A state is kept at most once in `seconds`, and so rarely that it costs at most `share` of the time."""
+        """States are written at most once in `seconds`, and so rarely that it takes at most `share` of the time."""
         self.folder, self.seconds, self.share = folder, seconds, share
         self.last, self.cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether the time has come to keep a state."""
+        """Whether it is time to write a state."""
         return time.monotonic() - self.last >= max(self.seconds, self.cost / self.share)
 
     def keep(self, step: int, tensors: dict[str, Tensor], progress: Any) -> None:
-        """Write the state after `step` (a JSON value beside named tensors), and drop all but the newest two."""
+        """Write the state after `step`, tensors and a JSON value, and delete all but the newest two states."""
         begin = time.monotonic()
         write_tensors(self._path(step), tensors, {"progress": json.dumps(progress)})
         for old in self._kept()[2:]:
@@ -36,7 +36,7 @@ class Unfinished:
         self.cost = self.last - begin
 
     def newest(self) -> tuple[dict[str, Tensor], Any] | None:
-        """The tensors and the JSON value of the newest state that is whole, if there is one."""
+        """The tensors and the JSON value of the newest undamaged state; None where there is none."""
         for path in self._kept():
             try:
                 return read_tensors(path), json.loads(read_metadata(path)["progress"])
@@ -52,9 +52,9 @@ class Unfinished:
 
 
 def state_folder(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
-    """Where in `folder` a training keeps its state: a name made of `facts` (a JSON value), inputs and this code.
+    """The folder below `folder` for a training's state, named by a hash of `facts` (a JSON value), inputs and code.
 
-    States of other facts, inputs or code are of no use any more, and deleted.
+    States of other facts, inputs or code cannot be continued and are deleted.
     """
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     code = Path(__file__).parent.parent.rglob("*.py")

@@ -1,0 +1,133 @@
+"""The one view of a model: its family, its shape, its layers, and each layer's FFN in canonical form.
+
+Code that works on layers takes a `ModelView`. Only this module knows how a family stores its blocks and matrices. Code
+that only runs a model, such as an evaluation, takes the model itself.
+"""
+
+import copy
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.architecture.families import family_of
+from stages.core.architecture.ffn import Ffn
+from stages.core.architecture.shape import Shape, of_model
+
+
+class ModelView:
+    """A model of transformers with its layers as one flat list.
+
+    model: the model. Its linear maps may be stock ones or those of stages.core.forms.
+    family: its row in stages.core.architecture.families.
+    names: the dotted path of each block within the model, in the order of a forward pass.
+    blocks: the blocks themselves.
+
+    Raises UserError where the model is of no supported family.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.family = family_of(model.config.model_type)
+        stack = model.get_submodule(self.family.layers)
+        self.names = [f"{self.family.layers}.{name}" for name, _ in stack.named_children()]
+        self.blocks = [model.get_submodule(name) for name in self.names]
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters lie."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The model's sizes by its config, those of the dense model where weights are shared or factored."""
+        return of_model(self.model)
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of an FFN's linear maps, such as `in`, `gate` and `out`."""
+        return list(self.family.matrices)
+
+    def ffn(self, layer: int) -> nn.Module:
+        """The FFN module of a layer."""
+        return self.blocks[layer].get_submodule(self.family.ffn)
+
+    def linears(self, layer: int) -> dict[str, nn.Module]:
+        """Role -> linear map of a layer's FFN."""
+        ffn = self.ffn(layer)
+        return {role: getattr(ffn, name) for role, name in self.family.matrices.items()}
+
+    def replace(self, layer: int, role: str, linear: nn.Module) -> None:
+        """Put another linear map in the place of one of a layer's FFN."""
+        setattr(self.ffn(layer), self.family.matrices[role], linear)
+
+    def canonical(self, weight: Tensor) -> Tensor:
+        """A stored weight as (d_out, d_in), or the other way round: GPT-2's Conv1D stores (d_in, d_out). No copy."""
+        return weight.T if self.family.transposed else weight
+
+    def matrix_shape(self, layer: int, role: str) -> tuple[int, int]:
+        """(d_out, d_in) of a stock linear map of a layer's FFN."""
+        return tuple(self.canonical(self.linears(layer)[role].weight).shape)
+
+    def width(self, layer: int) -> int:
+        """d_model of a layer: the entries of its residual stream."""
+        return self.matrix_shape(layer, "in")[1]
+
+    def neurons(self, layer: int) -> int:
+        """d_ff of a layer: the neurons of its FFN."""
+        return self.matrix_shape(layer, "in")[0]
+
+    def read(self, layer: int) -> Ffn:
+        """A copy of a layer's FFN in canonical form (see stages.core.architecture.ffn)."""
+        ffn = {}
+        for role, linear in self.linears(layer).items():
+            ffn[f"w_{role}"] = self.canonical(linear.weight.detach()).clone()
+            if linear.bias is not None:
+                ffn[f"b_{role}"] = linear.bias.detach().clone()
+        return ffn
+
+    def read_double(self, layer: int) -> Ffn:
+        """`read` in float64, in which all fits are computed."""
+        return {name: tensor.double() for name, tensor in self.read(layer).items()}
+
+    @torch.no_grad()
+    def write(self, layer: int, ffn: Ffn) -> None:
+        """Copy a canonical FFN into a layer, in place; the inverse of `read`."""
+        for role, linear in self.linears(layer).items():
+            linear.weight.copy_(self.canonical(ffn[f"w_{role}"]))
+            if linear.bias is not None:
+                linear.bias.copy_(ffn[f"b_{role}"])
+
+    @torch.no_grad()
+    def divide_scores(self, layer: int, divisor: float) -> None:
+        """Divide a layer's attention scores, in place, by way of the weights that make its queries."""
+        linear, width = self.blocks[layer].get_submodule(self.family.queries), self.width(layer)
+        self.canonical(linear.weight)[:width] /= divisor
+        if linear.bias is not None:
+            linear.bias[:width] /= divisor
+
+    def run(self, batch: Tensor) -> None:
+        """One forward pass without the head, for what hooks record. batch: token ids, int64, (rows, length)."""
+        self.model.base_model(batch, use_cache=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor that a checkpoint stores: every parameter once, and the buffers that the model saves."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        state = self.model.state_dict(keep_vars=True)
+        buffers = {name: tensor for name, tensor in state.items() if name not in parameters}
+        return dict(self.model.named_parameters()) | buffers
+
+    def to(self, device: Any) -> "ModelView":
+        """This view, its model moved to a device."""
+        self.model.to(device)
+        return self
+
+    def copy(self) -> "ModelView":
+        """A view of a deep copy of the model."""
+        return ModelView(copy.deepcopy(self.model))

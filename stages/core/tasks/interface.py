@@ -1,0 +1,28 @@
+"""The interface of a task: what training and search need to know of it, whatever an example is."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Task(Protocol):
+    """A task that a model is trained for. Examples are the rows of one tensor.
+
+    A model's family says how a model of the task opens (stages.core.architecture.families).
+    """
+
+    def outputs(self, model: Any, examples: Tensor, hidden_states: bool = False) -> Any:
+        """The model's outputs for a batch: `logits` and, if asked for, `hidden_states`, one tensor a layer."""
+        ...
+
+    def loss(self, outputs: Any, examples: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar, from its outputs."""
+        ...
+
+    def score(self, model: Any, held_out: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> float:
+        """How well a model does on held-out data; lower is better. `watch` may wrap the batches in a progress bar.
+
+        Raises UserError where the score is not finite.
+        """
+        ...
