@@ -177,6 +177,7 @@ class Server:
             os.close(stream)
         if number:
             self.children[number] = connection
+            print(f"process {number} runs {asked['name']} {' '.join(asked['options'])}", flush=True)
         else:
             connection.close()
         return None
