@@ -146,6 +146,11 @@ def test_make_help_lists_every_target():
     assert targets() - listed == set()
 
 
+def test_the_page_on_running_names_every_target():
+    rows = tables(ROOT / "docs" / "running.md")["The commands"]
+    assert {row[0].strip("`").removeprefix("make ") for row in rows} == targets()
+
+
 # ------------------------------------------------------------------------------------------------------------ paths
 
 
