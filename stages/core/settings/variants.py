@@ -217,7 +217,7 @@ class Recovery(Section):
     train: every weight; the `window` (deltas, bases, norms and biases of the shared layers); or only the deltas.
     teacher: who is asked: the original as it is, or as the control, which has learnt the train split (the teacher
     correction of Sreenivas et al. 2024, arXiv:2408.11796).
-    rate: a start close to the original is only harmed by what a broken one needs.
+    rate: a start close to the original may want smaller steps than a broken one.
     """
 
     train: Literal["all", "window", "deltas"] = Field("all", description="which weights")
