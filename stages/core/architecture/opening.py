@@ -78,7 +78,7 @@ def open_snapshot(folder: Path) -> Any:
 
 
 def _reach(model: str) -> dict[str, bool]:
-    """Options for a folder, or for the hub, which is then settled."""
+    """The options of `from_pretrained` for a folder or for the hub."""
     if Path(model).is_dir():
         return {"local_files_only": True}
     hub.settle()
@@ -112,14 +112,14 @@ def _tokenizer(model: str, options: dict[str, str]) -> Any:
 
 
 def dequantised(model: Any) -> Any:
-    """The same weights in a model that does not remember having been GGUF, and so can be saved."""
+    """The same weights in a model whose config has no trace of GGUF, so that it can be saved."""
     plain = blank({key: value for key, value in weights.described(model).items() if key != "quantization_config"})
     plain.load_state_dict(model.state_dict())
     return plain
 
 
 def blank(config: dict[str, Any]) -> Any:
-    """A stock model of this config, float32, for weights yet to come: what its parameters hold is undefined."""
+    """A stock model of this config, float32, whose parameters have undefined values and must be filled."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights

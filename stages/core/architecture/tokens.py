@@ -6,7 +6,7 @@ from typing import Any
 def end_tokens(model: Any) -> list[int]:
     """Every token at which a model ends a text, those of config.json first; empty where it has none.
 
-    One beyond the vocabulary is a class's default, and none of this model.
+    A token beyond the vocabulary is only the default of the config class, and is left out.
     """
     found: list[int] = []
     for config in (model.config, getattr(model, "generation_config", None)):
@@ -16,7 +16,7 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def state_end_tokens(model: Any) -> None:
-    """Put all end tokens into config.json's setting, from which variants are made, and into the generation config's."""
+    """Write all end tokens into the model's config, from which variants are made, and into its generation config."""
     ends = end_tokens(model)
     packed = ends if len(ends) > 1 else ends[0] if ends else None
     model.config.eos_token_id = packed
@@ -25,8 +25,8 @@ def state_end_tokens(model: Any) -> None:
 
 
 def pad_token(model: Any) -> int:
-    """What stands where a row has no token, hidden from attention: the model's first end token, 0 where it has none.
+    """The token that pads a row, which attention does not see: the model's first end token, or 0 where it has none.
 
-    GPT-2 has no padding token.
+    GPT-2 has no padding token of its own.
     """
     return (end_tokens(model) or [0])[0]

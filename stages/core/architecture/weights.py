@@ -1,7 +1,7 @@
-"""A stock model read from a checkpoint: whole, as its config says, or not at all.
+"""Reading a stock model from a checkpoint, which must hold exactly the tensors of its config.
 
-The library itself fills what a file lacks with random values, leaves out what the config does not ask for, and says
-so in a report that nobody reads.
+transformers fills missing tensors with random values and drops the ones that the config does not have, with no more
+than a report of it.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from stages.core.architecture import gguf_config, gguf_header, shape, tokens
 from stages.core.process.errors import UserError
 
-# Buffers that older versions of the library stored: masks and angles, which a model makes up itself.
+# Buffers that older versions of transformers stored: masks and angles, which a model computes itself.
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 ADAPTER = "adapter_config.json"
 SHOWN = 4  # tensors that a message names
@@ -21,10 +21,10 @@ SHOWN = 4  # tensors that a message names
 def read(source: str, **options: Any) -> Any:
     """The model of a folder or hub id, float32, on the CPU, in evaluation mode.
 
-    Its config says what was read: whether the embeddings are tied is what the file says, and all end tokens of
-    generation_config.json are in it. `options` are those of `from_pretrained`. Raises UserError, without the source's
-    name, where the checkpoint is no plain one of a stock model or does not hold what its config promises; and
-    whatever the library raises at a damaged file.
+    Its config describes what was read: the embeddings are tied if they are so in the file, and the end tokens of
+    generation_config.json are included. options: those of `from_pretrained`. Raises UserError, without the name of the
+    source, where the checkpoint is an adapter or its tensors are not those of its config. For a damaged file, raises
+    the errors of transformers.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -54,9 +54,9 @@ def read(source: str, **options: Any) -> Any:
 
 
 def refuse_difference(missing: Iterable[str], left: Iterable[str], shapes: dict[str, Any]) -> None:
-    """Raise UserError with every way in which a file's tensors are not those of its config.
+    """Raise UserError, with every difference, where a file's tensors are not those of its config.
 
-    `shapes` are two of each tensor that has another: the file's and the config's.
+    missing, left: names only in the config, and only in the file. shapes: name -> the file's shape and the config's.
     """
     missing, left = sorted(missing), sorted(name for name in left if not BUFFERS.search(name))
     wrong = []
@@ -97,25 +97,25 @@ def is_tied(model: Any) -> bool:
 
 
 def described(model: Any) -> dict[str, Any]:
-    """The config of a model as it is, from which a model of the same structure can be built."""
+    """The config of a model as it is now, from which `opening.blank` builds a model of the same structure."""
     return model.config.to_dict() | {"tie_word_embeddings": is_tied(model)}
 
 
 def _local(source: str, gguf_file: str, options: dict[str, Any]) -> Path:
-    """Where a GGUF file lies on this machine."""
+    """The path of a GGUF file on this machine."""
     from transformers.utils import cached_file
 
     return Path(cached_file(source, gguf_file, revision=options.get("revision")))
 
 
 def _complete(config: Any, path: Path) -> None:
-    """Put into a config what the library does not read of a GGUF file."""
+    """Add to a config the settings of a GGUF file that transformers does not read."""
     for key, value in gguf_config.changes(path, *gguf_header.read(path)).items():
         setattr(config, key, value)
 
 
 def _unread(model: Any, path: Path) -> set[str]:
-    """The tensors of a GGUF file that the library drops."""
+    """The tensors of a GGUF file that transformers drops."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     values, tensors = gguf_header.read(path)

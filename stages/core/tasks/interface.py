@@ -9,7 +9,7 @@ from torch import Tensor
 class Task(Protocol):
     """A task that a model is trained for. Examples are the rows of one tensor.
 
-    A model's family says how a model of the task opens (stages.core.architecture.families).
+    How a model opens is the concern of stages.core.architecture.opening, which today opens causal language models.
     """
 
     def outputs(self, model: Any, examples: Tensor, hidden_states: bool = False) -> Any:
