@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.core.architecture import weights
+from stages.core.architecture import shape, weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
 from stages.core.process.errors import UserError
@@ -38,6 +38,8 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     )
     with _refusing(f"cannot open {named}", advice):
         loaded = weights.read(model, **_reach(model), **options)
+    if gguf_file:
+        loaded = dequantised(loaded)
     with _refusing(f"cannot open the tokenizer of {named}"):
         tokenizer = _tokenizer(model, options)
     if tokenizer is None:
@@ -45,10 +47,16 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     most = max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
     if most > loaded.config.vocab_size:
         raise UserError(f"the tokenizer of {model!r} has {most} tokens, its model only {loaded.config.vocab_size}")
+    counted, known = sum(parameter.numel() for parameter in loaded.parameters()), shape.of_model(loaded)
+    if counted != known.parameters:
+        raise UserError(
+            f"base.model = {model!r} stores {counted:,} parameters, a plain {known.model_type} of its config has "
+            f"{known.parameters:,}: it has parts that are not supported"
+        )
     for name, parameter in loaded.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(f"base.model = {model!r}: {name} holds a value that is not finite: the file is damaged")
-    return (dequantised(loaded) if gguf_file else loaded).eval(), tokenizer
+    return loaded, tokenizer
 
 
 def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: int) -> Any:
@@ -115,7 +123,7 @@ def dequantised(model: Any) -> Any:
     """The same weights in a model whose config has no trace of GGUF, so that it can be saved."""
     plain = blank({key: value for key, value in weights.described(model).items() if key != "quantization_config"})
     plain.load_state_dict(model.state_dict())
-    return plain
+    return plain.eval()
 
 
 def blank(config: dict[str, Any]) -> Any:

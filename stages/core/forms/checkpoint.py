@@ -12,7 +12,7 @@ import torch
 
 from stages.core.architecture.opening import blank, open_snapshot
 from stages.core.architecture.view import ModelView
-from stages.core.architecture.weights import described
+from stages.core.architecture.weights import described, refuse_difference
 from stages.core.forms.structure import Sharing, install, keep_zeros
 from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
 from stages.core.process.errors import UserError
@@ -47,9 +47,12 @@ def load(folder: Path) -> tuple[ModelView, Sharing]:
         raise
     except Exception as error:  # transformers raises nearly anything at a config that makes no sense
         raise UserError(f"{folder}/config.json describes no model: {' '.join(str(error).split())[:200]}") from error
-    if {name: t.shape for name, t in stored.items()} != {name: t.shape for name, t in expected.items()}:
-        odd = sorted(stored.keys() ^ expected.keys()) or ["(shapes differ)"]
-        raise UserError(f"{folder}/model.safetensors does not fit its config.json: {', '.join(odd[:4])}")
+    shapes = {name: (stored[name].shape, expected[name].shape) for name in stored.keys() & expected.keys()}
+    odd = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    try:
+        refuse_difference(expected.keys() - stored.keys(), stored.keys() - expected.keys(), odd)
+    except UserError as error:
+        raise UserError(f"{folder}/model.safetensors does not fit its config.json: {error}") from error
     view, sharing = _build(config)
     with torch.no_grad():
         for name, tensor in view.tensors().items():
