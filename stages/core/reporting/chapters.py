@@ -90,8 +90,8 @@ def _variants(study: Study) -> Chapter:
             ),
             f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
             Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
-            "Sharing saves memory, not arithmetic. A model computes less where layers are gone and where matrices are of "
-            "low rank. *Dense* counts a shared weight in every layer that uses it, as the seeds did.",
+            "Sharing saves memory, not arithmetic. A model computes less where layers are gone or matrices are of low "
+            "rank. *Dense* counts a shared weight in every layer that uses it, as the seeds did.",
             tables.storage(study),
         ],
     )
