@@ -33,12 +33,15 @@ def test_without_a_hub_its_libraries_use_their_cache_alone(unsettled):
 
 
 def test_libraries_that_are_there_already_hear_of_it_too(unsettled):
+    """As in a process that the server of `make repro` has forked."""
+    import datasets.config as config
     import huggingface_hub.constants as constants
 
-    unsettled.setattr(constants, "HF_HUB_OFFLINE", False)
+    for known in (constants, config):
+        unsettled.setattr(known, "HF_HUB_OFFLINE", False)
     unsettled.setattr(socket, "create_connection", refuse)
     hub.settle()
-    assert constants.HF_HUB_OFFLINE and os.environ.pop("HF_HUB_OFFLINE")
+    assert constants.HF_HUB_OFFLINE and config.HF_HUB_OFFLINE and os.environ.pop("HF_HUB_OFFLINE")
 
 
 def test_a_hub_of_ones_own_is_the_one_asked(unsettled):

@@ -10,7 +10,7 @@ from urllib.request import getproxies
 def settle(timeout: float = 5.0) -> None:
     """Where no connection to the hub can be made, tell its libraries to use their cache alone.
 
-    They would try again for half a minute, and then fail all the same. To be called before `datasets` is imported.
+    They would try again for half a minute, and then fail all the same.
     """
     if "HF_HUB_OFFLINE" in os.environ or "https" in getproxies():
         return
@@ -19,5 +19,6 @@ def settle(timeout: float = 5.0) -> None:
         socket.create_connection((hub.hostname, hub.port or {"http": 80}.get(hub.scheme, 443)), timeout).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
-        if known := sys.modules.get("huggingface_hub.constants"):  # it read the environment when it was imported
-            known.HF_HUB_OFFLINE = True
+        for name in ("huggingface_hub.constants", "datasets.config"):  # they read it when they are imported
+            if known := sys.modules.get(name):
+                known.HF_HUB_OFFLINE = True
