@@ -306,7 +306,7 @@ def test_a_real_stage_writes_the_same_bytes(warm, tmp_path):
             + ["--text", f"{name}/calibration.json"],
             cwd=tmp_path, env=surroundings(variables), text=True, capture_output=True,
         )  # fmt: skip
-        assert client.returncode == 0 and "by itself" not in client.stderr, client.stderr
+        assert (client.returncode, client.stderr) == (0, "")  # neither "by itself" nor a library's own bars
         found[name] = made(tmp_path / name)
     assert len(found["alone"]) > 8 and found["warm"] == found["alone"] == found["reseeded"]
 

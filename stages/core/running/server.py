@@ -59,7 +59,13 @@ def modules() -> list[str]:
     rooms = sorted(path for path in (ROOT / "stages" / "core").glob("*/*.py") if path.parent.name not in OTHERS)
     own = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms]
     types = [name for family in FAMILIES for name in family.model_types]
-    return [*own, *LIBRARIES, *(f"transformers.models.{name}.modeling_{name}" for name in types)]
+    # First what sets the variables that libraries read when they are imported, as in a stage.
+    return [
+        "stages.core.process.command",
+        *own,
+        *LIBRARIES,
+        *(f"transformers.models.{name}.modeling_{name}" for name in types),
+    ]
 
 
 @contextmanager
