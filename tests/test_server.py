@@ -20,7 +20,7 @@ from stages.core.running import server, wire
 
 # A stage of a test's own: it says what it sees, or ends in a way of its own.
 TOY = """
-import json, os, random, signal, sys, time
+import atexit, json, os, random, signal, sys, threading, time
 import numpy
 from stages.core.process import command
 from stages.core.process.errors import UserError
@@ -32,6 +32,10 @@ def main(act: str) -> None:
         seen |= {"parent": os.getppid(), "session": os.getsid(0), "open": sorted(map(int, os.listdir("/proc/self/fd")))}
         print(json.dumps(seen))
         print("to standard error", file=sys.stderr)
+    elif act == "late":
+        threading.Thread(target=lambda: (time.sleep(0.3), print("a thread's words"))).start()
+        atexit.register(print, "last words")
+        print("first words")
     elif act == "user error":
         raise UserError("a key, its value")
     elif act == "defect":
@@ -133,6 +137,11 @@ def test_status_and_last_words_pass_through(act, tree, light):
         out, err = client.communicate(timeout=60)
         ends.append((client.returncode, err.splitlines()[-1:]))
     assert ends[0] == ends[1] and (act == "tell") == (ends[0][0] == 0)
+
+
+def test_what_is_said_at_the_end_is_not_lost(tree, light):
+    for variables in ({}, light):
+        assert start(tree, "late", variables).communicate()[0] == "first words\na thread's words\nlast words\n"
 
 
 def test_options_are_the_stage_s_own_to_refuse(tree, light):

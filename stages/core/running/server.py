@@ -10,6 +10,7 @@ however that was; a child ends with its client, with the DVC that `make repro` n
 the server.
 """
 
+import atexit
 import gc
 import hashlib
 import importlib
@@ -242,6 +243,13 @@ def main(folder: str, number: str, *imports: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if asked:
         runpy.run_module(f"stages.{asked['name']}", run_name="__main__", alter_sys=True)
+        # All went well. Taking apart all that was imported would cost more than many a stage; multiprocessing ends its
+        # forked processes in the same way.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
