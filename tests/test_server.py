@@ -242,13 +242,16 @@ def test_the_server_ends_with_who_started_it(end, tree):
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_child_ends_with_its_client(end, tree, light):
-    client = start(tree, "work", light)
-    child = int(client.stdout.readline())
-    assert child != client.pid
-    client.send_signal(end)
-    out, _ = client.communicate(timeout=20)
-    assert client.returncode == -end and gone(child)
-    assert out == ("interrupted\n" if end == signal.SIGINT else "")
+    ends = []
+    for variables in ({}, light):
+        client = start(tree, "work", variables)
+        child = int(client.stdout.readline())
+        assert (child == client.pid) == (not variables)
+        client.send_signal(end)
+        out, _ = client.communicate(timeout=20)
+        assert gone(child) and out == ("interrupted\n" if end == signal.SIGINT else "")
+        ends.append(client.returncode)
+    assert ends[0] == ends[1] != 0
 
 
 def test_a_child_s_end_by_a_signal_is_its_client_s(tree, light):
