@@ -111,7 +111,9 @@ def matmul(precision):
 
 def built(tiny_size, kind="gpt2", **changes):
     """A model with random weights of GPT-2 small's shape or of SmolLM2-135M's, or a tiny one like it."""
-    from stages.core.architecture.opening import blank
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from stages.core.architecture import attention
 
     if kind == "gpt2":
         config = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024}
@@ -124,7 +126,12 @@ def built(tiny_size, kind="gpt2", **changes):
         small = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
         small |= {"num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64}
     torch.manual_seed(0)
-    return blank({**config, **(small if tiny_size else {}), **changes, "bos_token_id": 0, "eos_token_id": 0}).eval()
+    config |= {**(small if tiny_size else {}), **changes, "bos_token_id": 0, "eos_token_id": 0}
+    attention.register()
+    # The project's own `blank` draws no weights.
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(config.pop("model_type"), **config), dtype=torch.float32
+    ).eval()
 
 
 def text(model, rows, length, seed=0):
