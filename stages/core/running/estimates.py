@@ -259,14 +259,14 @@ def _recoveries(profile: Profile, shape: Shape, sizes: list[int], trained: int, 
     spec = profile.finetune
     batch = spec.batch_size * spec.sequence_length
     tokens = spec.epochs * (spec.max_tokens or 0) * len(spec.seeds)
-    looks = (1 + spec.validation.times) * spec.validation.max_tokens * len(spec.seeds)
+    evaluations = (1 + spec.validation.times) * spec.validation.max_tokens * len(spec.seeds)
     return Cost(
         LIBRARIES
         + (5 + bool(taught)) * FLOAT * shape.parameters
         + _activations(shape, batch)
         + batch * FLOAT * shape.vocabulary * (TRAINED + (TAUGHT if taught else 0)),
         FLOAT * len(spec.seeds) * sum(sizes),
-        forward(shape, trained * (3 * tokens + looks) + taught * tokens),
+        forward(shape, trained * (3 * tokens + evaluations) + taught * tokens),
         len(sizes),
         "" if spec.max_tokens else "finetune.max_tokens",
         STATES * 4 * FLOAT * shape.parameters,

@@ -1,4 +1,4 @@
-"""params.yaml, checked once at the door.
+"""params.yaml, checked once, before anything else happens.
 
 The whole file is checked whenever any part of it is read, so a mistake in one section stops every stage before
 a model loads; a stage is handed only the sections it asks for, which are the ones it declares in dvc.yaml.
