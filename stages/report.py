@@ -67,13 +67,14 @@ def main(
 
 
 def forget_others(folder: Path, names: list[str]) -> None:
-    """Remove the figures of variants that params.yaml no longer has.
+    """Remove the figures of variants that params.yaml no longer has; anything else in the folder stays.
 
     They are no output of any stage, so no clone will have them, but DVC would compare the whole folder.
     """
-    for path in folder.iterdir():
-        if path.is_file() and path.stem not in names:
-            path.unlink()
+    for pattern in ("[!.]*.json", "[!.]*.csv"):
+        for path in folder.glob(pattern):
+            if path.stem not in names:
+                path.unlink()
 
 
 if __name__ == "__main__":

@@ -183,11 +183,14 @@ def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
     monkeypatch.setattr(params, "variants", lambda: dict.fromkeys(("original", "svd_0.9")))
     (tmp_path / "given").mkdir()
     given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
-    report.main(profile="small", **given, **{option: tmp_path / name for option, name in OUTS.items()})
     folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]
     assert len(folders) == 9
     for folder in folders:
-        assert {path.stem for path in folder.iterdir()} == {"original", "svd_0.9"}
+        (folder / ".gitignore").write_text("/original.json\n")
+        (folder / "notes.txt").write_text("mine")
+    report.main(profile="small", **given, **{option: tmp_path / name for option, name in OUTS.items()})
+    for folder in folders:
+        assert {path.stem for path in folder.iterdir()} == {"original", "svd_0.9", ".gitignore", "notes"}
 
 
 def test_environments_name_the_precision_of_what_was_trained():
