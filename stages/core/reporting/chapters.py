@@ -119,7 +119,7 @@ def _recovery(study: Study) -> Chapter:
         "Recovery",
         [
             f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split "
-            "among the start and several evaluations on the way; where it was kept after 0 tokens, training only did harm.",
+            "of all that were scored, the start included; where it was kept after 0 tokens, training only did harm.",
             Picture(
                 "training", "Training loss and validation perplexity of every variant during its recovery", wide=True
             ),
