@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from stages.commands.ablate import layers
+from stages.commands.ablate import layers, main
 from stages.core.process.errors import UserError
 from stages.core.shrinking import ablation
 
@@ -45,3 +45,8 @@ def test_a_window_that_is_none_names_the_layers_there_are(window):
     with pytest.raises(UserError, match="layers 0 to 11"):
         layers(window, 12)
     assert layers("2-5", 12) == [2, 3, 4, 5]
+
+
+def test_a_word_that_is_neither_yes_nor_no_is_refused(tmp_path):
+    with pytest.raises(UserError, match="RECOVER = maybe: yes or no is needed"):
+        main("1-2", "8", "maybe", tmp_path)

@@ -26,6 +26,8 @@ LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: a
 def main(window: str, rank: str, recover: str, to: Path) -> None:
     import pandas as pd
 
+    if recover not in ("yes", "no"):
+        raise UserError(f"RECOVER = {recover}: yes or no is needed")
     profile = params.load().profile
     rules.validate(profile, Path("artifacts/model"))
     runtime, search = params.section(profile, "runtime"), params.section(profile, "search")
