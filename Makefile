@@ -36,7 +36,7 @@ verify: .venv/ready ## Compare every file with its hash in dvc.lock
 	@python -m stages.commands.verify
 
 export: .venv/ready ## Write a plain checkpoint: VARIANT=softshare TO=exported/softshare
-	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(TO)"
+	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(or $(TO),exported/$(VARIANT))"
 
 # Once: .venv/bin/python -m pip install lm_eval==0.4.13
 harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=reviews

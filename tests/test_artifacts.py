@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,15 @@ def test_a_file_replaces_all_of_the_old(before, tmp_path):
         draft.write_text("new")
         assert draft.parent == tmp_path and draft.name.startswith(".")
     assert content(tmp_path) == {"out": "new"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "inside/.."])
+def test_the_folder_that_all_runs_in_is_never_replaced(name, tmp_path, monkeypatch):
+    (tmp_path / "here/inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="it is not replaced"), artifacts.replacing(Path(name)):
+        raise AssertionError("nothing is begun")
+    assert (tmp_path / "here/inside").is_dir()
 
 
 @pytest.mark.parametrize("before", ["nothing", "folder"])

@@ -25,6 +25,7 @@ from stages.commands import check
 from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
 from stages.core.forms import checkpoint
+from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
@@ -302,8 +303,10 @@ def test_windows_beside_each_other_are_all_there_are(depth, seed):
 
 
 def test_a_rank_that_saves_nothing_is_a_warning(tmp_path):
-    few, many = (write(tmp_path, **{"variants.softshare_seed.surgery.rank": rank}) for rank in (102, 103))
+    few, enough, many = (write(tmp_path, **{"variants.softshare_seed.surgery.rank": rank}) for rank in (76, 77, 103))
     assert rules.mistakes(many, "small", EMBEDDED) == [] == rules.warnings(few, EMBEDDED)
+    (line,) = rules.warnings(enough, EMBEDDED)
+    assert line.startswith("variants.softshare_seed.surgery.rank = 77: a base and the deltas of 4 layers store 262,656")
     (line,) = rules.warnings(many, EMBEDDED)
     assert line.startswith("variants.softshare_seed.surgery.rank = 103: A and B store 65,920 parameters, the 512 x 128")
 
@@ -613,3 +616,20 @@ def test_with_a_gpu_no_time_is_claimed_and_its_memory_counts(here, monkeypatch, 
     write(here, **{f"{SMALL}.finetune.batch_size": 8, f"{SMALL}.runtime.device": "cpu"})
     check.main()
     assert "of one core" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["data/modle", "./model", "/nowhere/model", "~/no-such-model"])
+def test_a_folder_that_is_not_there_is_no_hub_id(model):
+    with pytest.raises(UserError, match="base.model = .*: there is no such folder"):
+        hub.refuse_missing_folder("base.model", model)
+    for there in ("data/model", "openai-community/gpt2", "gpt2"):
+        hub.refuse_missing_folder("base.model", there)
+
+
+def test_files_that_a_source_names_in_vain_are_told(tmp_path):
+    (tmp_path / "some.txt").write_text("text")
+    files = {"train": f"{tmp_path}/*.txt", "validation": f"{tmp_path}/none.txt", "test": "https://example.org/a.txt"}
+    source = {"kind": "dataset", "path": "text", "data_files": files}
+    found = write(tmp_path, **{f"{SMALL}.prepare.source": source})
+    (line,) = check.missing_files("small", found.profiles["small"])
+    assert line.endswith(f"profiles.small.prepare.source.data_files.validation = {tmp_path}/none.txt: no such file")

@@ -1,13 +1,14 @@
 """An exported variant is a stock checkpoint that writes as the original is meant to."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 from closure import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from stages.commands import export
+from stages.commands import export, finished
 from stages.core.architecture import opening
 from stages.core.forms.structure import Sharing
 from stages.core.process.errors import UserError
@@ -39,7 +40,24 @@ def test_an_export_writes_as_the_original_is_meant_to(says, tmp_path, monkeypatc
     assert AutoTokenizer.from_pretrained(tmp_path / "exported").get_vocab() == tokenizer.get_vocab()
 
 
-def test_an_export_of_what_is_not_there_says_how_to_make_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="dvc repro finetune@mine"):
-        export.main("mine", tmp_path / "exported")
+@pytest.mark.parametrize("name", ["", ".", "..", "keep", "keep/notes.txt"])
+def test_an_export_replaces_nothing_but_an_export(name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("keep").mkdir()
+    Path("keep/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="^TO = .*: a new folder or an earlier export is needed"):
+        export.refuse_to_replace(Path(name))
+    for free in ("new", "empty", "earlier"):
+        Path(free).mkdir(exist_ok=free != "new")
+    Path("earlier", export.RECORD).write_text("{}")
+    for free in ("not/there", "empty", "earlier"):
+        export.refuse_to_replace(Path(free))
+
+
+def test_a_variant_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(finished, "FINISHED", tmp_path)
+    with pytest.raises(UserError, match="^VARIANT = nope: params.yaml has original, softshare, "):
+        export.main("nope", tmp_path / "exported")
+    with pytest.raises(UserError, match="^VARIANT = softshare: .* is not there yet; `make repro` makes it$"):
+        finished.checkpoint_of("softshare")

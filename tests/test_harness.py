@@ -30,5 +30,5 @@ def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(harness.UserError, match="pip install 'lm_eval"):
+    with pytest.raises(harness.UserError, match="pip install lm_eval"):
         harness.main("softshare", "reviews", Path("nowhere"))

@@ -3,6 +3,7 @@
 Run from the repository's root: make check. Ends with status 1 where params.yaml is wrong or something does not fit.
 """
 
+import glob
 import os
 import shutil
 import time
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
-from stages.core.process import command
+from stages.core.process import command, hub
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
+from stages.core.settings.profiles import Profile
 
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
@@ -24,6 +26,9 @@ def main() -> None:
     found = params.load()
     print(resolved.text(found), end="\n\n")
     profile = found.profiles[found.profile]
+    hub.refuse_missing_folder(f"profiles.{found.profile}.base.model", profile.base.model)
+    if missing := missing_files(found.profile, profile):
+        raise UserError("\n       ".join(missing))
     known = model_of(profile.base)
     if known is None:
         print(f"params.yaml, profile {found.profile}: right in itself.")
@@ -42,8 +47,18 @@ def main() -> None:
     print(table(costs, speed))
     print(f"All {len(found.variants)} variants; every figure is an estimate.")
     print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card.name}'}")
-    if missing := misfits(costs, card):
-        raise UserError("\n       ".join(missing))
+    if lacking := misfits(costs, card):
+        raise UserError("\n       ".join(lacking))
+
+
+def missing_files(name: str, profile: Profile) -> list[str]:
+    """A line for every file of this machine that a source of the profile names in vain."""
+    lines = []
+    for section in ("prepare", "reviews", "articles"):
+        for split, file in (getattr(getattr(profile, section).source, "data_files", None) or {}).items():
+            if "://" not in file and not glob.glob(str(Path(file).expanduser()), recursive=True):
+                lines.append(f"params.yaml: profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")
+    return lines
 
 
 def model_of(base) -> Shape | None:
@@ -96,7 +111,9 @@ def misfits(costs: dict, card: Card | None) -> list[str]:
     for place, (free, stages) in places.items():
         stage = max(stages, key=lambda name: costs[name].memory)
         need = costs[stage].memory
-        print(f"{place}: {stage} needs about {size(need)}, times JOBS; {size(free)} are free")
+        chain = max((name for name in stages if costs[name].runs > 1), key=lambda name: costs[name].memory, default="")
+        each = f", each of JOBS chains up to {size(costs[chain].memory)} ({chain})" if chain else ""
+        print(f"{place}: {stage} needs about {size(need)}{each}; {size(free)} are free")
         if need > free:
             lines.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
     # Of unfinished trainings DVC keeps no copy.

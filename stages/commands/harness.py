@@ -1,12 +1,13 @@
 """Run EleutherAI's lm-evaluation-harness on a variant, as the pipeline keeps it (shared weights and all).
 
-Needs the extra of pyproject.toml: pip install '.[harness]'. Run from the repository's root after `dvc repro`:
+Needs the extra of pyproject.toml: pip install '.[harness]'. Run from the repository's root after `make repro`:
 make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; any other name is the harness's own.
 """
 
 import json
 from pathlib import Path
 
+from stages.commands.finished import checkpoint_of
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json, write_text
@@ -23,10 +24,10 @@ def main(variant: str, task: str, to: Path) -> None:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"the harness is not installed ({error}): pip install 'lm_eval==0.4.13'") from error
-    source = Path("artifacts/finetuned") / variant
-    if not source.is_dir():
-        raise UserError(f"{source} is not there: run `dvc repro finetune@{variant}` first")
+        raise UserError(
+            f"the harness is not installed ({error}): .venv/bin/python -m pip install lm_eval==0.4.13"
+        ) from error
+    source = checkpoint_of(variant)
     write_reviews(Path("artifacts/harness/reviews.jsonl"))
     tasks = TaskManager(include_path="data/harness")
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:

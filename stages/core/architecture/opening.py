@@ -32,10 +32,10 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     """
     options = {key: value for key, value in [("revision", revision), ("gguf_file", gguf_file)] if value}
     named = f"base.model = {model!r}" + "".join(f", {key} = {value!r}" for key, value in options.items())
-    advice = (
-        ". Give a hub id that this machine can reach or a local folder with safetensors or GGUF; "
-        "profile small needs no network."
-    )
+    advice = ". Give a hub id that this machine can reach, or a local folder with safetensors or GGUF"
+    if not Path(model).is_dir():
+        advice += "; profile small needs no network"
+    hub.refuse_missing_folder("base.model", model)
     with _refusing(f"cannot open {named}", advice):
         loaded = weights.read(model, **_reach(model), **options)
     if gguf_file:
@@ -66,6 +66,7 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
     """
     options = {"revision": revision} if revision else {}
+    hub.refuse_missing_folder("surgery.model", model)
     with _refusing(f"cannot open surgery.model = {model!r}"):
         external = weights.read(model, **_reach(model), **options)
     family_of(external.config.model_type)

@@ -90,14 +90,20 @@ def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
 
 
 def warnings(found: Params, shape: Shape) -> list[str]:
-    """A line for every rank whose two factors store more than the matrix itself."""
+    """A line for every rank at which factors store more than the matrices in whose place they stand."""
     (d_out, d_in), lines = shape.matrices["in"], []
     for name, variant in found.variants.items():
-        rank = getattr(variant.surgery, "rank", 0)
+        rank, size = getattr(variant.surgery, "rank", 0), getattr(variant.windows, "size", 1)
+        shared = size * rank * (d_out + d_in) + d_out * d_in
         if rank * (d_out + d_in) > d_out * d_in:
             lines.append(
                 f"variants.{name}.surgery.rank = {rank}: A and B store {rank * (d_out + d_in):,} parameters, the "
                 f"{d_out} x {d_in} matrix itself {d_out * d_in:,}"
+            )
+        elif rank and not isinstance(variant.windows, Budget) and shared >= size * d_out * d_in:
+            lines.append(
+                f"variants.{name}.surgery.rank = {rank}: a base and the deltas of {size} layers store {shared:,} "
+                f"parameters, the layers' own {d_out} x {d_in} matrices {size * d_out * d_in:,}"
             )
     return lines
 

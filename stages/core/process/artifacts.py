@@ -25,8 +25,11 @@ from stages.core.process.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` on success and vanishes on failure.
 
-    Works for a file and for a folder; the parent folder is made. Raises UserError where the disk is full.
+    Works for a file and for a folder; the parent folder is made. Raises UserError where the disk is full, and where
+    `path` is the working directory or one above it.
     """
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"{path} is the folder that this runs in, or one above it: it is not replaced")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.part"
     _remove(draft)  # of a process that was killed

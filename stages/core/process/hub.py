@@ -3,8 +3,21 @@
 import os
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from stages.core.process.errors import UserError
+
+
+def refuse_missing_folder(key: str, model: str) -> None:
+    """Raise UserError where `model` is the path of a folder that is not here, and not the id of a model on the hub.
+
+    A path begins with `/`, `.`, `~` or a folder of the working directory.
+    """
+    path = Path(model)
+    if (path.is_absolute() or model[:1] in ".~" or Path(path.parts[0]).is_dir()) and not path.is_dir():
+        raise UserError(f"params.yaml: {key} = {model}: there is no such folder")
 
 
 def settle(timeout: float = 5.0) -> None:

@@ -175,7 +175,7 @@ def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[li
         raise UserError(
             f"cannot load split {getattr(source, split)!r}, column {' and '.join(map(repr, columns))} of "
             f"{section}.source (path = {source.path!r}, name = {source.name!r}, data_files = {source.data_files!r}): "
-            f"{_cause(error, section)}. Profile small needs no network."
+            f"{_cause(error, section)}{'. Profile small needs no network.' if _asks_the_hub(source) else ''}"
         ) from error
 
 
