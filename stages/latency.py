@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
-from stages.core.evaluation import notebook
+from stages.core.evaluation import notes
 from stages.core.evaluation.timing import compare
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
@@ -26,7 +26,7 @@ def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, 
     extra = {}
     if protocol := spec.seed_protocol:
         start = corpus.read_tokens(tokens, protocol.prompt_tokens)[None].to(device)
-        extra["seed_ms"] = notebook.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
+        extra["seed_ms"] = notes.generation_ms(pair["variant"], start, protocol.length, protocol.repeats)
     whole = {
         name: times["prefill_ms"] + spec.new_tokens * times["decode_ms_per_token"] for name, times in measured.items()
     }

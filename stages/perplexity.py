@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import rules
-from stages.core.evaluation import notebook
+from stages.core.evaluation import notes
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
@@ -28,11 +28,11 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
         watch = partial(progress, what=f"perplexity {variant} {folder.parent.name}")
         return [task.score(model, text, watch), *(other(model) for other in others)]
 
-    def as_the_seeds(model):
+    def as_the_notes(model):
         chosen = corpus.read_rows(rows, protocol.rows)
-        return notebook.padded_perplexity(model, chosen, protocol.length, protocol.batch_size)
+        return notes.padded_perplexity(model, chosen, protocol.length, protocol.batch_size)
 
-    also = [as_the_seeds] if protocol else []
+    also = [as_the_notes] if protocol else []
     own, first = measure(after, *also), measure(before, *also)
     # The models of further seeds lie below the first seed's.
     repeats = own[:1] + [measure(folder)[0] for folder in sorted(after.glob("seeds/*"))]

@@ -22,7 +22,7 @@ def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
             learnt = {row.strip() for row in rows}
         else:
             found[split] = corpus.shared(rows, learnt)
-        if split == "test":  # the seeds' protocol of perplexity takes rows, not a stream
+        if split == "test":  # the notes' protocol of perplexity takes rows, not a stream
             corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(tokenizer, rows))
     write_json(out / "overlap.json", found)
 

@@ -1,4 +1,4 @@
-"""Make the embedded model of profile `small`: a 12-layer GPT-2 trained on generated stories.
+"""Make the bundled model of profile `small`: a 12-layer GPT-2 trained on generated stories.
 
 The stage is frozen in dvc.yaml and its result is in git. `dvc unfreeze pretrain && dvc repro` trains the model anew.
 """

@@ -1,7 +1,6 @@
 """ROUGE of a recovered variant's summaries, after a training on articles with summaries if the profile has one.
 
-Only the generated text is scored. For comparison: lead-3 and, if the profile asks for it, the protocol of the project's
-seeds.
+Only the generated text is scored. For comparison: lead-3 and, if the profile asks for it, the notes' protocol.
 """
 
 import statistics
@@ -58,7 +57,7 @@ def main(
     leads = [rouge.lead(article) for article in articles]
     figures |= {f"lead3_{kind}": value for kind, value in rouge.rouge(leads, references).items()}
     if spec.seed_protocol:
-        figures |= as_the_seeds(load(), tokenizer, articles, references, spec, rouge.rouge, watch)
+        figures |= as_the_notes(load(), tokenizer, articles, references, spec, rouge.rouge, watch)
     environment = devices.environment(device, runtime.precision if spec.training else "float32")
     write_json(out, figures | {"articles": len(articles), "seeds": len(scores), "environment": environment})
     summaries.keep(predictions, references, found[0], leads)
@@ -73,7 +72,7 @@ def learn(model, tokenizer, pairs, spec, seed, autocast, watch):
     train(model, len(prompts), objective, rates, spec.training, seed, autocast=autocast, watch=watch)
 
 
-def as_the_seeds(model, tokenizer, articles, references, spec, score, watch) -> dict[str, float]:
+def as_the_notes(model, tokenizer, articles, references, spec, score, watch) -> dict[str, float]:
     """ROUGE of short prompts together with their continuations, which scores the article's own words, too."""
     protocol, (before, after) = spec.seed_protocol, spec.format.split("{article}")
     around = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, after) if part)

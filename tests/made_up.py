@@ -17,7 +17,7 @@ PROMPT, WRITTEN = 'Once <b>bold</b> & "free"', "</p><script>alert('x')</script> 
 
 
 def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool = True) -> Study:
-    """A study of these variants; `seeds` says whether the seeds' protocol was measured too."""
+    """A study of these variants; `seeds` says whether the notes' protocol was measured too."""
     rank = {name: number for number, name in enumerate(names)}
 
     def each(make: Any) -> dict[str, Any]:

@@ -552,7 +552,7 @@ def test_the_command_imports_no_torch_and_passes_here():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with params.yaml and the embedded model's config.json alone, on a machine without a GPU."""
+    """A folder with params.yaml and the bundled model's config.json alone, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpus, "smallest", lambda device: None)
     monkeypatch.setattr(check, "matmul_speed", lambda: 1e10)

@@ -17,7 +17,7 @@ from stages.core.forms.structure import Sharing
 from stages.core.process.errors import UserError
 from stages.core.text.tokenizer import open_tokenizer
 
-WORDS = 2048  # of the embedded model's tokenizer
+WORDS = 2048  # of the bundled model's tokenizer
 DOWN = "model.layers.2.mlp.down_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

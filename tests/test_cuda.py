@@ -16,7 +16,7 @@ from test_recovery import RECIPE, ROWS
 from stages.commands import harness
 from stages.core.architecture import attention
 from stages.core.architecture.opening import open_snapshot
-from stages.core.evaluation import notebook, timing
+from stages.core.evaluation import notes, timing
 from stages.core.forms import structure
 from stages.core.process import devices, memory
 from stages.core.process.errors import UserError
@@ -70,7 +70,7 @@ def test_times_wait_for_the_device_that_works(measure, monkeypatch):
         timing.once(lambda ids, **options: model(ids.as_subclass(torch.Tensor), **options), prompt, 2)
     else:
         monkeypatch.setattr(model, "generate", lambda *args, **options: None)
-        notebook.generation_ms(model, prompt, 6, 2)
+        notes.generation_ms(model, prompt, 6, 2)
     assert len(waited) >= 2 and set(waited) == {torch.device("cuda:1")}
 
 

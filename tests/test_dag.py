@@ -92,7 +92,7 @@ CODE = {
         "pretrain control finetune sentiment summarize",
         CONTROL,
     ),
-    "core/evaluation/{__init__ classification intervals notebook rouge summaries timing}": (
+    "core/evaluation/{__init__ classification intervals notes rouge summaries timing}": (
         "perplexity sentiment latency summarize",
         "perplexity sentiment latency summarize report",
     ),

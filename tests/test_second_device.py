@@ -15,7 +15,7 @@ from stages.core.calibration import activations, alignment
 from stages.core.calibration.alignment import CorrelationStream
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
-from stages.core.evaluation import classification, notebook, summaries, timing
+from stages.core.evaluation import classification, notes, summaries, timing
 from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import ablation
@@ -177,7 +177,7 @@ def test_what_is_measured_stays_on_its_device(far):
         assert prefill > 0 and decode > 0
         figures = [
             perplexity(model, tiny.ids(3, 20).flatten(), 20, 10, 2),
-            notebook.padded_perplexity(model, [row.tolist() for row in rows], 8, 4),
+            notes.padded_perplexity(model, [row.tolist() for row in rows], 8, 4),
         ]
         found[device] = torch.tensor(figures), classification.features(model, rows, 4)
     for one, other in zip(found[far], found[NEAR]):

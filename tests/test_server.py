@@ -301,7 +301,7 @@ def made(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_real_stage_writes_the_same_bytes(warm, tmp_path):
-    """Activations, moments and text of the embedded model, whatever the order in which Python's sets come."""
+    """Activations, moments and text of the bundled model, whatever the order in which Python's sets come."""
     yaml = YAML(typ="safe")
     values = yaml.load((ROOT / "params.yaml").read_text())
     values["profiles"]["small"]["extract"].update(max_tokens=512, moment_tokens=768)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def register() -> None:
-    """Make every model of transformers repeat its keys and values where `stores_scores`; other cases do not change."""
+    """Replace transformers' sdpa attention by one that repeats keys and values where `stores_scores` is true."""
     from transformers.integrations import sdpa_attention
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -1,7 +1,7 @@
-"""What the head of a GGUF file says about a computation, as settings of config.json; no torch in here.
+"""Settings of config.json from the metadata of a GGUF file. Imports no torch.
 
-The library reads sizes. Position scaling, attention windows, biases and end tokens it leaves at a class's defaults.
-What no setting can say is refused here by the name of its key
+transformers reads the sizes. It leaves position scaling, attention windows, biases and end tokens at the defaults of
+the config class. A key that no config can express is refused by name
 (github.com/ggml-org/ggml/blob/master/docs/gguf.md, llama.cpp's src/llama-model.cpp).
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 from stages.core.architecture import gguf_header
 from stages.core.process.errors import UserError
 
-ROPE = "rope_freqs.weight"  # by what each frequency is divided
+ROPE = "rope_freqs.weight"  # the tensor with one divisor for each rotary frequency
 
-# Keys, after the architecture's name and a dot, that the library reads or `changes` does.
+# Keys that transformers or `changes` reads. In the file they stand after the architecture's name and a dot.
 READ = {
     "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
@@ -23,7 +23,7 @@ READ = {
     "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear",
 }  # fmt: skip
-# Keys that say nothing about the computation; others with the value that changes nothing.
+# Keys that do not change the computation at any value, and keys with the one value that does not.
 SILENT = {"tensor_data_layout", "rope.scaling.finetuned"}
 NEUTRAL = {
     "expert_count": 0, "expert_used_count": 0, "pooling_type": 0, "attention.causal": True, "logit_scale": 1.0,
@@ -35,10 +35,10 @@ NEEDED = {"gpt2": "attention.layer_norm_epsilon"}
 
 
 def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
-    """Setting of config.json -> value, of what the library leaves out or takes from a class's defaults.
+    """Setting of config.json -> value, for the settings that transformers does not take from the file.
 
     `values` and `tensors` are what `gguf_header.read` gives. Raises UserError where a key of the file changes the
-    computation and no config of its family can say so.
+    computation and no config of its family can express it.
     """
     kind = values.get("general.architecture")
     own = {key.removeprefix(f"{kind}."): value for key, value in values.items() if key.startswith(f"{kind}.")}
@@ -66,7 +66,7 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
         return {key: value for key, value in found.items() if value is not None or key.endswith("_token_id")}
     width, heads = own.get("embedding_length"), own.get("attention.head_count")
     if not (isinstance(width, int) and isinstance(heads, int) and width > 0 and heads > 0):
-        return found  # whoever asks for the sizes says so
+        return found  # `shape.of_config` reports the missing size
     head = own.get("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, head) != head:
@@ -80,7 +80,10 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
 
 
 def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Special tokens; a class's defaults are those of one checkpoint, and may be any word in this one."""
+    """The special tokens that the file names, None for the others.
+
+    The defaults of a config class are the ids of one checkpoint. In another vocabulary they may be ordinary words.
+    """
     ends = [values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     return {
@@ -91,7 +94,7 @@ def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(path: Path, own: Mapping[str, Any], tensors: set[str], head: int, refuse: Any) -> dict[str, Any]:
-    """`rope_parameters` but for their base."""
+    """The entries of `rope_parameters`, except `rope_theta`. head: the width of an attention head."""
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
     # llama.cpp takes a factor without a type for a linear one.
     kind = own.get("rope.scaling.type", "linear")
@@ -115,7 +118,10 @@ def _scaling(path: Path, own: Mapping[str, Any], tensors: set[str], head: int, r
 
 
 def _divided(factors: list[float], own: Mapping[str, Any], head: int) -> dict[str, Any]:
-    """Frequencies that are divided each by a number of its own: the rule of Llama 3 where it gives them, or a list."""
+    """`rope_parameters` for frequencies that have a divisor each (`factors`).
+
+    The rule of Llama 3 where it gives these divisors, otherwise `longrope` with the divisors as a list.
+    """
     if all(factor == 1.0 for factor in factors):
         return {"rope_type": "default"}
     base, context = own.get("rope.freq_base", 10000.0), own.get("context_length")
@@ -126,7 +132,7 @@ def _divided(factors: list[float], own: Mapping[str, Any], head: int) -> dict[st
             for i, factor in enumerate(factors)
         ):
             return {"rope_type": "llama3", "original_max_position_embeddings": original, **rule}
-    # Both lists being the same, no length changes anything.
+    # longrope has one list for short texts and one for long ones; here both are the same.
     lists = {"short_factor": factors, "long_factor": factors}
     return {
         "rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": context,
@@ -135,7 +141,7 @@ def _divided(factors: list[float], own: Mapping[str, Any], head: int) -> dict[st
 
 
 def _llama3(wavelength: float, original: int, factor: float, low_freq_factor: float, high_freq_factor: float) -> float:
-    """By what Llama 3.1 divides the frequency of a wavelength."""
+    """The divisor that Llama 3.1 applies to the rotary frequency of this wavelength (in tokens)."""
     if wavelength < original / high_freq_factor:
         return 1.0
     if wavelength > original / low_freq_factor:

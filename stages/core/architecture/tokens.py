@@ -16,7 +16,7 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def state_end_tokens(model: Any) -> None:
-    """Write all end tokens into the model's config, from which variants are made, and into its generation config."""
+    """Write all end tokens into the model's config, which its variants inherit, and into its generation config."""
     ends = end_tokens(model)
     packed = ends if len(ends) > 1 else ends[0] if ends else None
     model.config.eos_token_id = packed

@@ -1,7 +1,7 @@
 """Reading a stock model from a checkpoint, which must hold exactly the tensors of its config.
 
-transformers fills missing tensors with random values and drops the ones that the config does not have, with no more
-than a report of it.
+transformers only warns about a difference: it fills missing tensors with random values, and drops tensors that the
+config has no place for.
 """
 
 import re
@@ -75,7 +75,7 @@ def refuse_difference(missing: Iterable[str], left: Iterable[str], shapes: dict[
 
 
 def holds(source: str, name: str, **options: Any) -> bool:
-    """Whether a folder or the repository of a hub id has a file of this name, as far as that can be known."""
+    """Whether a folder or a repository of the hub has a file of this name; False where the hub does not answer."""
     from transformers.utils import cached_file
 
     lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-SPARE = 5  # a budget tries this many numbers of saved layers, from the fewest up; what more saves goes to ranks
+# The search under a budget starts at the smallest number of saved FFNs that meets it and tries this many numbers. A
+# layout that saves more than the budget asks for spends the difference on ranks.
+SPARE = 5
 
 Window = tuple[int, int]  # the first and the last layer
 
@@ -23,7 +25,7 @@ def contiguous(depth: int, sizes: Sequence[int], excluded: Sequence[int] = ()) -
 
 
 def most(windows: Iterable[Window]) -> int:
-    """The largest number of the windows that do not overlap."""
+    """How many of the windows can be chosen together at most, if no two may overlap."""
     count, end = 0, -1
     for first, last in sorted(windows, key=lambda window: window[1]):
         if first > end:

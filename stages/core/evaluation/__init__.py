@@ -1,4 +1,4 @@
-"""Latency, classification, summaries, ROUGE, and the protocol of the seeds' notebook.
+"""Latency, classification, summaries, ROUGE, and the notes' protocol.
 
 May import: process, settings, architecture, training.
 """

@@ -53,13 +53,13 @@ class Tokenizer(tokenizers.Tokenizer):
 
 
 def _split(word: str) -> list[str]:
-    """A word of another script in one normal form; its characters where the script has no spaces."""
+    """A word of another script in Unicode's normal form NFKC, split into characters where the script has no spaces."""
     word = unicodedata.normalize("NFKC", word).lower()
     return regex.findall(r"\X", word) if _UNSPACED.search(word) else [word]
 
 
 class Rouge(evaluate.Metric):
-    """Mean F-measures of predictions against references; rougeLsum takes lines for sentences."""
+    """Mean F-measures of predictions against references. For rougeLsum each line is one sentence."""
 
     def _info(self):
         text = datasets.Value("string")
@@ -84,7 +84,7 @@ def rouge(predictions: list[str], references: list[str], stemmer: bool = True) -
 
 
 def check(references: list[str]) -> None:
-    """Raise UserError at the first reference without a word: nothing could score above 0 against it."""
+    """Raise UserError at the first reference without a word: every summary would score 0 against it."""
     words = Tokenizer(use_stemmer=False)
     for row, text in enumerate(references):
         if not words.tokenize(text):
@@ -92,13 +92,13 @@ def check(references: list[str]) -> None:
 
 
 def lead(text: str, count: int = 3) -> str:
-    """The first sentences of an article: the baseline that is hard to beat on news."""
+    """The first sentences of an article (lead-3): a strong baseline on news."""
     return " ".join(sentences(text)[:count])
 
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text; a new line always begins one.
 
-    Thai, Lao and others that end no sentence by a sign have one sentence a line.
+    Thai, Lao and other scripts that do not mark the end of a sentence have one sentence a line.
     """
     return [sentence.strip() for sentence in _END.split(text.strip()) if sentence.strip()]

@@ -91,7 +91,7 @@ def _variants(study: Study) -> Chapter:
             f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
             Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
             "Sharing saves memory, not arithmetic. A model computes less where layers are gone or matrices are of low "
-            "rank. *Dense* counts a shared weight in every layer that uses it, as the seeds did.",
+            "rank. *Dense* counts a shared weight in every layer that uses it, as the notes did.",
             tables.storage(study),
         ],
     )
@@ -161,14 +161,14 @@ def _published(study: Study) -> Chapter:
     model = study.provenance["model"]
     if model == seeds.model:
         comparable = (
-            f"This run is of the same model, `{model}`: *seeds' protocol* and *published* may be compared line by "
+            f"This run is of the same model, `{model}`: *notes' protocol* and *published* may be compared line by "
             "line, dense parameters with published ones, latencies only on like devices. *Ours* measures something "
             "else, and no published column stands for it."
         )
     else:
         comparable = (
             f"The published figures are of `{seeds.model}`, this run is of `{model}`: no value here may be compared "
-            "with a published one, only the order of variants within a column, and how far *ours* and the *seeds' "
+            "with a published one, only the order of variants within a column, and how far *ours* and the *notes' "
             "protocol* lie apart. Profile `gpt2` makes the comparison line by line."
         )
     return Chapter(

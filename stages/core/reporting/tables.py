@@ -71,7 +71,7 @@ def storage(study: Study) -> Table:
 
 
 def sentiment(study: Study) -> Table:
-    """Accuracy with its interval, macro F1, the majority's share, and what the seeds say together."""
+    """Accuracy with its interval, macro F1, the majority's share, and the mean and spread over random seeds."""
     rows = [
         (
             name,
@@ -158,13 +158,13 @@ def neighbours(study: Study) -> list[Table]:
 
 
 def beside(study: Study) -> list[Table]:
-    """One narrow table a measure: ours, ours by the seeds' protocol, and what the seeds published."""
+    """One narrow table a measure: ours, ours by the notes' protocol, and what the notes published."""
     theirs = {name: study.published.seeds.of(name) for name in study.variants}
     known = [name for name in study.variants if theirs[name]]
 
-    def table(title: str, ours: Callable, seeds: Callable, key: str, digits: int, columns=("ours", "seeds' protocol")):
+    def table(title: str, ours: Callable, notes: Callable, key: str, digits: int, columns=("ours", "notes' protocol")):
         rows = [
-            (name, *(_number(value, digits) for value in (ours(name), seeds(name), getattr(theirs[name], key))))
+            (name, *(_number(value, digits) for value in (ours(name), notes(name), getattr(theirs[name], key))))
             for name in known
         ]
         return Table(("variant", *columns, "published"), rows, title, narrow=True)
@@ -194,7 +194,7 @@ def beside(study: Study) -> list[Table]:
             lambda name: study.latency[name].get("seed_ms"),
             "latency_ms",
             1,
-            ("ours (token)", "seeds' protocol"),
+            ("ours (token)", "notes' protocol"),
         ),
         table(
             "Sentiment accuracy",

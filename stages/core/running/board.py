@@ -1,4 +1,4 @@
-"""What `make repro` has done, does at the moment, and has still to do."""
+"""The progress of `make repro`: stages done, stages running, and the time left."""
 
 import statistics
 import threading
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from stages.core.running.graph import Plan
 
-ENOUGH = 2  # times of stages of a kind that make an estimate; the first may be an exception
+ENOUGH = 2  # an estimate needs the times of this many stages of a kind: the first may be an exception
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of DVC does: a stage and since when, or none between two stages."""
+    """What one call of DVC is doing: the stage and when it began; None between two stages."""
 
     name: str  # of the call
     stage: str | None
@@ -23,7 +23,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Left:
-    """Seconds that a run will still take; `more` where stages are among the rest whose time is not known yet."""
+    """Seconds that a run will still take. `more`: it will take longer, as some stages have no known time yet."""
 
     seconds: float
     more: bool
@@ -88,10 +88,10 @@ class Board:
             return len(self.done & self.stages), len(self.stages)
 
     def left(self) -> Left | None:
-        """How long the rest will take, by the median time of stages of a kind; None as long as that is a guess.
+        """The time left, from the median time of each kind of stage; None while too few stages have run.
 
-        Between two stages lies the usual pause. Chains share the jobs, but none is faster than its own stages one
-        after the other.
+        The mean pause between two stages is added. Chains share the jobs, but a chain takes at least as long as its
+        own stages one after the other.
         """
         with self.lock:
             typical, known = self._typical(), defaultdict(int)

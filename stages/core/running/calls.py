@@ -1,4 +1,4 @@
-"""Calls of DVC whose words go to logs, one for each stage, instead of to the screen."""
+"""Runs DVC and writes its output to logs, one for each stage, instead of the screen."""
 
 import os
 import re
@@ -16,15 +16,15 @@ from stages.core.process.progress import REPORT
 from stages.core.running.board import Board
 from stages.core.running.screen import report_file
 
-# What DVC says of a stage. Another DVC may say it otherwise: then fewer lines are shown, and nothing else changes.
+# What DVC prints about a stage. With another wording the screen shows fewer lines; nothing else depends on it.
 BEGIN = re.compile(r"Running stage '(.+)':$")
 SKIP = re.compile(r"Stage '(.+)' didn't change, skipping$")
 RESTORE = re.compile(r"Stage '(.+)' is cached - skipping run, checking out outputs$")
 RECORD = re.compile(r"(Updating|Generating) lock file '.+'$")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-DVC = "dvc"  # the name of the log of what DVC says between two stages
-KEPT = 200  # last lines in which the reason of a failure is looked for
-SHOWN = 8  # lines of it
+DVC = "dvc"  # name of the log for what DVC prints between two stages
+KEPT = 200  # last lines of output that are searched for the reason of a failure
+SHOWN = 8  # lines of the reason that are shown
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Calls:
         self.log(None).write_text("", encoding="utf-8")
 
     def log(self, stage: str | None) -> Path:
-        """The log of a stage, or the one of what belongs to none."""
+        """The path of a stage's log; for None, of the log of what belongs to no stage."""
         return self.logs / f"{(stage or DVC).replace('/', '_')}.log"
 
     def run(self, name: str, *arguments: str, surroundings: Mapping[str, str] | None = None) -> Failure | None:
-        """One call of DVC, by the name under which the screen shows it; None where it went well."""
+        """Run DVC once. Returns None where it succeeded. name: what the screen calls it."""
         variables = {**os.environ, **(surroundings or {}), REPORT: str(report_file(self.reports, name))}
         command = [sys.executable, "-m", "stages.core.running.dvc_child", str(os.getpid()), *arguments]
         with self.lock:
@@ -100,7 +100,7 @@ class Calls:
             child.kill()
 
     def _follow(self, name: str, words: Iterable[str]) -> tuple[str | None, list[str]]:
-        """Write to logs what DVC says, until it ends; returns the stage that it ended in, and its last lines."""
+        """Write DVC's output to the logs until it ends. Returns the stage that it ended in, and its last lines."""
         stage, said, log = None, deque(maxlen=KEPT), self._open(None)
         try:
             for line in words:
@@ -126,18 +126,18 @@ class Calls:
         return stage, list(said)
 
     def _open(self, stage: str | None) -> TextIO:
-        """A log to write to: a stage's is begun anew."""
+        """The log, open for writing. The log of a stage is overwritten, the common one is appended to."""
         return self.log(stage).open("w" if stage else "a", encoding="utf-8", buffering=1)
 
     def _end(self, name: str, stage: str | None) -> None:
-        """The stage of a call has ended well."""
+        """Record that the stage of a call has succeeded."""
         if stage:
             spent = self.board.end(name)
             self.screen.stage(stage, f"{spent:.1f} s")
 
 
 def reason(said: list[str], status: int) -> list[str]:
-    """The lines of a failed stage's last words that say why: its error line, or the end of its traceback, or DVC's."""
+    """The lines of output that explain a failure: the error line, or the end of a traceback, or DVC's own message."""
     lines = [line for line in said if line.strip()]
     ends = [number for number, line in enumerate(lines) if line.startswith("ERROR: ")]
     own, theirs = (lines[: ends[-1]], lines[ends[-1] :]) if ends else (lines, [])
@@ -147,6 +147,6 @@ def reason(said: list[str], status: int) -> list[str]:
         starts = [number for number, line in enumerate(own) if not line.startswith((" ", "\t"))]
     if starts:
         return own[starts[-1] :][:SHOWN]
-    # It said nothing of the kind: killed perhaps. DVC names the whole command, which helps nobody.
+    # No error line: it may have been killed. DVC repeats the whole command, which is left out.
     told = [re.sub(r"failed to run: .*, exited", "exited", line) for line in theirs]
     return [*own[-2:], *told][:SHOWN] or [f"exit status {status}"]

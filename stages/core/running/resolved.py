@@ -1,4 +1,4 @@
-"""params.yaml with every default filled in, as text: what differs from the defaults, and the defaults as comments."""
+"""params.yaml as text with every default: the values that differ from it, and the defaults as comments."""
 
 import copy
 import json
@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from stages.core.settings.params import Params
 from stages.core.settings.section import Section
 
-TAGS = ("kind", "choose", "method")  # which kind of section it is, so read first
-GLUE = "\0"  # a space at which no line breaks
+TAGS = ("kind", "choose", "method")  # keys that say which kind of section it is; they are shown first
+GLUE = "\0"  # stands for a space at which no line may break
 PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w./-]*", re.IGNORECASE)
 
 
@@ -61,7 +61,7 @@ def split(found: Section) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _leave_out(part: dict[str, Any], same: Callable[[], bool]) -> None:
-    """Take every key from `part`, and from the mappings in it, without which all is the same."""
+    """Remove from `part`, and from mappings in it, every key that is not needed for `same()` to hold."""
     for key in list(part):
         value = part.pop(key)
         if not same():

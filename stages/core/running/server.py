@@ -1,13 +1,13 @@
-"""The process that `make repro` keeps for its stages: it has imported what they import, and forks for each one.
+"""The process that `make repro` keeps for its stages: it imports their libraries once and forks for each stage.
 
-A stage's own imports take seconds of a core, a fork takes milliseconds. A child computes what a process of its own
-would have: environment, folder, arguments and standard streams are the client's, threads and random states are as in
-a new process, and it runs the same module in the same way. So the server refuses whatever would differ: other code,
-another Python, another environment (libraries read it when they are imported).
+A stage's own imports take seconds of a core, a fork takes milliseconds. A child computes the same as a new process: it
+has the client's environment, folder, arguments and standard streams, fresh threads and random states, and it runs the
+same module. The server refuses a client with other code, another Python or another environment, because libraries read
+the environment when they are imported.
 
-The socket lies in a folder that only its owner can enter. The server ends when the process that started it does,
-however that was; a child ends with its client, with the DVC that `make repro` names (see `process.guard`), and with
-the server.
+The socket lies in a folder that only its owner can enter. The server ends when the process that started it ends
+or is killed. A child ends with its client, with the DVC that `make repro` names (see `process.guard`), and with the
+server.
 """
 
 import atexit
@@ -33,14 +33,14 @@ from stages.core.process import guard, progress
 from stages.core.running import wire
 
 ROOT = Path(__file__).resolve().parents[3]
-# What may differ between the server and a stage: no library reads it when it is imported.
+# Environment variables that may differ between the server and a stage: no library reads them at import.
 FREE = {
     *("DVC_STAGE", "DVC_ROOT", guard.DVC, progress.REPORT, wire.SERVER),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PWD", "OLDPWD", "SHLVL", "_"),
 }
-OTHERS = ("running", "reporting")  # rooms of commands, and of a single stage
+OTHERS = ("running", "reporting")  # rooms that are not imported here: of commands, and of a single stage
 CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
-# What stages import where they need it, and so nobody has imported with the rooms.
+# Libraries that stages import inside functions, so that importing the rooms does not import them.
 LIBRARIES = (
     "accelerate",
     "datasets",
@@ -60,7 +60,7 @@ def modules() -> list[str]:
     rooms = sorted(path for path in (ROOT / "stages" / "core").glob("*/*.py") if path.parent.name not in OTHERS)
     own = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms]
     types = [name for family in FAMILIES for name in family.model_types]
-    # First what sets the variables that libraries read when they are imported, as in a stage.
+    # This one first, as in a stage: it sets variables that libraries read when they are imported.
     return [
         "stages.core.process.command",
         *own,
@@ -71,9 +71,9 @@ def modules() -> list[str]:
 
 @contextmanager
 def serving(*imports: str, log: Path = Path(os.devnull)) -> Iterator[dict[str, str]]:
-    """Yield the environment variables by which stages find a server that has imported `imports`, or else `modules()`.
+    """Yield the environment variables by which stages find the server. imports: modules; by default `modules()`.
 
-    They can be used at once: who comes before the imports are done waits for them. `log` gets what the server says.
+    They can be used at once: a client that comes early waits until the imports are done. log: the server's output.
     """
     with tempfile.TemporaryDirectory(prefix="stages-", ignore_cleanup_errors=True) as folder:  # mode 0700
         path = os.path.join(folder, "socket")
@@ -111,7 +111,7 @@ def digest() -> str:
 
 
 class Server:
-    """Answers clients one after the other; what it holds of each is the connection, by its child's number."""
+    """Answers clients one after the other. children: process id of a child -> the connection to its client."""
 
     def __init__(self, listener: socket.socket, imports: list[str]):
         self.listener, self.children = listener, {}
@@ -121,12 +121,12 @@ class Server:
         for name in imports:
             importlib.import_module(name)
         assert "torch" not in sys.modules or not sys.modules["torch"].cuda.is_initialized()
-        # What imports have set, as they would have in the stage's own process.
+        # Variables that the imports have set, as they would in a stage's own process.
         own = {key: value for key, value in os.environ.items() if key != CHECK}
         self.added = {key: value for key, value in own.items() if self.environment.get(key) != value}
 
     def serve(self) -> dict | None:
-        """A request, in the child that is to meet it; None in the server, when its time is over."""
+        """Serve until the end. Returns None in the server, and in each forked child the request that it has to run."""
         awake, bell = socket.socketpair()
         bell.setblocking(False)
         signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
@@ -140,7 +140,7 @@ class Server:
             if awake in ready:
                 awake.recv(4096)
                 self.reap()
-            if 0 in ready:  # the end of who started this: nobody new, but who is at work may finish
+            if 0 in ready:  # the process that started this has ended: no new clients, but running children may finish
                 self.listener.close()
                 waiting = []
             elif self.listener in ready:
@@ -156,7 +156,7 @@ class Server:
         return None
 
     def reap(self) -> None:
-        """Tell the clients of children that have ended how they did."""
+        """Send the exit status of each child that has ended to its client."""
         while self.children:
             number, status = os.waitpid(-1, os.WNOHANG)
             if not number:
@@ -168,7 +168,7 @@ class Server:
                     pass  # the client is gone
 
     def answer(self, connection: socket.socket) -> tuple[dict, list[int]] | None:
-        """Fork for a client or refuse it; the request and its standard streams in the child, None in the server."""
+        """Fork for a client, or refuse it. Returns the request and its standard streams in the child, else None."""
         streams, number = [], None
         try:
             connection.settimeout(5)
@@ -190,7 +190,7 @@ class Server:
         return None
 
     def mistake(self, asked: dict) -> str:
-        """Why the process that asks would not compute the same here, or nothing."""
+        """Why a child of this server would not compute the same as the client; empty where it would."""
         if asked["python"] != [sys.prefix, sys.version] or asked["code"] != str(ROOT / "stages"):
             return f"the server of `make repro` runs {ROOT} by {sys.prefix}"
         if digest() != self.code:
@@ -200,7 +200,7 @@ class Server:
         return f"`make repro` was started with another {', '.join(sorted(names))}" if names else ""
 
     def become(self, asked: dict, streams: list[int], connection: socket.socket) -> None:
-        """In the child: what a new process would have, from the client."""
+        """Make the child like a new process of the client: its session, streams, folder, environment, arguments."""
         os.setsid()
         for place, stream in enumerate(streams):
             os.dup2(stream, place)
@@ -243,8 +243,8 @@ def main(folder: str, number: str, *imports: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if asked:
         runpy.run_module(f"stages.{asked['name']}", run_name="__main__", alter_sys=True)
-        # All went well. Taking apart all that was imported would cost more than many a stage; multiprocessing ends its
-        # forked processes in the same way.
+        # Success. Unloading all modules would take longer than many stages; multiprocessing ends its forked processes
+        # in the same way.
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()

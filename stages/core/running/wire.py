@@ -1,6 +1,6 @@
-"""What a stage's client and the server of `make repro` say to each other, over a unix socket.
+"""Messages between a stage's client and the server of `make repro`, over a unix socket.
 
-Imports nothing that a start would have to wait for.
+Imports only what is quick to import, because every stage waits for it.
 """
 
 import json
@@ -12,14 +12,14 @@ SIZE = struct.Struct("!I")
 
 
 def send(connection: socket.socket, message: object, descriptors: tuple[int, ...] = ()) -> None:
-    """Send a value that JSON can hold, and file descriptors with it."""
+    """Send a JSON value, and file descriptors with it."""
     text = json.dumps(message).encode()
     socket.send_fds(connection, [SIZE.pack(len(text))], descriptors)
     connection.sendall(text)
 
 
 def receive(connection: socket.socket, descriptors: int = 0) -> tuple[object, list[int]]:
-    """The next value, and at most so many file descriptors. Raises EOFError where the other end is gone."""
+    """The next value, and at most `descriptors` file descriptors. Raises EOFError where the other end is gone."""
     head, found, _, _ = socket.recv_fds(connection, SIZE.size, descriptors)
     head += _exactly(connection, SIZE.size - len(head))
     return json.loads(_exactly(connection, *SIZE.unpack(head))), found

@@ -101,7 +101,7 @@ class Repeated(Schedule):
 
 
 class LearningRate(Section):
-    """By what is trained."""
+    """Learning rates, one for each kind of parameter."""
 
     all: Rate = Field(5e-5, description="a whole model")
     deltas: Rate = Field(1e-3, description="deltas A and B")
@@ -110,7 +110,7 @@ class LearningRate(Section):
 
 
 class Validation(Section):
-    """How the best state so far is looked for."""
+    """How often, and on how many tokens, the validation split is scored."""
 
     times: Count = Field(8, description="evaluations in a training")
     max_tokens: int = Field(32768, ge=2, description="tokens of the validation split")
@@ -134,7 +134,7 @@ class Finetune(Repeated):
 
 
 class HeadRates(Section):
-    """Of the task's head, and of whatever of the model is trained with it."""
+    """Learning rates of the task's head, and of what is trained with it."""
 
     head: Rate = Field(1e-3, description="the head")
     model: Rate = Field(2e-5, description="what is trained with it")
@@ -153,7 +153,7 @@ class HeadRecipe(Repeated):
 
 
 class SeedPerplexity(Section):
-    """The seeds' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
+    """The notes' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
 
     rows: Count = Field(200, description="test rows with text")
     length: Sequence = Field(128, description="tokens of a row, padding counted")
@@ -167,7 +167,7 @@ class Perplexity(Section):
     stride: Count = Field(512, description="tokens scored by a window")
     batch_size: Count = Field(8, description="windows of a forward pass")
     max_tokens: Count | None = Field(None, description="tokens of the test split; null is all of it")
-    seed_protocol: SeedPerplexity | None = Field(None, description="{} measures by the seeds' protocol as well")
+    seed_protocol: SeedPerplexity | None = Field(None, description="{} measures by the notes' protocol as well")
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -187,7 +187,7 @@ class Generate(Section):
 
 
 class SeedLatency(Section):
-    """The seeds' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
+    """The notes' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
 
     prompt_tokens: Count = Field(8, description="tokens of the prompt")
     length: Sequence = Field(64, description="tokens of prompt and continuation")
@@ -207,7 +207,7 @@ class Latency(Section):
     new_tokens: Count = Field(128, description="tokens of the continuation")
     warmup: Natural = Field(3, description="generations before any is timed")
     repeats: int = Field(20, ge=2, description="generations that are timed")
-    seed_protocol: SeedLatency | None = Field(None, description="{} measures by the seeds' protocol as well")
+    seed_protocol: SeedLatency | None = Field(None, description="{} measures by the notes' protocol as well")
 
 
 class SummaryTraining(Repeated):
@@ -217,7 +217,7 @@ class SummaryTraining(Repeated):
 
 
 class SeedSummaries(Section):
-    """The seeds' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
+    """The notes' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
 
     article_tokens: Count = Field(128, description="tokens of an article")
     new_tokens: Count = Field(60, description="tokens of a summary")
@@ -233,11 +233,11 @@ class Summarize(Section):
     beams: Count = Field(3, description="beams of the search")
     no_repeat_ngram: Natural = Field(2, description="length of the n-grams that may not repeat; 0 allows all")
     no_repeat_over: Literal["continuation", "all"] = Field(
-        "all", description="whether the article's n-grams are forbidden too (`all`, transformers' way and the seeds')"
+        "all", description="whether the article's n-grams are forbidden too (`all`, transformers' way and the notes')"
     )
     batch_size: Count = Field(8, description="articles of a forward pass")
     training: SummaryTraining | None = Field(None, description="null summarises untrained")
-    seed_protocol: SeedSummaries | None = Field(None, description="{} measures by the seeds' protocol as well")
+    seed_protocol: SeedSummaries | None = Field(None, description="{} measures by the notes' protocol as well")
 
     @model_validator(mode="after")
     def _format_has_the_article_once(self):
@@ -287,7 +287,7 @@ class Profile(Section):
 
 
 class Pretrain(Section):
-    """The recipe of the embedded model."""
+    """The recipe of the bundled model."""
 
     stories: Count = Field(description="stories of the training text")
     seed: Natural = Field(description="of the stories and the weights")

@@ -25,7 +25,7 @@ FORMS = (
     ("regression", "weighted", "none"),
     ("regression", "joint", "none"),
 )
-# Two starts, the one of the project's seeds and the joint fit, for every recovery at every rate.
+# Two starts, the notes' and the joint fit, for every recovery at every rate.
 STARTS = {
     "seeds": {"alignment": "pre_activation", "base": "mean", "delta": "zero"},
     "joint": {"alignment": "cost", "reference": "centre", "base": "regression", "delta": "joint"},

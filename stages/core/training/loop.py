@@ -1,4 +1,4 @@
-"""The training loop, for recoveries, task heads and the embedded model."""
+"""The training loop, for recoveries, task heads and the bundled model."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
