@@ -1,5 +1,6 @@
 """No test needs a network, and every run draws the same examples; runs of the whole DAG, made once for all tests."""
 
+import fcntl
 import os
 import shutil
 import sys
@@ -15,30 +16,32 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores are 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("steady")
 
-# Whose tests take the fixture `clone`; a file missing here would make a clone of its own.
-CLONED = {"test_clones", "test_dag", "test_leftovers", "test_pipeline", "test_remotes"}
-
 
 def pytest_xdist_make_scheduler(config, log):
-    """Files go side by side; those that share the clone stay together, for only one process makes it."""
+    """Files go side by side."""
     from xdist.scheduler import LoadFileScheduling
 
-    class Files(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "clone" if Path(file).stem in CLONED else file
-
-    return Files(config, log)
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory) -> Path:
-    """A shrunk clone after one run of everything, in a path with a space. Whoever changes it puts it back."""
+def clone(tmp_path_factory, worker_id) -> Path:
+    """A shrunk clone after one run of everything, in a path with a space. Whoever changes it puts it back.
+
+    Of several test processes one makes it, and each has a copy.
+    """
     from shrunk import new_clone, run, stages_run
 
-    folder = new_clone(tmp_path_factory.mktemp("clone") / "a study")
-    assert "report" in stages_run(run(folder, sys.executable, "-m", "stages.commands.repro", "--jobs", "2"))
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    made = (base if worker_id == "master" else base.parent) / "clone" / "a study"
+    made.parent.mkdir(exist_ok=True)
+    with (made.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made.parent / "done").exists():
+            new_clone(made)
+            assert "report" in stages_run(run(made, sys.executable, "-m", "stages.commands.repro", "--jobs", "2"))
+            (made.parent / "done").touch()
+    return shutil.copytree(made, tmp_path_factory.mktemp("clone") / "a study", symlinks=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The sentiment task: padding has no say, what trains is what was asked for, scores are those of the reference."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import tiny
@@ -162,7 +160,7 @@ def test_a_long_text_is_cut_inside_a_whole_template(keep, kept, tmp_path):
 @pytest.mark.parametrize("label", ["positive", None])
 def test_a_label_that_is_no_number_is_named(label, monkeypatch):
     table = {"text": ["fine", "bad"], "label": [1, label]}
-    monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: table))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: table)
     with pytest.raises(UserError, match="row 1 .* whole number in 'label'"):
         sources.labelled(LabelledDataset(kind="dataset", path="x", train="a", test="b"), "train", *FILES)
 

@@ -40,7 +40,7 @@ def second(tmp_path_factory) -> Path:
     chance = random.Random(5)
     for _ in range(10):
         study = subprocess.Popen(STUDY, cwd=folder, env=environment(), **SILENT)
-        while study.poll() is None and len(at_work(folder)) < 3:  # the two of `STUDY` alone: no stage yet
+        while study.poll() is None and len(at_work(folder)) < 5:  # the study, its server, DVC: no stage yet
             time.sleep(0.1)
         time.sleep(chance.uniform(0, 8))
         with suppress(psutil.NoSuchProcess):  # the study, or what it runs, may have ended by itself

@@ -1,5 +1,6 @@
 """The Makefile wherever the folder lies: a path with a space, a folder renamed after `make`, an archive without git."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,9 @@ def folder(tmp_path) -> Path:
 def make(folder: Path, *targets: str) -> str:
     """What `make` prints."""
     command = ["make", f"PYTHON={folder.parent}/python3", *targets]
-    done = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+    # `make test` hands these down, and then every `make` says which folder it enters.
+    surroundings = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=folder, env=surroundings, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
