@@ -1,4 +1,4 @@
-"""Running out of memory: how it is known, and which keys of params.yaml would have asked for less."""
+"""What a stage that runs out of memory says: which keys of params.yaml to lower."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ GROWING = ("batch_size", "sequence_length", "context", "reach", "beams")
 
 
 def note(key: str, section: Any) -> None:
-    """Remember the sizes in a section of params.yaml, itself at `key`, and in the sections within it."""
+    """Remember the sizes in the section of params.yaml whose key is `key`, and in the sections within it."""
     for name, value in section:
         if name in GROWING:
             SIZES[f"{key}.{name}"] = value
