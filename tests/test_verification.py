@@ -13,8 +13,9 @@ from dvc.cli import main as dvc
 from dvc.repo import Repo
 from shrunk import commit, run
 
+from stages.commands import verify as command
 from stages.commands.verify import commands
-from stages.core.running.verification import verify
+from stages.core.running.verification import Finding, verify
 
 GRAPH = """
 stages:
@@ -228,3 +229,14 @@ def test_the_command_says_so_and_fails_only_where_something_is_damaged(study):
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")
     assert "damaged output: text.txt (text)" in done.stdout
     assert done.stdout.endswith("rm -r text.txt\ndvc checkout text.txt\n")
+
+
+@pytest.mark.parametrize(("stages", "lines"), [(2, 3), (120, 2)])
+def test_where_nothing_was_run_one_line_says_so(stages, lines, monkeypatch, capsys):
+    missing = [Finding("missing object", Path(f"{n}"), f"s@{n}", mend=f"dvc repro -s s@{n}") for n in range(stages)]
+    monkeypatch.setattr(command, "verify", lambda *_: missing)
+    monkeypatch.setattr(command.repository, "opened", lambda: None)
+    command.main()
+    said = capsys.readouterr().out
+    assert said.count("\n") == lines and f"{stages} missing" in said and "To mend" not in said
+    assert ("`make repro` makes them" in said) == (stages > command.FEW)

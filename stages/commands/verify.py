@@ -11,6 +11,8 @@ from stages.core.process.progress import progress
 from stages.core.running import repository
 from stages.core.running.verification import verify
 
+FEW = 8  # commands for missing objects that are told one by one
+
 
 def main() -> None:
     from dvc.exceptions import DvcException
@@ -26,8 +28,12 @@ def main() -> None:
     except DvcException as error:
         raise UserError(f"{error} (`make repro` mends a dvc.lock that was cut short)") from None
     missing = [finding for finding in found if finding.what == "missing object"]
-    for mend, count in Counter(finding.mend for finding in missing).items():
-        print(f"missing objects: {count} (`{mend}`)")
+    remedies = Counter(finding.mend for finding in missing)
+    if len(remedies) > FEW:
+        print(f"missing objects: {len(missing)} (`make repro` makes them, `dvc pull` fetches them from a remote)")
+    else:
+        for mend, count in remedies.items():
+            print(f"missing objects: {count} (`{mend}`)")
     damaged = [finding for finding in found if finding not in missing]
     for finding in damaged:
         print(f"{finding.what}: {finding.path} ({finding.stage or 'of an earlier run'})")
@@ -37,7 +43,8 @@ def main() -> None:
     inputs = [str(finding.path) for finding in damaged if finding.what == "changed input"]
     if inputs:
         print("Of inputs, `git restore` puts back what git has, and `dvc repro` takes them as they are now.")
-    print("\n".join(["To mend:", *commands(damaged)]))
+    if mending := commands(damaged):
+        print("\n".join(["To mend:", *mending]))
     raise UserError("files are not what dvc.lock says (see above)")
 
 
