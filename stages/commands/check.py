@@ -27,8 +27,7 @@ def main() -> None:
     print(resolved.text(found), end="\n\n")
     profile = found.profiles[found.profile]
     hub.refuse_missing_folder(f"profiles.{found.profile}.base.model", profile.base.model)
-    if missing := missing_files(found.profile, profile):
-        raise UserError("\n       ".join(missing))
+    rules.refuse(missing_files(found.profile, profile))
     known = model_of(profile.base)
     if known is None:
         print(f"params.yaml, profile {found.profile}: right in itself.")
@@ -57,7 +56,7 @@ def missing_files(name: str, profile: Profile) -> list[str]:
     for section in ("prepare", "reviews", "articles"):
         for split, file in (getattr(getattr(profile, section).source, "data_files", None) or {}).items():
             if "://" not in file and not glob.glob(str(Path(file).expanduser()), recursive=True):
-                lines.append(f"params.yaml: profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")
+                lines.append(f"profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")
     return lines
 
 
