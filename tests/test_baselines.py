@@ -1,5 +1,7 @@
 """Baselines: what they store, that they survive the disk and training, and what their closed forms promise."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -31,6 +33,7 @@ SPECS = {
     "weighted": low_rank(),
     "pruned each": Prune(method="prune", scope="matrix", target_parameters=TARGET),
     "pruned all": Prune(method="prune", scope="all", target_parameters=TARGET),
+    "pruned by input": Prune(method="prune", score="input", target_parameters=TARGET),
 }
 every_baseline = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
@@ -73,7 +76,9 @@ def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path)
 def test_factors_count_by_the_formula(name):
     model, sharing = built(name, low_rank())
     shapes, (total, _) = shape.of_model(model_of := tiny.model(name)).matrices, formula(name)
-    whole = tiny.LAYERS * sum(d_out * d_in for d_out, d_in in shapes.values())
+    factored = [role for ranks in sharing.ranks.values() for role in ranks]
+    assert 0 < len(factored) <= tiny.LAYERS * len(shapes)
+    whole = sum(shapes[role][0] * shapes[role][1] for role in factored)
     thin = sum(rank * sum(shapes[role]) for ranks in sharing.ranks.values() for role, rank in ranks.items())
     assert sum(p.numel() for p in model_of.parameters()) == total
     assert tiny.count(model, sharing)["parameters"] == total - whole + thin
@@ -109,6 +114,28 @@ def test_the_weighted_fit_wins_on_its_own_objective_and_rank_never_hurts(name):
         assert all(w <= s * (1 + 1e-6) for w, s in zip(errors["weighted", rank], errors["svd", rank]))
     for few, many in ((2, 6), (6, 12)):
         assert all(b <= a for a, b in zip(errors["weighted", few], errors["weighted", many]))
+
+
+@tiny.every_family
+def test_pruning_by_input_keeps_what_makes_most_output(name):
+    model = tiny.model(name)
+    known = tiny.calibration(model)
+    sparse, _ = baselines.prune(tiny.view(model), known, SPECS["pruned by input"])
+    kept, gone = [], []
+    for layer in range(tiny.LAYERS):
+        for role, linear in sparse.linears(layer).items():
+            sizes = known.moments(layer)[SITE[role]].second.diagonal().sqrt()
+            scores = tiny.view(model).read_double(layer)[f"w_{role}"].abs() * sizes
+            stays = sparse.canonical(linear.weight) != 0
+            kept.append(scores[stays].min())
+            gone.append(scores[~stays].max() if (~stays).any() else 0.0)
+    assert max(gone) <= min(kept) * (1 + 1e-5)
+    # Inputs that are all of one size leave the order of the magnitudes.
+    alike = {"input": known.moments(0)["input"], "hidden": known.moments(0)["hidden"]}
+    alike = {site: type(m)(m.mean, torch.eye(len(m.mean), dtype=torch.float64)) for site, m in alike.items()}
+    same, _ = baselines.prune(tiny.view(model), replace(known, moments=lambda layer: alike), SPECS["pruned by input"])
+    plain, _ = baselines.prune(tiny.view(model), known, SPECS["pruned all"])
+    assert tiny.same(tiny.state(same.model), tiny.state(plain.model))
 
 
 @tiny.every_family

@@ -57,6 +57,38 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
     assert min([1.0, *sum(given, [])]) >= max([0.0, *sum(refused, [])])
 
 
+@given(budget=st.integers(0, 150), price=st.floats(1e-3, 0.1), seed=st.integers(0, 999))
+def test_keeping_matrices_dense_is_never_worse_and_best_at_every_price(budget, price, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"in": (6, 5), "out": (5, 6)}
+    gains = {(layer, role): (torch.rand(5, generator=generator).double() ** 3).sort(descending=True).values
+             for layer in (3, 4) for role in shapes}  # fmt: skip
+
+    def cost(found):
+        stored = error = 0
+        for (layer, role), values in gains.items():
+            rank = found[str(layer)].get(role)
+            stored += 30 if rank is None else 11 * rank
+            error += 0.0 if rank is None else values[rank:].sum().item()
+        return stored, error
+
+    def chosen(budget):
+        found = budgets.factor_or_keep(gains, shapes, budget)
+        assert all(11 * rank < 30 for roles in found.values() for rank in roles.values())
+        return cost(found)
+
+    stored, error = chosen(budget)
+    assert stored <= budget and error <= cost(budgets.water_fill(gains, shapes, budget))[1] + 1e-12
+    # By brute force: the best way at a price per parameter is found with what that way stores.
+    ways = [
+        cost({str(layer): {role: rank for (one, role), rank in zip(gains, each) if one == layer and rank is not None}
+              for layer in (3, 4)})
+        for each in itertools.product([0, 1, 2, None], repeat=4)
+    ]  # fmt: skip
+    stored, error = min(ways, key=lambda way: way[1] + price * way[0])
+    assert chosen(stored) == (stored, pytest.approx(error, abs=1e-9))
+
+
 def test_gains_are_the_relative_errors_that_ranks_take_away():
     built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
     known = tiny.calibration(built)

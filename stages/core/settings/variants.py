@@ -174,7 +174,8 @@ class Drop(Section):
 class LowRank(Section):
     """Each FFN matrix alone as a product of two thin ones, stored so.
 
-    ranks: `equal` gives each matrix the same share of its parameters, `filled` the next rank to where it helps most.
+    ranks: `equal` gives each matrix the same share of its parameters, `filled` the next rank to where it helps most,
+    and leaves a matrix dense where that helps more.
     """
 
     method: Literal["low_rank"]
@@ -188,9 +189,11 @@ class Prune(Section):
     """The smallest entries of the FFN matrices are zero and stay so; the target counts those that are not.
 
     scope: the smallest of each `matrix`, or of `all` together.
+    score: an entry's `magnitude`, or its magnitude times the root mean square of the `input` that it multiplies.
     """
 
     method: Literal["prune"]
+    score: Literal["magnitude", "input"] = Field("magnitude", description="what makes an entry small")
     scope: Literal["matrix", "all"] = Field("all", description="which entries are compared")
     target_parameters: Target = Field(description=TARGET)
 

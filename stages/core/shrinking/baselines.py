@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from stages.core.architecture import targets
 from stages.core.architecture.depth import influence, keep_layers
@@ -31,9 +32,10 @@ def drop(view: ModelView, calibration: Calibration, spec: Drop) -> tuple[ModelVi
 def low_rank(
     view: ModelView, calibration: Calibration, spec: LowRank, ranks: Mapping[str, Mapping[str, int]] | None = None
 ) -> tuple[ModelView, Sharing]:
-    """Every FFN matrix W as a product A B, fitted to W itself or weighted by the second moments of its inputs.
+    """FFN matrices W as products A B, fitted to W itself or weighted by the second moments of its inputs.
 
-    ranks: layer, as JSON's string -> role -> rank; by default those that fill the budget of `spec`. With
+    ranks: layer, as JSON's string -> role -> rank, without the matrices that stay dense; by default what fills the
+    budget of `spec`: with ranks `filled` a matrix stays dense where that leaves less error for as many parameters. With
     `bias_correction`, and if the model has biases, b absorbs the mean error (W - A B) E[x].
     """
     factored = view.copy()
@@ -42,6 +44,8 @@ def low_rank(
     for layer in calibration.watch(range(view.depth)):
         original, moments = view.read_double(layer), calibration.moments(layer)
         for role, linear in factored.linears(layer).items():
+            if role not in sharing.ranks[str(layer)]:
+                continue
             weight, inputs = original[f"w_{role}"], moments[SITE[role]]
             corrected = spec.bias_correction and linear.bias is not None
             if rank := sharing.rank_of(layer, role):
@@ -54,7 +58,7 @@ def low_rank(
 
 
 def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
-    """The ranks that fill the budget: the same share of every matrix's parameters, or by `budgets.water_fill`."""
+    """The ranks that fill the budget: the same share of every matrix, or by `budgets.factor_or_keep`."""
     shape, layers = view.shape, range(view.depth)
     shapes, room = shape.matrices, targets.room(shape, spec.target_parameters)
     if spec.ranks == "equal":
@@ -71,24 +75,38 @@ def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str
                 corrected = spec.bias_correction and f"b_{role}" in original
                 weight = weight @ (inputs.centred() if corrected else inputs).root
             gains[layer, role] = budgets.gains(weight, weight)
-    return budgets.water_fill(gains, shapes, room)
+    return budgets.factor_or_keep(gains, shapes, room)
 
 
 @torch.no_grad()
-def prune(view: ModelView, spec: Prune) -> tuple[ModelView, Sharing]:
-    """Magnitude pruning, unstructured: the largest entries of the FFN matrices stay, the others are zero.
+def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[ModelView, Sharing]:
+    """Pruning, unstructured: the entries of the FFN matrices with the largest scores stay, the others are zero.
 
-    As many stay as the target allows: the same share of every matrix, or the largest of all matrices together (Han et
-    al. 2015, arXiv:1506.02626).
+    As many stay as the target allows: the same share of every matrix, or the largest of all matrices together. The
+    score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), which is how much output the entry
+    makes (Sun et al. 2023, Wanda, arXiv:2306.11695, there compared within each row).
     """
     sparse = view.copy()
-    weights = [linear.weight for layer in range(sparse.depth) for linear in sparse.linears(layer).values()]
+    found = [
+        (linear.weight, _scores(sparse, layer, role, calibration, spec))
+        for layer in range(sparse.depth)
+        for role, linear in sparse.linears(layer).items()
+    ]
     room = targets.room(view.shape, spec.target_parameters)
-    share = room / sum(weight.numel() for weight in weights)
-    for together in [weights] if spec.scope == "all" else [[weight] for weight in weights]:
-        sizes = torch.cat([weight.abs().flatten() for weight in together])
+    share = room / sum(weight.numel() for weight, _ in found)
+    for together in [found] if spec.scope == "all" else [[one] for one in found]:
+        sizes = torch.cat([scores.flatten() for _, scores in together])
         stay = torch.zeros_like(sizes)
         stay[sizes.topk(int(share * len(sizes))).indices] = 1
-        for weight, mask in zip(together, stay.split([weight.numel() for weight in together])):
+        for (weight, _), mask in zip(together, stay.split([weight.numel() for weight, _ in together])):
             weight.mul_(mask.view_as(weight))
     return sparse, Sharing(pruned=True)
+
+
+def _scores(view: ModelView, layer: int, role: str, calibration: Calibration, spec: Prune) -> Tensor:
+    """The scores of a matrix's entries, float32, in the shape that it is stored in."""
+    weight = view.linears(layer)[role].weight
+    if spec.score == "magnitude":
+        return weight.abs()
+    sizes = calibration.moments(layer)[SITE[role]].second.diagonal().clamp_min(0).sqrt().to(weight)
+    return view.canonical(view.canonical(weight).abs() * sizes)

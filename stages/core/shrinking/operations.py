@@ -46,7 +46,7 @@ def operate(
     if isinstance(spec, LowRank):
         return baselines.low_rank(view, calibration, spec, ranks)
     if isinstance(spec, Prune):
-        return baselines.prune(view, spec)
+        return baselines.prune(view, calibration, spec)
     return view.copy(), Sharing()
 
 
