@@ -378,6 +378,8 @@ def test_what_a_share_leaves_out_follows_its_delta(delta, biases, repair):
     found = Share(**said)
     assert (found.alignment, found.reference, found.base) == ("cost", "centre", "regression")
     assert (found.biases, found.repair, found.bias_correction) == (biases, repair, False)
+    corrected = Share(**said, bias_correction=True)
+    assert (corrected.biases, corrected.repair) == ("own", repair)
     assert Share(**said, biases="own", repair="none") == found.model_copy(update={"biases": "own", "repair": "none"})
 
 

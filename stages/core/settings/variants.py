@@ -97,8 +97,8 @@ class _Merging(Section):
         return self.repair not in ("none", "differences")
 
 
-def _own_where_deltas_are(share: dict[str, Any]) -> str:
-    return "shared" if share["delta"] == "none" else "own"
+def _own_where_layers_differ(share: dict[str, Any]) -> str:
+    return "shared" if share["delta"] == "none" and not share["bias_correction"] else "own"
 
 
 def _repaired_without_deltas(share: dict[str, Any]) -> str:
@@ -114,10 +114,11 @@ class Share(_Merging):
     method: Literal["share"]
     delta: Literal["none", "zero", "svd", "weighted", "joint"] = Field("none", description="how a delta starts")
     rank: Natural = Field(0, description="of the deltas; 0 exactly where delta is none")
-    biases: Literal["own", "shared"] = Field(
-        default_factory=_own_where_deltas_are, description="default: own with deltas, shared without"
-    )
     bias_correction: bool = Field(False, description="whether a layer's own biases take up its mean error")
+    biases: Literal["own", "shared"] = Field(
+        default_factory=_own_where_layers_differ,
+        description="default: own with deltas or bias_correction, shared without",
+    )
     repair: Literal["none", "least_squares"] = Field(
         default_factory=_repaired_without_deltas, description="default: least_squares without deltas, none with"
     )
