@@ -30,6 +30,6 @@ OTHERS = {
     "drop target": Drop(method="drop", target_parameters=0.9),
     "prune matrix": Prune(method="prune", scope="matrix", target_parameters=0.8),
     "prune all": Prune(method="prune", scope="all", target_parameters=0.8),
-    "prune by input": Prune(method="prune", score="input", target_parameters=0.8),
+    "prune by input": Prune(method="prune", score="input", scope="row", target_parameters=0.8),
 }
 METHODS = SHARES | COLLAPSES | THIN | OTHERS

@@ -34,6 +34,7 @@ SPECS = {
     "pruned each": Prune(method="prune", scope="matrix", target_parameters=TARGET),
     "pruned all": Prune(method="prune", scope="all", target_parameters=TARGET),
     "pruned by input": Prune(method="prune", score="input", target_parameters=TARGET),
+    "pruned rows": Prune(method="prune", score="input", scope="row", target_parameters=TARGET),
 }
 every_baseline = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
@@ -136,6 +137,14 @@ def test_pruning_by_input_keeps_what_makes_most_output(name):
     same, _ = baselines.prune(tiny.view(model), replace(known, moments=lambda layer: alike), SPECS["pruned by input"])
     plain, _ = baselines.prune(tiny.view(model), known, SPECS["pruned all"])
     assert tiny.same(tiny.state(same.model), tiny.state(plain.model))
+
+
+@tiny.every_family
+def test_every_row_keeps_as_many_entries(name):
+    sparse, _ = built(name, SPECS["pruned rows"])
+    for linear in tiny.view(sparse).linears(1).values():
+        kept = (tiny.view(sparse).canonical(linear.weight) != 0).sum(1)
+        assert 0 < kept.min() == kept.max() < tiny.view(sparse).canonical(linear.weight).shape[1]
 
 
 @tiny.every_family

@@ -189,13 +189,13 @@ class LowRank(Section):
 class Prune(Section):
     """The smallest entries of the FFN matrices are zero and stay so; the target counts those that are not.
 
-    scope: the smallest of each `matrix`, or of `all` together.
+    scope: the smallest of each `row` (one output's entries), of each `matrix`, or of `all` together.
     score: an entry's `magnitude`, or its magnitude times the root mean square of the `input` that it multiplies.
     """
 
     method: Literal["prune"]
     score: Literal["magnitude", "input"] = Field("magnitude", description="what makes an entry small")
-    scope: Literal["matrix", "all"] = Field("all", description="which entries are compared")
+    scope: Literal["row", "matrix", "all"] = Field("all", description="which entries are compared")
     target_parameters: Target = Field(description=TARGET)
 
 

@@ -82,9 +82,9 @@ def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str
 def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[ModelView, Sharing]:
     """Pruning, unstructured: the entries of the FFN matrices with the largest scores stay, the others are zero.
 
-    As many stay as the target allows: the same share of every matrix, or the largest of all matrices together. The
-    score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), which is how much output the entry
-    makes (Sun et al. 2023, Wanda, arXiv:2306.11695, there compared within each row).
+    As many stay as the target allows: the same share of every row or matrix, or the largest of all together. The score
+    is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size of what the entry adds to output
+    i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
     """
     sparse = view.copy()
     found = [
@@ -92,15 +92,22 @@ def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[Model
         for layer in range(sparse.depth)
         for role, linear in sparse.linears(layer).items()
     ]
-    room = targets.room(view.shape, spec.target_parameters)
-    share = room / sum(weight.numel() for weight, _ in found)
-    for together in [found] if spec.scope == "all" else [[one] for one in found]:
-        sizes = torch.cat([scores.flatten() for _, scores in together])
-        stay = torch.zeros_like(sizes)
-        stay[sizes.topk(int(share * len(sizes))).indices] = 1
-        for (weight, _), mask in zip(together, stay.split([weight.numel() for weight, _ in together])):
-            weight.mul_(mask.view_as(weight))
+    share = targets.room(view.shape, spec.target_parameters) / sum(weight.numel() for weight, _ in found)
+    rows = [scores.flatten()[None] if spec.scope == "matrix" else sparse.canonical(scores) for _, scores in found]
+    if spec.scope == "all":
+        masks = _largest(torch.cat([scores.flatten() for scores in rows])[None], share)[0]
+        masks = [mask.view_as(scores) for mask, scores in zip(masks.split([s.numel() for s in rows]), rows)]
+    else:
+        masks = [_largest(scores, share) for scores in rows]
+    for (weight, _), mask in zip(found, masks):
+        weight.mul_(mask.view_as(weight) if spec.scope == "matrix" else sparse.canonical(mask))
     return sparse, Sharing(pruned=True)
+
+
+def _largest(scores: Tensor, share: float) -> Tensor:
+    """1 at the largest entries of each row, as many as their share, and 0 elsewhere."""
+    stay = torch.zeros_like(scores)
+    return stay.scatter_(1, scores.topk(int(share * scores.shape[1]), dim=1).indices, 1.0)
 
 
 def _scores(view: ModelView, layer: int, role: str, calibration: Calibration, spec: Prune) -> Tensor:
