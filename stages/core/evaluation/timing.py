@@ -43,12 +43,13 @@ def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
 def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
     """Name of each model -> medians and interquartile ranges of its times over `repeats` turns, in milliseconds.
 
+    Every other turn runs the models in reverse, so that none always follows the same one.
     The times: prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for turn in watch(range(warmup + repeats)):
-        for name, model in models.items():
-            measured = once(model, prompt, new_tokens)
+        for name in list(models) if turn % 2 == 0 else reversed(models):
+            measured = once(models[name], prompt, new_tokens)
             if turn >= warmup:
                 times[name].append(measured)
     return {name: _summary(rows) for name, rows in times.items()}
