@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stages.core.architecture import opening, shape, targets
 from stages.core.architecture.depth import influence
-from stages.core.calibration.moments import SITE
+from stages.core.calibration.moments import SITE, Moments
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.settings.variants import Drop, Like, LowRank, Prune
-from stages.core.shrinking import baselines
+from stages.core.shrinking import baselines, lowrank
 from stages.core.training import loop, recovery
 
 TARGET = Like(size=3, rank=2)
@@ -31,6 +31,10 @@ SPECS = {
     "drop": Drop(method="drop", target_parameters=TARGET),
     "svd": low_rank("svd", "equal", False),
     "weighted": low_rank(),
+    "basis equal": LowRank(method="low_rank", fit="weighted", ranks="equal", basis=2, target_parameters=TARGET),
+    "basis": LowRank(
+        method="low_rank", fit="weighted", ranks="filled", basis=3, bias_correction=True, target_parameters=TARGET
+    ),
     "pruned each": Prune(method="prune", scope="matrix", target_parameters=TARGET),
     "pruned all": Prune(method="prune", scope="all", target_parameters=TARGET),
     "pruned by input": Prune(method="prune", score="input", target_parameters=TARGET),
@@ -73,14 +77,21 @@ def test_a_baseline_meets_its_target_and_survives_the_disk(name, spec, tmp_path)
     assert tiny.gap(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), model) <= 1e-4
 
 
+@pytest.mark.parametrize("spec", ["svd", "weighted", "basis equal", "basis"])
 @tiny.every_family
-def test_factors_count_by_the_formula(name):
-    model, sharing = built(name, low_rank())
+def test_factors_count_by_the_formula(name, spec):
+    model, sharing = built(name, SPECS[spec])
     shapes, (total, _) = shape.of_model(model_of := tiny.model(name)).matrices, formula(name)
     factored = [role for ranks in sharing.ranks.values() for role in ranks]
     assert 0 < len(factored) <= tiny.LAYERS * len(shapes)
     whole = sum(shapes[role][0] * shapes[role][1] for role in factored)
     thin = sum(rank * sum(shapes[role]) for ranks in sharing.ranks.values() for role, rank in ranks.items())
+    thin -= sum(
+        sharing.ranks[str(layer)][role] * shapes[role][1]
+        for group in sharing.bases
+        for layer in group[1:]
+        for role in sharing.ranks[str(layer)].keys() - {"out"}
+    )
     assert sum(p.numel() for p in model_of.parameters()) == total
     assert tiny.count(model, sharing)["parameters"] == total - whole + thin
 
@@ -92,6 +103,40 @@ def test_full_rank_gives_the_original(name):
     for fit in ("svd", "weighted"):
         thin, _ = baselines.low_rank(tiny.view(model), tiny.calibration(model), low_rank(fit), ranks)
         assert tiny.gap(model, thin.model) <= 1e-4
+
+
+@tiny.every_family
+def test_a_basis_is_one_tensor_and_more_layers_allow_more_rank(name):
+    model = tiny.model(name)
+    shared, sharing = tiny.operate(model, [], tiny.calibration(model), SPECS["basis equal"])
+    alone, _ = tiny.operate(model, [], tiny.calibration(model), low_rank(ranks="equal"))
+    assert sharing.bases == [[0, 1], [2, 3]]
+    for role in tiny.view(model).roles:
+        one, two, last = (tiny.view(shared).linears(layer)[role] for layer in (0, 1, 4))
+        assert (one.B is two.B) == (role != "out") and one.B is not last.B and one.A is not two.A
+        assert (len(one.B) > len(tiny.view(alone).linears(0)[role].B)) == (role != "out")
+
+
+def test_a_shared_basis_is_the_optimum_and_alone_the_weighted_fit():
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(3)]
+    rows = [torch.randn(40, 5, generator=generator, dtype=torch.float64) * torch.arange(1.0, 6.0) for _ in range(3)]
+    moments = [Moments(torch.zeros(5, dtype=torch.float64), x.T @ x / 40) for x in rows]
+    whole = lowrank.summed(moments)
+
+    def error(products):
+        return sum(((w - a @ b) @ whole.root).square().sum().item() for w, (a, b) in zip(weights, products))
+
+    for rank in (1, 2, 4, 5):
+        each, basis = lowrank.shared_basis(weights, rank, moments)
+        found = error([(a, basis) for a in each])
+        # Eckart and Young: what is left is the tail of the stacked matrix.
+        tail = torch.linalg.svdvals(torch.cat(weights) @ whole.root)[rank:].square().sum().item()
+        assert found == pytest.approx(tail, rel=1e-8, abs=1e-12 * error([(0 * w[:, :1], basis[:1]) for w in weights]))
+        torch.testing.assert_close(torch.cat(each).norm(dim=0), basis.norm(dim=1))
+        (one,), b = lowrank.shared_basis(weights[:1], rank, moments[:1])
+        a, other = lowrank.weighted(weights[0], rank, moments[0])
+        torch.testing.assert_close(one @ b, a @ other)
 
 
 @tiny.every_family

@@ -204,6 +204,7 @@ DISAGREEING = [
         "variants.compressed_4.surgery: repair = differences starts from the first layer; base = mean contradicts",
     ),
     ("variants.dropped.surgery.layers", 2, "variants.dropped.surgery: method = drop takes either layers or target"),
+    ("variants.svd.surgery.basis", 2, "variants.svd.surgery: basis = 2 with fit = svd"),
     ("variants.svd.windows", {"choose": "blocks", "size": 4}, "variants.svd: windows.choose = blocks with .* low_rank"),
     ("variants.pruned.surgery.target_parameters", GONE, "variants.pruned.surgery.target_parameters: Field required"),
     (

@@ -66,25 +66,26 @@ def test_keeping_matrices_dense_is_never_worse_and_best_at_every_price(budget, p
 
     def cost(found):
         stored = error = 0
-        for (layer, role), values in gains.items():
-            rank = found[str(layer)].get(role)
+        for matrix, values in gains.items():
+            rank = found.get(matrix)
             stored += 30 if rank is None else 11 * rank
             error += 0.0 if rank is None else values[rank:].sum().item()
         return stored, error
 
     def chosen(budget):
-        found = budgets.factor_or_keep(gains, shapes, budget)
-        assert all(11 * rank < 30 for roles in found.values() for rank in roles.values())
+        found = budgets.factor_or_keep(gains, {matrix: shapes[matrix[1]] for matrix in gains}, budget)
+        assert all(11 * rank < 30 for rank in found.values())
         return cost(found)
 
     stored, error = chosen(budget)
-    assert stored <= budget and error <= cost(budgets.water_fill(gains, shapes, budget))[1] + 1e-12
+    filled = budgets.water_fill(gains, shapes, budget)
+    alone = {(int(layer), role): rank for layer, roles in filled.items() for role, rank in roles.items()}
+    assert stored <= budget and error <= cost(alone)[1] + 1e-12
     # By brute force: the best way at a price per parameter is found with what that way stores.
     ways = [
-        cost({str(layer): {role: rank for (one, role), rank in zip(gains, each) if one == layer and rank is not None}
-              for layer in (3, 4)})
+        cost({matrix: rank for matrix, rank in zip(gains, each) if rank is not None})
         for each in itertools.product([0, 1, 2, None], repeat=4)
-    ]  # fmt: skip
+    ]
     stored, error = min(ways, key=lambda way: way[1] + price * way[0])
     assert chosen(stored) == (stored, pytest.approx(error, abs=1e-9))
 

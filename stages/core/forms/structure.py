@@ -25,6 +25,7 @@ class Sharing:
     biases: `shared` within a group, or each layer's `own`.
     ranks: layer, as JSON's string -> role -> rank, instead of `rank` where it names a matrix.
     factored: each matrix that `ranks` names is A B alone, without a base.
+    bases: groups of layers that hold the same B in each factored matrix but `out`.
     pruned: the zeros of the FFN matrices stay zero.
     """
 
@@ -33,6 +34,7 @@ class Sharing:
     biases: str = "shared"
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     factored: bool = False
+    bases: list[list[int]] = field(default_factory=list)
     pruned: bool = False
 
     def rank_of(self, layer: int, role: str) -> int:
@@ -59,6 +61,10 @@ def install(view: ModelView, sharing: Sharing) -> None:
                 d_out, d_in = view.matrix_shape(int(layer), role)
                 factored = FactoredLinear(rank, d_in, d_out, linears[role].bias).to(linears[role].weight.device)
                 view.replace(int(layer), role, factored)
+    for group in sharing.bases:
+        for role in sharing.ranks[str(group[0])].keys() - {"out"}:
+            for layer in group[1:]:
+                view.linears(layer)[role].B = view.linears(group[0])[role].B
 
 
 def keep_zeros(view: ModelView) -> None:

@@ -177,13 +177,22 @@ class LowRank(Section):
 
     ranks: `equal` gives each matrix the same share of its parameters, `filled` the next rank to where it helps most,
     and leaves a matrix dense where that helps more.
+    basis: so many layers in a row hold one factor B for `in`, and one for `gate` (Basis Sharing, Wang et al. 2024,
+    arXiv:2410.03765).
     """
 
     method: Literal["low_rank"]
     fit: Literal["svd", "weighted"] = Field(description="to the matrix, or to what it does to calibration text")
     ranks: Literal["equal", "filled"] = Field(description="how the target is spread over the matrices")
+    basis: Count = Field(1, description="layers in a row that share the factors which read the FFN's input")
     bias_correction: bool = Field(False, description="whether biases take up a matrix's mean error")
     target_parameters: Target = Field(description=TARGET)
+
+    @model_validator(mode="after")
+    def _basis_fits_fit(self):
+        if self.basis > 1 and self.fit != "weighted":
+            raise ValueError(f"basis = {self.basis} with fit = {self.fit}: a shared basis is fitted by fit = weighted")
+        return self
 
 
 class Prune(Section):

@@ -13,7 +13,7 @@ from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
-from stages.core.shrinking.lowrank import DELTAS
+from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed
 
 
 def drop(view: ModelView, calibration: Calibration, spec: Drop) -> tuple[ModelView, Sharing]:
@@ -36,46 +36,91 @@ def low_rank(
 
     ranks: layer, as JSON's string -> role -> rank, without the matrices that stay dense; by default what fills the
     budget of `spec`: with ranks `filled` a matrix stays dense where that leaves less error for as many parameters. With
-    `bias_correction`, and if the model has biases, b absorbs the mean error (W - A B) E[x].
+    `bias_correction`, and if the model has biases, b absorbs the mean error (W - A B) E[x]. With `basis` above 1, so
+    many layers in a row hold the same B for each role but `out` (see lowrank.shared_basis).
     """
     factored = view.copy()
-    sharing = Sharing(ranks=ranks or _ranks(view, calibration, spec), factored=True)
+    shared = [list(group) for group in _groups(view.depth, spec.basis) if len(group) > 1]
+    sharing = Sharing(ranks=ranks or _ranks(view, calibration, spec), factored=True, bases=shared)
     install(factored, sharing)
-    for layer in calibration.watch(range(view.depth)):
-        original, moments = view.read_double(layer), calibration.moments(layer)
-        for role, linear in factored.linears(layer).items():
-            if role not in sharing.ranks[str(layer)]:
-                continue
-            weight, inputs = original[f"w_{role}"], moments[SITE[role]]
-            corrected = spec.bias_correction and linear.bias is not None
-            if rank := sharing.rank_of(layer, role):
-                product = DELTAS[spec.fit](weight, rank, inputs.centred() if corrected else inputs)
-                for factor, value in zip((linear.A, linear.B), product):
-                    factor.copy_(value)
-            if corrected:
-                linear.bias.copy_(original[f"b_{role}"] + (weight - linear.delta().double()) @ inputs.mean)
+    for group, role in calibration.watch(_matrices(view, spec)):
+        rank = sharing.ranks[str(group[0])].get(role)
+        if rank is None:
+            continue
+        weights, inputs = _of(view, calibration, spec, group, role)
+        linears = [factored.linears(layer)[role] for layer in group]
+        if rank and len(group) == 1:
+            products = [DELTAS[spec.fit](weights[0], rank, inputs[0])]
+        elif rank:
+            each, basis = shared_basis(weights, rank, inputs)
+            products = [(a, basis) for a in each]
+        else:
+            products = []
+        for linear, product in zip(linears, products):
+            for factor, value in zip((linear.A, linear.B), product):
+                factor.copy_(value)
+        for layer, weight, linear in zip(group, weights, linears):
+            if _corrected(view, spec, role):
+                mean = calibration.moments(layer)[SITE[role]].mean
+                bias = view.read_double(layer)[f"b_{role}"]
+                linear.bias.copy_(bias + (weight - linear.delta().double()) @ mean)
     return factored, sharing
+
+
+def _groups(depth: int, size: int) -> list[range]:
+    return [range(first, min(first + size, depth)) for first in range(0, depth, size)]
+
+
+def _matrices(view: ModelView, spec: LowRank) -> list[tuple[range, str]]:
+    """Layers and a role of what is fitted together: the matrices of a basis, or one matrix."""
+    return [
+        (group, role)
+        for of_basis in _groups(view.depth, spec.basis)
+        for role in view.roles
+        for group in ([of_basis] if role != "out" else _groups_of(of_basis))
+    ]
+
+
+def _groups_of(layers: range) -> list[range]:
+    return [range(layer, layer + 1) for layer in layers]
+
+
+def _corrected(view: ModelView, spec: LowRank, role: str) -> bool:
+    return spec.bias_correction and view.linears(0)[role].bias is not None
+
+
+def _of(view: ModelView, calibration: Calibration, spec: LowRank, group: range, role: str):
+    """The matrices of a role, float64, and the moments of their inputs as the fit takes them."""
+    weights = [view.read_double(layer)[f"w_{role}"] for layer in group]
+    inputs = [calibration.moments(layer)[SITE[role]] for layer in group]
+    return weights, [m.centred() for m in inputs] if _corrected(view, spec, role) else inputs
 
 
 def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
     """The ranks that fill the budget: the same share of every matrix, or by `budgets.factor_or_keep`."""
-    shape, layers = view.shape, range(view.depth)
-    shapes, room = shape.matrices, targets.room(shape, spec.target_parameters)
+    shape, together = view.shape, _matrices(view, spec)
+    shapes = {
+        (group[0], role): (len(group) * shape.matrices[role][0], shape.matrices[role][1]) for group, role in together
+    }
+    room = targets.room(shape, spec.target_parameters)
     if spec.ranks == "equal":
-        share = room / (len(layers) * shape.ffn_matrices)
-        alike = {role: int(share * d_out * d_in / (d_out + d_in)) for role, (d_out, d_in) in shapes.items()}
-        return {str(layer): dict(alike) for layer in layers}
-    gains = {}
-    for layer in layers:
-        original, moments = view.read_double(layer), calibration.moments(layer)
-        for role in shapes:
-            weight = original[f"w_{role}"]
+        share = room / (view.depth * shape.ffn_matrices)
+        found = {matrix: int(share * d_out * d_in / (d_out + d_in)) for matrix, (d_out, d_in) in shapes.items()}
+    else:
+        gains = {}
+        for group, role in together:
+            weights, inputs = _of(view, calibration, spec, group, role)
+            stacked = torch.cat(weights)
             if spec.fit == "weighted":
-                inputs = moments[SITE[role]]
-                corrected = spec.bias_correction and f"b_{role}" in original
-                weight = weight @ (inputs.centred() if corrected else inputs).root
-            gains[layer, role] = budgets.gains(weight, weight)
-    return budgets.factor_or_keep(gains, shapes, room)
+                stacked = stacked @ (inputs[0] if len(group) == 1 else summed(inputs)).root
+            gains[group[0], role] = len(group) * budgets.gains(stacked, stacked)
+        found = budgets.factor_or_keep(gains, shapes, room)
+    ranks: dict[str, dict[str, int]] = {str(layer): {} for layer in range(view.depth)}
+    for group, role in together:
+        for layer in group:
+            if (group[0], role) in found:
+                ranks[str(layer)][role] = found[group[0], role]
+    return ranks
 
 
 @torch.no_grad()

@@ -28,56 +28,69 @@ def water_fill(
     Cover & Thomas, Elements of Information Theory, 10.3.3). shapes: role -> (d_out, d_in); a rank stores d_out + d_in.
     No matrix gets a rank whose two factors store more than the matrix itself.
     """
-    steps = sorted(
-        (
-            (gain / sum(shapes[role]), layer, role)
-            for (layer, role), values in gains.items()
-            for gain in values.tolist()
-        ),
-        reverse=True,
-    )
-    ranks = {str(layer): dict.fromkeys(shapes, 0) for layer, _ in gains}
-    for _, layer, role in steps:
-        (d_out, d_in), rank = shapes[role], ranks[str(layer)][role]
-        if d_out + d_in <= budget and (rank + 1) * (d_out + d_in) <= d_out * d_in:
-            ranks[str(layer)][role] += 1
-            budget -= d_out + d_in
+    found = _filled(gains, {matrix: shapes[matrix[1]] for matrix in gains}, dict.fromkeys(gains, 0), budget)
+    ranks: dict[str, dict[str, int]] = {str(layer): {} for layer, _ in gains}
+    for (layer, role), rank in found.items():
+        ranks[str(layer)][role] = rank
     return ranks
 
 
 def factor_or_keep(
-    gains: Mapping[Matrix, Tensor], shapes: Mapping[str, tuple[int, int]], budget: int
-) -> dict[str, dict[str, int]]:
-    """Layer, as a string -> role -> rank of the matrices that become products; those that stay dense are left out.
+    gains: Mapping[Matrix, Tensor], shapes: Mapping[Matrix, tuple[int, int]], budget: int
+) -> dict[Matrix, int]:
+    """Matrix -> rank, for those that become products; the others stay dense. All together store at most `budget`.
 
     Two factors that store as much as the matrix are worse than the matrix. So the choice is over the lower convex hull
     of each matrix's points (stored parameters, error left): its ranks, and the matrix itself, which leaves no error.
-    The steepest steps of all hulls are taken while they fit, the rest of the budget goes to further ranks. Where that
-    leaves more error than `water_fill`, whose arguments these are, the answer is that of `water_fill`.
+    The steepest steps of all hulls are taken while they fit, and what is left buys further ranks. Where ranks alone
+    leave less error, the answer is those. gains: as for `water_fill`; shapes: (d_out, d_in) of each matrix.
     """
     steps = []
-    for (layer, role), values in gains.items():
-        hull = _hull(values, *shapes[role])
+    for matrix, values in gains.items():
+        hull = _hull(values, *shapes[matrix])
         steps += [
-            ((error - next_error) / (next_cost - cost), layer, role, next_cost - cost, next_cost)
+            ((error - next_error) / (next_cost - cost), matrix, next_cost - cost, next_cost)
             for (cost, error), (next_cost, next_error) in zip(hull, hull[1:])
             if error > next_error
         ]
     stored, room = dict.fromkeys(gains, 0), budget
-    for _, layer, role, cost, reached in sorted(steps, reverse=True):
-        # A step may be taken only from the point before it.
-        if cost <= room and stored[layer, role] == reached - cost:
-            stored[layer, role], room = reached, room - cost
-    ranks, plain = _filled_up(gains, shapes, stored, room), water_fill(gains, shapes, budget)
-    return ranks if _error(gains, ranks) < _error(gains, plain) else plain
+    for _, matrix, cost, reached in sorted(steps, reverse=True):
+        # A step is taken only from the point before it.
+        if cost <= room and stored[matrix] == reached - cost:
+            stored[matrix], room = reached, room - cost
+    ranks = {matrix: size // sum(shapes[matrix]) for matrix, size in stored.items() if size < _product(shapes[matrix])}
+    mixed = _filled(gains, shapes, ranks, room)
+    plain = _filled(gains, shapes, dict.fromkeys(gains, 0), budget)
+    return mixed if _error(gains, mixed) < _error(gains, plain) else plain
+
+
+def _filled(
+    gains: Mapping[Matrix, Tensor], shapes: Mapping[Matrix, tuple[int, int]], ranks: Mapping[Matrix, int], room: int
+) -> dict[Matrix, int]:
+    """`ranks`, and further ranks where they take away most error per stored parameter, while there is room."""
+    found = dict(ranks)
+    steps = sorted(
+        (
+            (gain / sum(shapes[matrix]), matrix)
+            for matrix, rank in ranks.items()
+            for gain in gains[matrix][rank:].tolist()
+        ),
+        reverse=True,
+    )
+    for _, matrix in steps:
+        size = sum(shapes[matrix])
+        if size <= room and (found[matrix] + 1) * size <= _product(shapes[matrix]):
+            found[matrix] += 1
+            room -= size
+    return found
 
 
 def _hull(gains: Tensor, d_out: int, d_in: int) -> list[tuple[int, float]]:
     """The lower convex hull of (stored parameters, error left) of a matrix, from rank 0 to the dense matrix."""
-    left = gains.sum().item() - gains.cumsum(0)
-    ranks = range(1, (d_out * d_in - 1) // (d_out + d_in) + 1)
-    points = [(0, gains.sum().item())]
-    points += [(rank * (d_out + d_in), max(left[rank - 1].item(), 0.0)) for rank in ranks] + [(d_out * d_in, 0.0)]
+    whole = gains.sum().item()
+    most = min(len(gains), (d_out * d_in - 1) // (d_out + d_in))
+    left = (whole - gains.cumsum(0)).clamp_min(0).tolist()
+    points = [(0, whole)] + [((rank + 1) * (d_out + d_in), left[rank]) for rank in range(most)] + [(d_out * d_in, 0.0)]
     hull: list[tuple[int, float]] = []
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
@@ -90,34 +103,10 @@ def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
-def _filled_up(gains, shapes, stored: Mapping[Matrix, int], room: int) -> dict[str, dict[str, int]]:
-    """The ranks for what each matrix stores, and further ranks where they help most while there is room."""
-    ranks: dict[str, dict[str, int]] = {str(layer): {} for layer, _ in gains}
-    for (layer, role), size in stored.items():
-        d_out, d_in = shapes[role]
-        if size < d_out * d_in:
-            ranks[str(layer)][role] = size // (d_out + d_in)
-    further = sorted(
-        (
-            (gain / sum(shapes[role]), layer, role)
-            for (layer, role), values in gains.items()
-            if role in ranks[str(layer)]
-            for gain in values[ranks[str(layer)][role] :].tolist()
-        ),
-        reverse=True,
-    )
-    for _, layer, role in further:
-        (d_out, d_in), rank = shapes[role], ranks[str(layer)][role]
-        if d_out + d_in <= room and (rank + 1) * (d_out + d_in) < d_out * d_in:
-            ranks[str(layer)][role] += 1
-            room -= d_out + d_in
-    return ranks
+def _product(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1]
 
 
-def _error(gains: Mapping[Matrix, Tensor], ranks: Mapping[str, Mapping[str, int]]) -> float:
+def _error(gains: Mapping[Matrix, Tensor], ranks: Mapping[Matrix, int]) -> float:
     """The sum of the relative errors that ranks leave; a matrix that has none is dense."""
-    return sum(
-        values[ranks[str(layer)][role] :].sum().item()
-        for (layer, role), values in gains.items()
-        if role in ranks[str(layer)]
-    )
+    return sum(gains[matrix][rank:].sum().item() for matrix, rank in ranks.items())

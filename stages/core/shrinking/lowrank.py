@@ -32,6 +32,26 @@ def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Ten
     return _balanced(u, u.T @ residual)
 
 
+def shared_basis(weights: list[Tensor], rank: int, moments: list[Moments]) -> tuple[list[Tensor], Tensor]:
+    """One B (rank, d_in) for several layers and an A_l (d_out, rank) for each: Basis Sharing.
+
+    B minimises sum_l E|(W_l - A_l B) x|^2 over inputs x of all layers together, whose second moments are C = sum_l C_l:
+    B = V'C^(-1/2) and A_l = W_l C^(1/2) V, V the leading right singular vectors of the stacked W_l C^(1/2) (Wang et al.
+    2024, arXiv:2410.03765). Column k of the stacked A_l and row k of B are of equal size.
+    """
+    root, stacked = summed(moments).root, torch.cat(weights)
+    reduced = stacked @ root
+    v = torch.linalg.eigh(reduced.T @ reduced).eigenvectors[:, -rank:].flip(1)
+    a, b = reduced @ v, torch.linalg.solve_triangular(root.T, v, upper=True).T
+    scale = (b.norm(dim=1) / a.norm(dim=0).clamp_min(torch.finfo(a.dtype).tiny)).sqrt()
+    return list((a * scale).split([len(weight) for weight in weights])), b / scale[:, None]
+
+
+def summed(moments: list[Moments]) -> Moments:
+    """The sum of the second moments of several layers' inputs."""
+    return Moments(torch.zeros_like(moments[0].mean), torch.stack([m.second for m in moments]).sum(0))
+
+
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors, from the smaller Gram matrix, which is many times faster than an SVD."""
     if matrix.shape[0] <= matrix.shape[1]:
