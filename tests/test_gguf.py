@@ -14,7 +14,7 @@ from stages.core.architecture import gguf_config, gguf_header, opening, shape
 from stages.core.process.errors import UserError
 
 THETA, HEAD = 10000.0, tiny.WIDTH // 4
-WORDS = ["<|endoftext|>", "<s>", "</s>", "ab", *map(chr, range(97, 123)), *(f"w{i}" for i in range(67))]
+WORDS = ["<|endoftext|>", "<s>", "</s>", "ab", *map(chr, range(97, 123)), *(f"w{i}" for i in range(66)), "<mask>"]
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": THETA, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -43,6 +43,7 @@ def pairs(weight: np.ndarray, heads: int) -> np.ndarray:
 def write(model, folder: Path, keys=None, tensors=None, left_out=()) -> Path:
     """The model as llama.cpp's converter writes it, some keys (after the architecture's name) and tensors added."""
     config, kind = model.config, model.config.model_type
+    gemma, kind = kind.startswith("gemma"), "gemma3" if kind == "gemma3_text" else kind
     writer = GGUFWriter(folder / "model.gguf", kind)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -55,7 +56,8 @@ def write(model, folder: Path, keys=None, tensors=None, left_out=()) -> Path:
         if "attention.head_count_kv" not in (keys or {}):
             writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        base = config.rope_parameters.get("full_attention", config.rope_parameters)
+        writer.add_rope_freq_base(base["rope_theta"])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(WORDS)
     writer.add_token_merges(["a b"])
@@ -70,6 +72,8 @@ def write(model, folder: Path, keys=None, tensors=None, left_out=()) -> Path:
             value = value.T
         if kind == "llama" and stem.endswith(("q_proj", "k_proj")):
             value = pairs(value, config.num_attention_heads if "q_proj" in stem else config.num_key_value_heads)
+        if gemma and "norm" in stem:  # the converter stores what norms multiply by
+            value = value + 1
         if name not in left_out:
             writer.add_tensor(f"{names.get_name(stem)}.{suffix}", np.ascontiguousarray(value))
     for name, value in (tensors or {}).items():
@@ -95,6 +99,8 @@ YARN_KEYS = {
     "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16,
     "rope.scaling.finetuned": True,
 }  # fmt: skip
+TIED = {"tie_word_embeddings": True}
+WIDTHS = {"attention.key_length": 12, "attention.value_length": 12}
 ODD = [1.0, 1.5, 2.5, 7.0]
 # The family, its config, and the keys and tensors that say so in GGUF.
 SAME = {
@@ -104,6 +110,28 @@ SAME = {
     "llama": ("llama", {"mlp_bias": False}, {}, {}),
     "llama biases": ("llama", {"attention_bias": True, "tie_word_embeddings": False}, {}, {}),
     "qwen2": ("qwen2", {}, {}, {}),
+    "qwen3": ("qwen3", {}, WIDTHS, {}),
+    "gemma 2": (
+        "gemma2",
+        TIED | {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 12},
+        WIDTHS | {"attention.sliding_window": 6, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0}, {},
+    ),
+    "gemma 2 without caps": (
+        "gemma2", TIED | {"query_pre_attn_scalar": 12}, WIDTHS | {"attention.sliding_window": 6}, {},
+    ),
+    "gemma 3": (
+        "gemma3_text", {"query_pre_attn_scalar": 12, "num_hidden_layers": 7},
+        WIDTHS | {"attention.sliding_window": 6}, {},
+    ),
+    "gemma 3 scaled": (
+        "gemma3_text",
+        {"query_pre_attn_scalar": 12, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        }, "num_hidden_layers": 7},
+        WIDTHS | {"attention.sliding_window": 6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
+                  "rope.freq_base_swa": 100.0}, {},
+    ),
     "neutral": ("llama", {}, {"expert_count": 0, "logit_scale": 1.0, "attention.sliding_window": 64}, {}),
     "heads": ("llama", {"head_dim": 4}, {"attention.key_length": 4, "attention.value_length": 4}, {}),
     "linear": (

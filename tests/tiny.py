@@ -39,6 +39,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_LLAMA, "tie_word_embeddings": True, "mlp_bias": True},
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, "head_dim": 12},
+    "gemma": {**_LLAMA, "head_dim": 12, "tie_word_embeddings": True},
+    "gemma2": {**_LLAMA, "head_dim": 12, "sliding_window": 6},
+    "gemma3_text": {**_LLAMA, "head_dim": 12, "sliding_window": 6, "tie_word_embeddings": True},
 }
 every_family = pytest.mark.parametrize("name", CONFIGS)
 

@@ -24,6 +24,8 @@ class Family:
     config: size that `stages.core.architecture.shape` reads -> its key in config.json.
     biases: `qkv`, `o` (attention) and `ffn` -> whether they have biases, or the key in config.json that says so.
     norm_vectors: the number of vectors that a norm stores.
+    norms: the norms of d_model in a block.
+    head_norms: whether queries and keys have a norm, of the width of a head, each.
     learned_positions: whether positions have an embedding.
     tied: whether the embeddings are tied if config.json does not say.
     hidden_per_width: d_ff / d_model if config.json does not give d_ff; None where config.json must give it.
@@ -42,6 +44,8 @@ class Family:
     norm_vectors: int
     learned_positions: bool
     tied: bool
+    norms: int = 2
+    head_norms: bool = False
     transposed: bool = False
     hidden_per_width: int | None = None
     per_layer: frozenset[str] = frozenset({"layer_types"})
@@ -70,6 +74,7 @@ _LLAMA = Family(
     learned_positions=False,
     tied=False,
 )
+_GEMMA = replace(_LLAMA, biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": False}, tied=True)
 
 FAMILIES = (
     Family(
@@ -98,6 +103,16 @@ FAMILIES = (
     _LLAMA,
     replace(_LLAMA, model_types=("mistral",), biases={"qkv": False, "o": False, "ffn": False}),
     replace(_LLAMA, model_types=("qwen2",), biases={"qkv": True, "o": False, "ffn": False}),
+    replace(
+        _LLAMA,
+        model_types=("qwen3",),
+        biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": False},
+        head_norms=True,
+    ),
+    replace(_GEMMA, model_types=("gemma",)),
+    # Gemma 2 and 3 have norms after attention and after the FFN, too.
+    replace(_GEMMA, model_types=("gemma2",), norms=4),
+    replace(_GEMMA, model_types=("gemma3_text",), norms=4, head_norms=True),
 )
 
 

@@ -32,6 +32,10 @@ NEUTRAL = {
     "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0,
 }  # fmt: skip
 NEEDED = {"gpt2": "attention.layer_norm_epsilon"}
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # llama.cpp's name of an architecture -> transformers', where they differ
+# Gemma: keys that its configs know, and the layers of the model whose attention divides by d_model / heads.
+GEMMA = {"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window", "rope.freq_base_swa"}
+WIDE = {"gemma2": 46, "gemma3": 62}
 
 
 def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
@@ -48,15 +52,16 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
         shown = f" = {own[key]!r}" if key in own else ""
         raise UserError(f"{path}: {name}{shown}: no {kind} config of transformers can represent it")
 
+    own_keys = GEMMA if kind in WIDE else set()
     for key, value in own.items():
         if isinstance(value, gguf_header.Length):
             raise UserError(f"{path}: {kind}.{key} has {value} values, one a layer: layers that differ are no {kind}")
-        if key not in READ | SILENT and not (key in NEUTRAL and value == NEUTRAL[key]):
+        if key not in READ | SILENT | own_keys and not (key in NEUTRAL and value == NEUTRAL[key]):
             refuse(key)
     needed = NEEDED.get(kind, "attention.layer_norm_rms_epsilon")
     if needed not in own:
         raise UserError(f"{path}: {kind}.{needed} is not in the file")
-    if 0 < own.get("attention.sliding_window", 0) < own.get("context_length", math.inf):
+    if not own_keys and 0 < own.get("attention.sliding_window", 0) < own.get("context_length", math.inf):
         refuse("attention.sliding_window")
     found = _tokens(values)
     if kind == "gpt2":
@@ -76,7 +81,27 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
         found["mlp_bias"] = any(f"blk.0.ffn_{part}.bias" in tensors for part in ("gate", "up", "down"))
     scaling = _scaling(path, own, tensors, head, refuse)
     base = {"rope_theta": own.get("rope.freq_base", 10000.0)}
-    return found | {"head_dim": head, "rope_parameters": base | scaling}
+    found |= {"head_dim": head, "rope_parameters": base | scaling}
+    return found | _gemma(kind, own, found) if kind in WIDE else found
+
+
+def _gemma(kind: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of Gemma 2 and 3. Layers with a window are those of the config class' own pattern."""
+    width, heads = own["embedding_length"], own["attention.head_count"]
+    usual = {"gemma2": 4096, "gemma3": 1024}[kind]
+    settings = {
+        "sliding_window": own.get("attention.sliding_window", usual),
+        "query_pre_attn_scalar": width // heads if own.get("block_count") == WIDE[kind] else found["head_dim"],
+    }
+    for part in ("attn", "final"):
+        default = {"attn": 50.0, "final": 30.0}[part] if kind == "gemma2" else 0.0
+        settings[f"{part}_logit_softcapping"] = own.get(f"{part}_logit_softcapping", default) or None
+    if kind == "gemma3":
+        # Layers with a window have angles of their own, which are not scaled.
+        local = {"rope_type": "default", "rope_theta": own.get("rope.freq_base_swa", 10000.0)}
+        full = found["rope_parameters"]
+        settings["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+    return settings
 
 
 def _tokens(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,11 +62,13 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """Parameters of one layer: attention, FFN and two norms."""
+        """Parameters of one layer: attention, FFN and norms."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         attention = 2 * self.width * (queries + keys)
         attention += (queries + 2 * keys) * ("qkv" in self.biases) + self.width * ("o" in self.biases)
-        return attention + self.ffn_matrices + self.ffn_biases + 2 * self._norm
+        family = family_of(self.model_type)
+        norms = family.norms * self._norm + 2 * family.head_norms * self.head_width
+        return attention + self.ffn_matrices + self.ffn_biases + norms
 
     @property
     def parameters(self) -> int:
@@ -163,13 +165,14 @@ def of_gguf(path: Path) -> Shape:
     """The shape of the model in a GGUF file. Raises UserError if the header is damaged or of no supported family."""
     values, tensors = gguf_header.read(path)
     kind = values.get("general.architecture")
+    model_type = gguf_config.MODEL_TYPES.get(kind, kind)
     try:
-        family: Family = family_of(kind)
+        family: Family = family_of(model_type)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     config = {name: values.get(f"{kind}.{GGUF[what]}") for what, name in family.config.items()}
     config[family.config["vocabulary"]] = values.get(f"{kind}.vocab_size", values.get("tokenizer.ggml.tokens"))
-    config |= {"tie_word_embeddings": "output.weight" not in tensors, "model_type": kind}
+    config |= {"tie_word_embeddings": "output.weight" not in tensors, "model_type": model_type}
     return of_config(config | gguf_config.changes(path, values, tensors), str(path))
 
 
