@@ -78,7 +78,7 @@ CODE = {
         "pretrain control search finetune perplexity sentiment",
         f"control {SEARCH}",
     ),
-    "core/forms/{__init__ checkpoint counting dense linears structure}": (SHARED, f"control {SEARCH}"),
+    "core/forms/{__init__ checkpoint counting dense modeling_shared_ffn structure}": (SHARED, f"control {SEARCH}"),
     "core/calibration/{__init__ activations alignment moments statistics}": (
         "extract correlate align search surgery",
         EXTRACT,

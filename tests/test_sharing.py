@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from stages.core.architecture import opening
 from stages.core.forms import checkpoint, structure
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_either_kind_is_opened(name, tmp_path):
     tiny.save(model, sharing, tmp_path / "shared")
     tiny.dense(model).save_pretrained(tmp_path / "stock")
     for kind, wanted in (("shared", sharing), ("stock", Sharing())):
-        opened, found = checkpoint.open_checkpoint(tmp_path / kind)
+        opened, found = checkpoint.load(tmp_path / kind)
         assert found == wanted and not opened.model.training and tiny.gap(opened.model, model) < 1e-5
 
 
@@ -175,19 +175,23 @@ def test_files_cut_short_or_missing_are_refused(file, left, tmp_path):
         tiny.load(tmp_path / "model")
 
 
-def test_a_stock_checkpoint_is_not_taken_for_a_shared_one(tmp_path):
-    tiny.model("gpt2").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="'gpt2', not 'shared_ffn'"):
+@pytest.mark.parametrize("config", [[], {}, {"model_type": "other"}, {"model_type": "shared_ffn"}])
+def test_a_config_of_no_model_is_refused(config, tmp_path):
+    tiny.save(*tiny.shared("gpt2"), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=str(tmp_path)):
         tiny.load(tmp_path)
 
 
 @every_kind
 @tiny.every_family
-def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path):
+def test_stock_classes_refuse_a_shared_checkpoint(name, kind, tmp_path, monkeypatch):
+    """As long as our module is not imported."""
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, checkpoint.MODEL_TYPE)
     tiny.save(*tiny.shared(name, **kind), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "shared_ffn"
-    with pytest.raises(ValueError, match="shared_ffn"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=False)
 
 
 # The way back

@@ -54,6 +54,12 @@ class ModelView:
         """The roles of an FFN's linear maps, such as `in`, `gate` and `out`."""
         return list(self.family.matrices)
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """Role -> dotted path of that linear map of every layer's FFN, with `{}` for the number of the layer."""
+        parts = (self.family.layers, "{}", self.family.ffn)
+        return {role: ".".join(filter(None, (*parts, name))) for role, name in self.family.matrices.items()}
+
     def ffn(self, layer: int) -> nn.Module:
         """The FFN module of a layer."""
         return self.blocks[layer].get_submodule(self.family.ffn)

@@ -1,4 +1,4 @@
-"""Models whose layers share or factor their weights: linear maps, structure, checkpoint, counting, back to dense.
+"""Models whose layers share or factor their weights: classes that users open, structure, checkpoint, counting, dense.
 
 May import: process, architecture.
 """

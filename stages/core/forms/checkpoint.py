@@ -1,7 +1,8 @@
-"""Checkpoints of models that share or factor their weights.
+"""Checkpoints: folders that `from_pretrained` opens.
 
-A checkpoint is a folder with two files. model.safetensors stores every parameter once. config.json has a model type of
-its own, so that no stock class opens it with FFNs missing; it holds the `Sharing` and the config of the dense model.
+A model that shares nothing is a stock checkpoint. Any other has the model type of `modeling_shared_ffn`, which no stock
+class opens with FFNs missing: its config holds the `Sharing` and the config of the dense model, and its weights hold
+every parameter once.
 """
 
 from dataclasses import asdict
@@ -10,69 +11,73 @@ from typing import Any
 
 import torch
 
-from stages.core.architecture.opening import blank, open_snapshot
+from stages.core.architecture import attention
+from stages.core.architecture.opening import open_snapshot
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.weights import described, refuse_difference
-from stages.core.forms.structure import Sharing, install, keep_zeros
-from stages.core.process.artifacts import read_json, read_tensors, replacing, write_json, write_tensors
+from stages.core.forms.modeling_shared_ffn import MODEL_TYPE, SharedFfnConfig, Sharing, model_class
+from stages.core.process.artifacts import read_json, read_shapes, replacing, write_tensors, write_text
 from stages.core.process.errors import UserError
-
-MODEL_TYPE = "shared_ffn"
 
 
 def save(view: ModelView, sharing: Sharing, folder: Path) -> None:
     """Write a model with its structure as a checkpoint."""
-    config = {"model_type": MODEL_TYPE, "sharing": asdict(sharing), "dense": described(view.model)}
     with replacing(folder) as draft:
         draft.mkdir()
-        write_json(draft / "config.json", config)
+        write_text(draft / "config.json", config_of(view, sharing).to_json_string())
         write_tensors(draft / "model.safetensors", view.tensors())
 
 
+def config_of(view: ModelView, sharing: Sharing) -> Any:
+    """The config of a model with this structure: a stock one where the model shares nothing."""
+    dense = described(view.model) | {"dtype": "float32"}
+    if sharing == Sharing():
+        config = type(view.model.config).from_dict(dense)
+        config.architectures = [type(view.model).__name__]
+        return config
+    return SharedFfnConfig.from_dict({"dense": dense, "sharing": asdict(sharing), "linears": view.paths})
+
+
 def load(folder: Path) -> tuple[ModelView, Sharing]:
-    """The model that `save` wrote (float32, on the CPU, in evaluation mode) and its structure.
+    """The model of a checkpoint or of a stock folder (float32, on the CPU, in evaluation mode) and its structure.
 
     Raises UserError unless the stored tensors are exactly those that the config asks for.
     """
     config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.keys() != {"model_type", "sharing", "dense"}:
-        found = config.get("model_type") if isinstance(config, dict) else None
-        raise UserError(f"{folder}/config.json: model_type is {found!r}, not {MODEL_TYPE!r} as stage `surgery` writes")
-    stored = read_tensors(folder / "model.safetensors")
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        return ModelView(open_snapshot(folder)), Sharing()
+    attention.register()
+    stored = {name: shape for file in _weights(folder) for name, shape in read_shapes(file).items()}
     try:
         # First without memory: a damaged config may ask for any amount of it.
-        with torch.device("meta"):
-            expected = _build(config)[0].tensors()
+        config = SharedFfnConfig.from_dict(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in _outline(config).tensors().items()}
     except UserError:
         raise
     except Exception as error:  # transformers raises nearly anything at a config that makes no sense
         raise UserError(f"{folder}/config.json describes no model: {' '.join(str(error).split())[:200]}") from error
-    shapes = {name: (stored[name].shape, expected[name].shape) for name in stored.keys() & expected.keys()}
+    shapes = {name: (stored[name], expected[name]) for name in stored.keys() & expected.keys()}
     odd = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     try:
         refuse_difference(expected.keys() - stored.keys(), stored.keys() - expected.keys(), odd)
     except UserError as error:
         raise UserError(f"{folder}/model.safetensors does not fit its config.json: {error}") from error
-    view, sharing = _build(config)
-    with torch.no_grad():
-        for name, tensor in view.tensors().items():
-            tensor.copy_(stored[name])
-    if sharing.pruned:
-        keep_zeros(view)
-    view.model.eval()
-    return view, sharing
+    model = model_class(config).from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return ModelView(model), Sharing(**model.config.sharing)
 
 
-def open_checkpoint(folder: Path) -> tuple[ModelView, Sharing]:
-    """What `load` gives, or the snapshot that stage `base` wrote, with an empty structure."""
-    config = read_json(folder / "config.json")
-    if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE:
-        return load(folder)
-    return ModelView(open_snapshot(folder)), Sharing()
+def _weights(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights: one, or the parts of an export."""
+    return sorted(folder.glob("model-*.safetensors")) or [folder / "model.safetensors"]
 
 
-def _build(config: dict[str, Any]) -> tuple[ModelView, Sharing]:
-    """A model with the structure that a config describes, and arbitrary weights."""
-    view, sharing = ModelView(blank(config["dense"])), Sharing(**config["sharing"])
-    install(view, sharing)
-    return view, sharing
+def _outline(config: Any) -> ModelView:
+    """The model of a config, without memory for its parameters."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), torch.device("meta"):
+        model = model_class(config)(config)
+    model.tie_weights()
+    return ModelView(model)

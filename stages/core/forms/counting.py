@@ -3,8 +3,7 @@
 from torch import nn
 
 from stages.core.architecture.view import ModelView
-from stages.core.forms.linears import FactoredLinear, SharedLinear
-from stages.core.forms.structure import Sharing
+from stages.core.forms.modeling_shared_ffn import FactoredLinear, SharedLinear, Sharing
 
 
 def count(view: ModelView, sharing: Sharing = Sharing()) -> dict[str, int]:

@@ -8,7 +8,7 @@ from torch import nn
 from stages.core.architecture.opening import blank
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.weights import described
-from stages.core.forms.linears import FactoredLinear, SharedLinear
+from stages.core.forms.modeling_shared_ffn import FactoredLinear, SharedLinear
 
 
 def to_dense(view: ModelView) -> Any:

@@ -134,6 +134,15 @@ def read_tensors(path: Path, names: list[str] | None = None) -> dict[str, Any]:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a safetensors file. No tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    with _explaining(path, (OSError, SafetensorError)):
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says beside its tensors."""
     from safetensors import SafetensorError, safe_open

@@ -27,7 +27,7 @@ def recover(
     rows = corpus.pack(corpus.read_tokens(inputs.tokens, recipe.max_tokens), recipe.sequence_length)
     held_out = corpus.read_tokens(inputs.validation, recipe.validation.max_tokens)
     task = Language(recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
-    teacher = checkpoint.open_checkpoint(inputs.teacher)[0].to(device) if inputs.teacher else None
+    teacher = checkpoint.load(inputs.teacher)[0].to(device) if inputs.teacher else None
     environment = devices.environment(device, runtime.precision)
     # The number of visible devices does not count: one device does the work.
     machine = {key: value for key, value in environment.items() if key != "devices"}
@@ -36,7 +36,7 @@ def recover(
     histories = {}
     with replacing(outputs.checkpoint) as draft:
         for seed in recipe.seeds:
-            view, sharing = checkpoint.open_checkpoint(inputs.model)
+            view, sharing = checkpoint.load(inputs.model)
             histories[seed] = recovery.recover(
                 view.to(device), sharing, teacher, task, rows, held_out, recipe, spec, seed,
                 autocast=devices.autocast(device, runtime.precision),

@@ -1,0 +1,250 @@
+"""Causal language models some of whose layers share or factor the weights of their feed-forward networks (FFNs).
+
+Import this module, and `AutoModelForCausalLM.from_pretrained` opens a checkpoint of model type `shared_ffn`. It needs
+torch and transformers only; a copy lies beside exported weights for `trust_remote_code=True`. What opens is a subclass
+of the stock class of the dense model, such as LlamaForCausalLM, with two changes that no other module's forward pass
+notices: layers of a group hold the very same parameters, and linear maps of FFNs may be a `SharedLinear` or a
+`FactoredLinear`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+MODEL_TYPE = "shared_ffn"
+
+
+class SharedLinear(nn.Module):
+    """A linear map whose base other layers hold too, plus a low-rank delta of its own.
+
+    base(x) + A (B x) for x of shape (..., d_in), with A (d_out, rank) and B (rank, d_in), both zero at first. The base
+    is a stock linear map.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, d_in: int, d_out: int):
+        super().__init__()
+        self.base = base
+        self.A = nn.Parameter(torch.zeros(d_out, rank))
+        self.B = nn.Parameter(torch.zeros(rank, d_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + functional.linear(functional.linear(x, self.B), self.A)
+
+    def delta(self) -> Tensor:
+        """A B, shape (d_out, d_in)."""
+        return self.A @ self.B
+
+    def squared_norm(self) -> Tensor:
+        """||A B||_F^2 = tr(A'A BB'), computed from (rank, rank) products only."""
+        return ((self.A.T @ self.A) * (self.B @ self.B.T)).sum()
+
+
+class FactoredLinear(nn.Module):
+    """A linear map of low rank: A (B x) + bias, with A (d_out, rank) and B (rank, d_in), both zero at first.
+
+    bias: (d_out,), or None.
+    """
+
+    def __init__(self, rank: int, d_in: int, d_out: int, bias: nn.Parameter | None):
+        super().__init__()
+        self.A = nn.Parameter(torch.zeros(d_out, rank))
+        self.B = nn.Parameter(torch.zeros(rank, d_in))
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.B), self.A, self.bias)
+
+    def delta(self) -> Tensor:
+        """A B, shape (d_out, d_in)."""
+        return self.A @ self.B
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The structure of a model, as its config stores it.
+
+    groups: the layers of each group, which share one FFN.
+    rank: the rank of each member's delta; 0: no delta.
+    biases: `shared` within a group, or each layer's `own`.
+    ranks: layer, as JSON's string -> role -> rank, instead of `rank` where it names a matrix.
+    factored: each matrix that `ranks` names is A B alone, without a base.
+    bases: groups of layers that hold the same B in each factored matrix but `out`.
+    pruned: the zeros of the FFN matrices stay zero.
+    """
+
+    groups: list[list[int]] = field(default_factory=list)
+    rank: int = 0
+    biases: str = "shared"
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+    factored: bool = False
+    bases: list[list[int]] = field(default_factory=list)
+    pruned: bool = False
+
+    def rank_of(self, layer: int, role: str) -> int:
+        """The rank of one matrix's delta, or of the matrix itself where it is factored."""
+        return self.ranks.get(str(layer), {}).get(role, self.rank)
+
+
+def install(model: nn.Module, linears: Mapping[str, str], sharing: Sharing) -> None:
+    """Give a stock model the structure of `sharing`, in place. A group gets the values of its first layer.
+
+    linears: role of an FFN's linear map -> its dotted path, with `{}` for the number of the layer.
+    """
+    for group in sharing.groups:
+        for role, path in linears.items():
+            owner = model.get_submodule(path.format(group[0]))
+            for layer in group:
+                linear = model.get_submodule(path.format(layer))
+                linear.weight = owner.weight
+                if sharing.biases == "shared":
+                    linear.bias = owner.bias
+                if rank := sharing.rank_of(layer, role):
+                    delta = SharedLinear(linear, rank, *_sizes(linear)).to(linear.weight.device)
+                    model.set_submodule(path.format(layer), delta)
+    if sharing.factored:
+        for layer, ranks in sharing.ranks.items():
+            for role, rank in ranks.items():
+                path = linears[role].format(layer)
+                linear = model.get_submodule(path)
+                factored = FactoredLinear(rank, *_sizes(linear), linear.bias).to(linear.weight.device)
+                model.set_submodule(path, factored)
+    for group in sharing.bases:
+        for role in sharing.ranks[str(group[0])].keys() - {"out"}:
+            owner, *others = (model.get_submodule(linears[role].format(layer)) for layer in group)
+            for other in others:
+                other.B = owner.B
+
+
+def _sizes(linear: nn.Module) -> tuple[int, int]:
+    """(d_in, d_out) of a stock linear map."""
+    first, second = linear.weight.shape
+    return (first, second) if isinstance(linear, Conv1D) else (second, first)
+
+
+def deltas(model: nn.Module) -> Iterator[SharedLinear]:
+    """Every linear map of a model that has a delta."""
+    return (module for module in model.modules() if isinstance(module, SharedLinear))
+
+
+def keep_zeros(weights: Iterator[Tensor]) -> None:
+    """Let no gradient reach an entry of these weights that is zero. AdamW's decay leaves a zero as it is, too."""
+    for weight in weights:
+        weight.register_hook(_masked(weight))
+
+
+def _masked(weight: Tensor) -> Any:
+    def mask(gradient: Tensor) -> Tensor:
+        return gradient * (weight != 0)
+
+    return mask
+
+
+class SharedFfnConfig(PreTrainedConfig):
+    """The config of a checkpoint: the stock config of the `dense` model, the `sharing`, and `linears` as of `install`.
+
+    `from_dict`, and so `from_pretrained`, gives an instance of a subclass of the dense model's own config class, with
+    the attributes `sharing` and `linears`. Its `to_dict` and its model type are the dense model's; its JSON, as
+    `save_pretrained` writes it, is a checkpoint's again.
+    """
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        dense, sharing = dict(config_dict["dense"]), asdict(Sharing(**config_dict["sharing"]))
+        own = {"sharing": sharing, "linears": dict(config_dict["linears"]), "auto_map": dict(AUTO_MAP)}
+        return _classes(dense.pop("model_type"))[0].from_dict(dense | own, **kwargs)
+
+
+class _DenseConfig:
+    """What is added to the config class of a dense model."""
+
+    dense_class: str  # of the stock model
+
+    def to_dict(self) -> dict[str, Any]:
+        own = ("sharing", "linears", "auto_map")
+        return {key: value for key, value in super().to_dict().items() if key not in own}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        whole = {
+            "model_type": MODEL_TYPE,
+            "architectures": [SharedFfnForCausalLM.__name__],
+            "auto_map": AUTO_MAP,
+            "linears": self.linears,
+            "sharing": self.sharing,
+            "dense": json.loads(super().to_json_string(use_diff)) | {"architectures": [self.dense_class]},
+        }
+        return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+
+
+class SharedFfnForCausalLM:
+    """What is added to the stock class of a dense model. `from_pretrained` of this class itself finds the stock one."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        if cls is SharedFfnForCausalLM:
+            if config is None:
+                reach = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+                config = SharedFfnConfig.from_pretrained(folder, **{key: kwargs[key] for key in reach if key in kwargs})
+            return model_class(config).from_pretrained(folder, *args, config=config, **kwargs)
+        opened = super().from_pretrained(folder, *args, config=config, **kwargs)
+        model = opened[0] if isinstance(opened, tuple) else opened
+        if model.config.sharing["pruned"]:
+            depth = model.config.num_hidden_layers
+            paths = (path.format(layer) for path in model.config.linears.values() for layer in range(depth))
+            keep_zeros(model.get_submodule(path).weight for path in paths)
+        return opened
+
+    def post_init(self) -> None:
+        """The stock class calls this when its modules are there."""
+        install(self, self.config.linears, Sharing(**self.config.sharing))
+        first: dict[int, str] = {}
+        names = [(name, first.setdefault(id(p), name)) for name, p in self.named_parameters(remove_duplicate=False)]
+        self.shared_keys = {name: source for name, source in names if name != source}
+        self._tied_weights_keys = (self._tied_weights_keys or {}) | self.shared_keys
+        super().post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Those of the stock class, which are none where the embeddings are untied, and what layers share."""
+        return super().get_expanded_tied_weights_keys(all_submodels) | self.shared_keys
+
+    def _adjust_bias(self, output: nn.Module, source: Any) -> None:
+        """Called for whatever is tied. It would cut a Conv1D's bias, whose weight is stored as (d_in, d_out)."""
+        if not isinstance(output, Conv1D):
+            super()._adjust_bias(output, source)
+
+
+@cache
+def _classes(model_type: str) -> tuple[type, type]:
+    """The classes of config and model for dense models of a type, registered with the auto classes."""
+    dense = CONFIG_MAPPING[model_type]
+    stock = MODEL_FOR_CAUSAL_LM_MAPPING[dense]
+    names = {"__module__": __name__, "dense_class": stock.__name__}
+    config = type(f"SharedFfn{dense.__name__}", (_DenseConfig, dense), names)
+    # With an `_auto_class`, `save_pretrained` copies this file beside the weights.
+    names = {"__module__": __name__, "config_class": config, "_auto_class": "AutoModelForCausalLM"}
+    model = type(f"SharedFfn{stock.__name__}", (SharedFfnForCausalLM, stock), names)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    return config, model
+
+
+def model_class(config: PreTrainedConfig) -> type:
+    """The class of the models whose config `SharedFfnConfig.from_dict` made."""
+    return _classes(config.model_type)[1]
+
+
+AUTO_MAP = {
+    "AutoConfig": f"{__name__.rpartition('.')[2]}.{SharedFfnConfig.__name__}",
+    "AutoModelForCausalLM": f"{__name__.rpartition('.')[2]}.{SharedFfnForCausalLM.__name__}",
+}
+# A copy that came with a checkpoint serves that checkpoint alone.
+if not __name__.startswith("transformers_modules."):
+    AutoConfig.register(MODEL_TYPE, SharedFfnConfig, exist_ok=True)
