@@ -17,7 +17,7 @@ def main(
     profile: str, variant: str, original: Path, control: Path, model: Path, tokens: Path, validation: Path,
     unfinished: Path, out: Path, curve: Path, history: Path,
 ) -> None:  # fmt: skip
-    rules.validate(profile, model)
+    rules.validate_variant(profile, model)
     spec = params.variant(variant, "finetune")
     outputs, of_control = files.Outputs(out, curve, history), files.Outputs.within(control)
     if is_control(params.variant(variant, "surgery"), spec):

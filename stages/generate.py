@@ -15,7 +15,7 @@ from stages.core.text.tokenizer import open_tokenizer
 def main(profile: str, variant: str, before: Path, after: Path, tokenizer: Path, out: Path) -> None:
     import torch
 
-    rules.validate(profile, after)
+    rules.validate_variant(profile, after)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "generate")
     tokenizer = open_tokenizer(tokenizer)

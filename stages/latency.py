@@ -15,7 +15,7 @@ from stages.core.text import corpus
 
 
 def main(profile: str, variant: str, original: Path, model: Path, tokens: Path, out: Path) -> None:
-    rules.validate(profile, model)
+    rules.validate_variant(profile, model)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "latency")
     variant_model = checkpoint.load(model)[0].to(device).model

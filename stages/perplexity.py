@@ -16,7 +16,7 @@ from stages.core.text import corpus
 
 
 def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:
-    rules.validate(profile, after)
+    rules.validate_variant(profile, after)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
     text, protocol = corpus.read_tokens(tokens, spec.max_tokens), spec.seed_protocol

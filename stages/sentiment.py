@@ -16,7 +16,7 @@ from stages.core.training import recovery
 
 
 def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: Path, predictions: Path) -> None:
-    rules.validate(profile, model)
+    rules.validate_variant(profile, model)
     runtime = params.section(profile, "runtime")
     device = devices.start(runtime)
     recipe = params.section(profile, "sentiment")

@@ -25,7 +25,7 @@ def main(
 ) -> None:  # fmt: skip
     from stages.core.evaluation import rouge
 
-    rules.validate(profile, model)
+    rules.validate_variant(profile, model)
     runtime = params.section(profile, "runtime")
     device = devices.start(runtime)
     spec = params.section(profile, "summarize")

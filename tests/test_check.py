@@ -333,18 +333,21 @@ def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="params.yaml: profile = 3"):  # a mistake of the file itself comes first
         rules.validate("small", Path("nowhere"))
     write(tmp_path, **FITTING)
-    for folder in ("dense", "variant"):
-        rules.validate("small", Path(folder))
+    config(tmp_path / "shallow", shallow)
+    rules.validate("small", Path("dense"))
     write(tmp_path, **(FITTING | {"variants.merged_4.windows.size": 6, "variants.merged_6.windows.size": 6}))
-    rules.validate("small", Path("variant"))
+    for folder in ("dense", "variant", "shallow"):
+        rules.validate_variant("small", Path(folder))
     with pytest.raises(UserError) as caught:
         rules.validate("small", Path("dense"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 2 and all(line.strip().startswith("params.yaml: variants.merged_") for line in lines)
     write(tmp_path, **(FITTING | {f"{SMALL}.search.context": 65}))
-    for folder in ("dense", "variant"):
+    for door in (rules.validate, rules.validate_variant):
         with pytest.raises(UserError, match=f"params.yaml: {SMALL}.search.context = 65: .* 64 positions"):
-            rules.validate("small", Path(folder))
+            door("small", Path("dense"))
+    with pytest.raises(UserError, match=f"params.yaml: {SMALL}.search.context = 65: .* 64 positions"):
+        rules.validate_variant("small", Path("variant"))
 
 
 # Splits

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.core.architecture import targets, windows
-from stages.core.architecture.shape import Shape, of_folder, read_mapping
+from stages.core.architecture.shape import Shape, of_folder
 from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.params import Params
@@ -28,13 +28,13 @@ from stages.core.settings.variants import (
 
 
 def validate(profile: str, model: Path) -> None:
-    """Raise UserError where params.yaml does not fit the model in the folder `model`, before the model is opened.
+    """Raise UserError where params.yaml does not fit the model under study in the folder `model`. It is not opened."""
+    refuse(mistakes(params.load(), profile, of_folder(model)))
 
-    For a variant's checkpoint, which may have fewer layers, only the lengths of sequences are checked.
-    """
-    found = params.load()
-    changed, shape = "dense" in read_mapping(model / "config.json"), of_folder(model)
-    refuse(list(lengths(profile, found.profiles[profile], shape)) if changed else mistakes(found, profile, shape))
+
+def validate_variant(profile: str, checkpoint: Path) -> None:
+    """Raise UserError where a length exceeds the positions of a variant, which may have lost layers."""
+    refuse(list(lengths(profile, params.load().profiles[profile], of_folder(checkpoint))))
 
 
 def validate_shape(profile: str, shape: Shape) -> None:
