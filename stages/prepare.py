@@ -1,11 +1,18 @@
-"""Turn the source text into token streams, one parquet table for each split, and count rows that are in two splits."""
+"""Make the splits: text as token streams, or labelled images, one parquet table each. Count rows that are in two.
 
+A split of images is a table of encoded images with labels (stages.core.images.table). Images have no rows beside it.
+"""
+
+import json
 from pathlib import Path
 
+from stages.core.images import sources as image_sources
+from stages.core.images import table
 from stages.core.process import command
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.settings.images import PrepareImages
 from stages.core.text import corpus, sources
 from stages.core.text.tokenizer import open_tokenizer
 
@@ -13,7 +20,12 @@ SPLITS = ("train", "validation", "test")
 
 
 def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
-    source = params.section(profile, "prepare").source
+    section = params.section(profile, "prepare")
+    write = write_images if isinstance(section, PrepareImages) else write_text
+    write(section.source, lexicon, tokenizer, out)
+
+
+def write_text(source, lexicon: Path, tokenizer: Path, out: Path) -> None:
     tokenizer, learnt, found = open_tokenizer(tokenizer), set(), {}
     for split in progress(SPLITS, "tokenise"):
         rows = sources.rows(source, split, lexicon)
@@ -25,6 +37,17 @@ def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
         if split == "test":  # the notes' protocol of perplexity takes rows, not a stream
             corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(tokenizer, rows))
     write_json(out / "overlap.json", found)
+
+
+def write_images(source, lexicon: Path, processor: Path, out: Path) -> None:
+    config = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
+    names = image_sources.names(source)
+    rows = {
+        split: table.write(out / f"{split}.parquet", image_sources.rows(source, split), config, names)
+        for split in progress(SPLITS, "images")
+    }
+    write_json(out / "overlap.json", {split: table.shared(rows[split], rows["train"]) for split in SPLITS[1:]})
+    corpus.write_rows(out / "test_rows.parquet", [])
 
 
 if __name__ == "__main__":

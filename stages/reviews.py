@@ -13,6 +13,10 @@ SPLITS = ("train", "test")
 
 def main(profile: str, lexicon: Path, reviews: Path, tokenizer: Path, out: Path) -> None:
     spec = params.section(profile, "reviews")
+    if spec is None:  # the task has no reviews
+        for split in SPLITS:
+            labelled.write(out / f"{split}.parquet", [], [])
+        return
     tokenizer = open_tokenizer(tokenizer)
     found = {split: sources.labelled(spec.source, split, lexicon, reviews) for split in SPLITS}
     found["train"] = labelled.apart(found["train"], found["test"])

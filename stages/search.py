@@ -33,16 +33,16 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
     from stages.core.shrinking.window_search import search
-    from stages.core.tasks.language import Language
-    from stages.core.text import corpus
+    from stages.core.tasks import choice
 
     device = devices.start(params.section(profile, "runtime"))
     spec, operation = params.section(profile, "search"), params.variant(variant, "surgery")
     view = ModelView(opening.open_snapshot(model).to(device))
-    task, text = Language(spec.context, spec.context, spec.batch_size), corpus.read_tokens(tokens, spec.max_tokens)
+    task = choice.by(model, spec)
+    held_out = task.held_out(tokens, spec)
 
     def score(changed: ModelView) -> float:
-        return task.score(changed.to(device).model, text)
+        return task.score(changed.to(device).model, held_out)
 
     calibration = statistics.read(permutations, moments, device)
     found = search(view, calibration, operation, windows_spec, score, partial(progress, what=f"search {variant}"))
@@ -50,7 +50,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
         "groups": [windows.layers(window) for window in found.chosen.windows],
         "candidates": [{"windows": layout.windows, "perplexity": layout.perplexity} for layout in found.scored],
         "original_perplexity": found.original,
-        "tokens": len(text),
+        task.unit: len(held_out),
     } | ({"ranks": found.chosen.ranks} if found.chosen.ranks else {})
 
 

@@ -5,21 +5,28 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import rules
-from stages.core.evaluation import classification, intervals
+from stages.core.evaluation import classification
 from stages.core.forms import checkpoint
 from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
+from stages.core.tasks import intervals
 from stages.core.text import labelled
 from stages.core.training import recovery
 
 
 def main(profile: str, variant: str, model: Path, train: Path, test: Path, out: Path, predictions: Path) -> None:
+    import torch
+
+    recipe = params.section(profile, "sentiment")
+    if recipe is None:  # the task has no sentiment
+        write_json(out, {})
+        classification.keep(predictions, torch.empty(0, dtype=torch.int64), torch.empty(0, 1))
+        return
     rules.validate_variant(profile, model)
     runtime = params.section(profile, "runtime")
     device = devices.start(runtime)
-    recipe = params.section(profile, "sentiment")
     (rows, labels), (held_out, test_labels) = labelled.read(train), labelled.read(test)
     found = []
     for seed in recipe.seeds:

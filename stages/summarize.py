@@ -25,10 +25,14 @@ def main(
 ) -> None:  # fmt: skip
     from stages.core.evaluation import rouge
 
+    spec = params.section(profile, "summarize")
+    if spec is None:  # the task has no summaries
+        write_json(out, {})
+        summaries.keep(predictions, [], [], [])
+        return
     rules.validate_variant(profile, model)
     runtime = params.section(profile, "runtime")
     device = devices.start(runtime)
-    spec = params.section(profile, "summarize")
     tokenizer = open_tokenizer(tokenizer)
     articles, references = (column[: spec.articles] for column in summaries.read(test_pairs))
     if len(articles) < spec.articles:

@@ -16,13 +16,13 @@ from test_recovery import RECIPE, ROWS
 from stages.commands import harness
 from stages.core.architecture import attention
 from stages.core.architecture.opening import open_snapshot
-from stages.core.evaluation import notes, timing
 from stages.core.forms import structure
 from stages.core.process import devices, memory
 from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.profiles import Runtime
 from stages.core.settings.variants import Recovery
+from stages.core.tasks import notes, timing
 from stages.core.tasks.language import Language
 from stages.core.text.tokenizer import open_tokenizer
 from stages.core.training import loop, recovery, resuming

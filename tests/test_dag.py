@@ -67,16 +67,23 @@ PARAMS = {
 CODE = {
     "__init__ core/__init__": ("", ""),
     "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
-    "core/settings/{__init__ params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
+    "core/settings/{__init__ images params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
     "core/architecture/{__init__ attention depth families ffn gguf_config gguf_header opening rules shape targets"
-    " tokens view weights windows}": (f"base extract correlate align {SHARED}", BASE),
+    " tokens view vision_families vision_shape weights windows}": (
+        f"pretrain base extract correlate align {SHARED}",
+        BASE,
+    ),
     "core/text/{__init__ corpus labelled sources stories tokenizer}": (
         f"pretrain prepare articles reviews extract {SHARED}",
         f"articles reviews {PREPARE}",
     ),
-    "core/tasks/{__init__ interface language}": (
-        "pretrain control search finetune perplexity sentiment",
-        f"control {SEARCH}",
+    "core/tasks/{__init__ choice images interface intervals language notes timing}": (
+        "pretrain extract control search finetune perplexity sentiment generate latency",
+        f"control {EXTRACT}",
+    ),
+    "core/images/{__init__ sources table}": (
+        "prepare extract control search finetune perplexity generate latency",
+        PREPARE,
     ),
     "core/forms/{__init__ checkpoint counting dense modeling_shared_ffn structure}": (SHARED, f"control {SEARCH}"),
     "core/calibration/{__init__ activations alignment moments statistics}": (
@@ -92,9 +99,9 @@ CODE = {
         "pretrain control finetune sentiment summarize",
         CONTROL,
     ),
-    "core/evaluation/{__init__ classification intervals notes rouge summaries timing}": (
-        "perplexity sentiment latency summarize",
-        "perplexity sentiment latency summarize report",
+    "core/evaluation/{__init__ classification rouge summaries}": (
+        "sentiment summarize",
+        "sentiment summarize report",
     ),
     "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
     "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers repository resolved screen server"

@@ -102,7 +102,7 @@ def test_an_untouched_model_is_at_no_distance_from_its_teacher(name):
         tiny.TASK, model, ROWS, model, Distill(logits=1.0, temperature=2.0, hidden=1.0), None
     )(batch)
     assert plain.abs() < 1e-5 < ce
-    error, _ = recovery.layer_by_layer(tiny.view(model), ROWS, tiny.view(tiny.model(name)), [1, 2])(batch)
+    error, _ = recovery.layer_by_layer(tiny.TASK, tiny.view(model), ROWS, tiny.view(tiny.model(name)), [1, 2])(batch)
     assert error < 1e-10
 
 
@@ -112,7 +112,7 @@ def test_each_way_to_learn_brings_the_model_nearer_to_its_teacher(name):
     for objective in ("logits", "hidden", "layers"):
         model, sharing = tiny.shared(name, 3)
         if objective == "layers":
-            wanted = recovery.layer_by_layer(tiny.view(model), ROWS, tiny.view(teacher), [0, 1, 2, 3, 4])
+            wanted = recovery.layer_by_layer(tiny.TASK, tiny.view(model), ROWS, tiny.view(teacher), [0, 1, 2, 3, 4])
         else:
             distill = Distill(logits=1.0, hidden=float(objective == "hidden"))
             wanted = recovery.end_to_end(tiny.TASK, model, ROWS, teacher, distill, None)

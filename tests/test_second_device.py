@@ -15,10 +15,11 @@ from stages.core.calibration import activations, alignment
 from stages.core.calibration.alignment import CorrelationStream
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
-from stages.core.evaluation import classification, notes, summaries, timing
+from stages.core.evaluation import classification, summaries
 from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import ablation
+from stages.core.tasks import notes, timing
 from stages.core.tasks.language import perplexity
 from stages.core.training import recovery
 from stages.core.training.loop import train

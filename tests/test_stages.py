@@ -146,7 +146,10 @@ def for_variant(variant: str) -> None:
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
     rows = Path("text/test_rows.parquet")
     perplexity.main(**here, **both, tokens=test, rows=rows, out=Path(f"perplexity/{variant}.json"))
-    generate.main(**here, **both, tokenizer=Path("tokenizer"), out=Path(f"samples/{variant}.json"))
+    generate.main(
+        **here, **both, tokenizer=Path("tokenizer"), tokens=Path("text/test.parquet"),
+        out=Path(f"samples/{variant}.json"),
+    )  # fmt: skip
     latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
 
 

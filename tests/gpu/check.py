@@ -332,7 +332,7 @@ def losses_and_gradients(device, small):
                 "whole": recovery.end_to_end(
                     tiny.TASK, model, rows, teacher, Distill(logits=0.5, temperature=2.0, hidden=1.0), penalty
                 ),
-                "single": recovery.layer_by_layer(tiny.view(model), rows, tiny.view(teacher), [0, 1, 2]),
+                "single": recovery.layer_by_layer(tiny.TASK, tiny.view(model), rows, tiny.view(teacher), [0, 1, 2]),
             }
             for kind, objective in objectives.items():
                 model.zero_grad(set_to_none=True)
@@ -507,10 +507,10 @@ def out_of_memory_is_one_line(device, small):
 def numbered_device(device, small):
     import tiny
 
-    from stages.core.evaluation import timing
     from stages.core.process import devices
     from stages.core.process.errors import UserError
     from stages.core.settings.profiles import Runtime
+    from stages.core.tasks import timing
 
     if device.type == "cpu":
         return {"record": devices.environment(device)}
@@ -690,8 +690,8 @@ def times_of_decoding(device, small):
     """Eager, greedy, one row: what stage latency measures; beside it a model with deltas and one of half the depth."""
     from stages.core.architecture.depth import keep_layers
     from stages.core.architecture.view import ModelView
-    from stages.core.evaluation import timing
     from stages.core.forms import structure
+    from stages.core.tasks import timing
 
     model = built(small).to(device)
     view, depth = ModelView(model), model.config.n_layer

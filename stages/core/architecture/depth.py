@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch.nn import functional
 from stages.core.architecture.opening import blank
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.weights import described
+
+# Keys of config.json that number the outputs of a model used as a backbone; an image classifier is none.
+BACKBONE = {"out_features", "out_indices", "_out_features", "_out_indices", "stage_names"}
 
 # Layer -> module (`block`, `ffn`, or `out`, the FFN's output matrix) -> its input and its output, (tokens, d) each.
 Records = dict[int, dict[str, tuple[Tensor, Tensor]]]
@@ -26,7 +31,12 @@ def keep_layers(view: ModelView, kept: list[int]) -> ModelView:
     for key in family.per_layer & config.keys():
         if config[key] is not None:
             config[key] = [config[key][layer] for layer in kept]
-    config[view.model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    for key in BACKBONE & config.keys():
+        del config[key]
+    *above, key = family.config["layers"].split(".")
+    inner = reduce(getitem, above, config)
+    depths = [sum(first <= layer < first + depth for layer in kept) for first, depth in view.stacks]
+    inner[key] = depths if isinstance(inner[key], (list, tuple)) else len(kept)
     numbered = family.numbered and config[family.numbered]
     if numbered:
         config[family.numbered] = False
@@ -83,7 +93,7 @@ class Walk:
     """
 
     def __init__(self, view: ModelView, batches: Sequence[Tensor]):
-        """batches: token ids, int64, (rows, length), on the model's device."""
+        """batches: inputs of forward passes, as `ModelView.run` takes them, on the model's device."""
         self.view, self.batches = view, batches
         self.positions: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
 
@@ -93,11 +103,11 @@ class Walk:
 
         A batch cannot go back to an earlier layer.
         """
-        ids, (start, states) = self.batches[number], self.positions[number]
-        with record_blocks(self.view, [layer]) as records, self._between(start, layer, states):
+        batch, (start, states) = self.batches[number], self.positions[number]
+        with record_blocks(self.view, [layer]) as records, self._between(start, layer, states) as reached:
             with suppress(_StopForward):
-                self.view.run(ids)
-        self.positions[number] = layer, records[layer]["block"][0].view(*ids.shape, -1)
+                self.view.run(batch)
+        self.positions[number] = layer, reached[0]
         return records[layer]
 
     def has_passed(self, layer: int) -> bool:
@@ -111,11 +121,15 @@ class Walk:
         return other
 
     @contextmanager
-    def _between(self, start: int, last: int, states: Tensor | None) -> Iterator[None]:
-        """Within the context a forward pass runs the blocks from `start` on `states`, and ends after `last`."""
-        blocks = self.view.blocks
+    def _between(self, start: int, last: int, states: Tensor | None) -> Iterator[list[Tensor]]:
+        """Within the context a forward pass runs the blocks from `start` on `states`, and ends after `last`.
 
-        def stop(*_: Any) -> None:
+        The list then holds the residual stream before `last`.
+        """
+        blocks, reached = self.view.blocks, []
+
+        def stop(_: Any, args: tuple, __: Any) -> None:
+            reached.append(args[0])
             raise _StopForward
 
         def resume(_: Any, args: tuple) -> tuple:
@@ -125,9 +139,9 @@ class Walk:
         if states is not None:
             handles.append(blocks[start].register_forward_pre_hook(resume))
         for block in blocks[:start]:
-            block.forward = _skip
+            block.forward = _skip_pair if self.view.family.pairs else _skip
         try:
-            yield
+            yield reached
         finally:
             for handle in handles:
                 handle.remove()
@@ -140,6 +154,11 @@ def _skip(states: Tensor, *_: Any, **__: Any) -> Tensor:
     return states
 
 
+def _skip_pair(states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """The same of a block that returns a pair."""
+    return states, None
+
+
 class _StopForward(Exception):
     """Ends a forward pass after the last layer that is needed."""
 
@@ -149,9 +168,9 @@ def influence(view: ModelView, batches: Iterable[Tensor]) -> Tensor:
     """The block influence of every layer, 1 - mean cosine(input, output) over tokens: shape (layers,), float64.
 
     The cosine of a block that maps zeros to zeros counts as 1. Men et al. 2024, ShortGPT (arXiv:2403.03853). batches:
-    token ids, int64, (rows, length).
+    inputs of forward passes, as `ModelView.run` takes them.
     """
-    total, count = torch.zeros(view.depth, dtype=torch.float64), 0
+    total, count = torch.zeros(view.depth, dtype=torch.float64), torch.zeros(view.depth, dtype=torch.float64)
     with record_blocks(view, range(view.depth)) as records:
         for batch in batches:
             view.run(batch)
@@ -159,5 +178,5 @@ def influence(view: ModelView, batches: Iterable[Tensor]) -> Tensor:
                 before, after = (values.double() for values in record["block"])
                 cosine = functional.cosine_similarity(before, after, dim=-1)
                 total[layer] += torch.where((before == 0).all(-1) & (after == 0).all(-1), 1.0, cosine).sum().cpu()
-            count += batch.numel()
+                count[layer] += len(cosine)
     return 1 - total / count

@@ -1,4 +1,4 @@
-"""Model families as data: where a decoder keeps its layers and the matrices of its feed-forward network.
+"""Model families as data: where a model keeps its layers and the matrices of their feed-forward networks.
 
 A family is one row, which `stages.core.architecture.view` reads. The roles of an FFN's matrices are `in` (d_model to
 d_ff), `gate` (the other such matrix of a gated FFN, whose output goes through the activation function) and `out` (d_ff
@@ -6,7 +6,8 @@ to d_model).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from stages.core.process.errors import UserError
 
@@ -16,7 +17,7 @@ class Family:
     """One architecture.
 
     model_types: the values of `config.model_type` that it describes.
-    layers: dotted path from the model to its list of blocks.
+    layers: dotted path from the model to its list of blocks; `*` stands for every stage of a model that has stages.
     ffn: dotted path from a block to its FFN.
     matrices: role -> attribute of the FFN that holds that linear map.
     activated: the role whose output is the pre-activation, which goes through the activation function.
@@ -32,6 +33,10 @@ class Family:
     per_layer: the keys of config.json that hold one entry for each layer.
     numbered: the key of config.json that makes layer n divide its attention scores by n + 1; None where there is none.
     queries: dotted path from a block to the linear map whose first d_model outputs are the queries.
+    task: what such models are studied at, a key of `stages.core.tasks.choice.TASKS`.
+    options: what a forward pass is told besides its batch.
+    scale: dotted path from a block to the vector that multiplies its FFN's output; None where there is none.
+    pairs: whether a block returns a pair, of which the second is not the residual stream's.
     """
 
     model_types: tuple[str, ...]
@@ -51,6 +56,10 @@ class Family:
     per_layer: frozenset[str] = frozenset({"layer_types"})
     numbered: str | None = None
     queries: str | None = None
+    task: str = "language"
+    options: Mapping[str, Any] = field(default_factory=lambda: {"use_cache": False})
+    scale: str | None = None
+    pairs: bool = False
 
 
 _LLAMA = Family(
@@ -118,10 +127,13 @@ FAMILIES = (
 
 def family_of(model_type: str) -> Family:
     """The family of a `config.model_type`. Raises UserError, which lists the supported types, where there is none."""
-    for family in FAMILIES:
+    from stages.core.architecture import vision_families  # whose rows are of the class above
+
+    every = (*FAMILIES, *vision_families.FAMILIES)
+    for family in every:
         if model_type in family.model_types:
             return family
-    supported = ", ".join(name for family in FAMILIES for name in family.model_types)
+    supported = ", ".join(name for family in every for name in family.model_types)
     raise UserError(
         f"model type {model_type!r} is not supported; supported: {supported}. "
         "A family is one row in stages/core/architecture/families.py."

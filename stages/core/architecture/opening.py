@@ -25,7 +25,7 @@ def commit(model: str, revision: str | None, gguf_file: str | None) -> str | Non
 
 
 def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:
-    """A model (float32, on the CPU) and its tokenizer from a hub id or a local folder.
+    """A model (float32, on the CPU) and its tokenizer or image processor from a hub id or a local folder.
 
     Weights are read from safetensors or GGUF only, and no code that comes with a model is run. Raises
     UserError where the source cannot be opened or does not hold what its config promises.
@@ -40,13 +40,7 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
         loaded = weights.read(model, **_reach(model), **options)
     if gguf_file:
         loaded = dequantised(loaded)
-    with _refusing(f"cannot open the tokenizer of {named}"):
-        tokenizer = _tokenizer(model, options)
-    if tokenizer is None:
-        raise UserError(f"{named} has no tokenizer: tokenizer.json, or the vocabulary that it is made from, is missing")
-    most = max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
-    if most > loaded.config.vocab_size:
-        raise UserError(f"the tokenizer of {model!r} has {most} tokens, its model only {loaded.config.vocab_size}")
+    processor = PROCESSORS[family_of(loaded.config.model_type).task](model, named, options, loaded)
     counted, known = sum(parameter.numel() for parameter in loaded.parameters()), shape.of_model(loaded)
     if counted != known.parameters:
         raise UserError(
@@ -56,7 +50,31 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     for name, parameter in loaded.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(f"base.model = {model!r}: {name} holds a value that is not finite: the file is damaged")
-    return loaded, tokenizer
+    return loaded, processor
+
+
+def _open_tokenizer(model: str, named: str, options: dict[str, str], loaded: Any) -> Any:
+    """The tokenizer of a model. Raises UserError where there is none, or it has more tokens than the model."""
+    with _refusing(f"cannot open the tokenizer of {named}"):
+        tokenizer = _tokenizer(model, options)
+    if tokenizer is None:
+        raise UserError(f"{named} has no tokenizer: tokenizer.json, or the vocabulary that it is made from, is missing")
+    most = max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
+    if most > loaded.config.vocab_size:
+        raise UserError(f"the tokenizer of {model!r} has {most} tokens, its model only {loaded.config.vocab_size}")
+    return tokenizer
+
+
+def _open_image_processor(model: str, named: str, options: dict[str, str], loaded: Any) -> Any:
+    """The image processor of a model. Raises UserError where there is none."""
+    from transformers import AutoImageProcessor
+
+    with _refusing(f"cannot open the image processor of {named}"):
+        return AutoImageProcessor.from_pretrained(model, **_reach(model), **options)
+
+
+# Task of a family -> what opens that which makes a model's inputs.
+PROCESSORS = {"language": _open_tokenizer, "image_classification": _open_image_processor}
 
 
 def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: int) -> Any:
@@ -130,7 +148,7 @@ def dequantised(model: Any) -> Any:
 def blank(config: dict[str, Any]) -> Any:
     """A stock model of this config, float32, whose parameters have undefined values and must be filled."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.initialization import no_init_weights
 
     from stages.core.architecture import attention
@@ -138,7 +156,7 @@ def blank(config: dict[str, Any]) -> Any:
     attention.register()
     options = {key: value for key, value in config.items() if key != "model_type"}
     with no_init_weights():  # drawing them takes longer than to read a file
-        model = AutoModelForCausalLM.from_config(
+        model = weights.auto_class(config["model_type"]).from_config(
             AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32
         )
     model.tie_weights()

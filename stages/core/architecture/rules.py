@@ -58,24 +58,7 @@ def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
 
 def lengths(name: str, profile: Profile, shape: Shape) -> Iterator[str]:
     """A line for every length that exceeds the model's positions, in tokens."""
-    latency, summaries = profile.latency, profile.summarize
-    found = {
-        "reviews.max_tokens": profile.reviews.max_tokens,
-        "extract.sequence_length": profile.extract.sequence_length,
-        "search.context": profile.search.context,
-        "finetune.sequence_length": profile.finetune.sequence_length,
-        "perplexity.context": profile.perplexity.context,
-        "generate.new_tokens + 1 for a prompt": profile.generate.new_tokens + 1,
-        "latency.prompt_tokens + new_tokens": latency.prompt_tokens + latency.new_tokens,
-        "summarize.context": summaries.context,
-    }
-    if protocol := profile.perplexity.seed_protocol:
-        found["perplexity.seed_protocol.length"] = protocol.length
-    if protocol := latency.seed_protocol:
-        found["latency.seed_protocol.length"] = protocol.length
-    if protocol := summaries.seed_protocol:
-        found["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
-    for key, length in found.items():
+    for key, length in profile.lengths.items():
         if length > shape.positions:
             yield f"profiles.{name}.{key} = {length}: this model takes at most {shape.positions} positions"
 

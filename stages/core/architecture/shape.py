@@ -26,6 +26,17 @@ GGUF = {
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Layers of equal sizes that follow each other: the first, how many, d_model, d_ff, and a layer's parameters."""
+
+    first: int
+    depth: int
+    width: int
+    hidden: int
+    block: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder all of whose layers are alike.
 
@@ -43,6 +54,20 @@ class Shape:
     head_width: int
     tied: bool
     biases: frozenset[str]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a model, only within which layers can share: here one."""
+        return (Stage(0, self.layers, self.width, self.hidden, self.block),)
+
+    @property
+    def deepest(self) -> Stage:
+        """The stage with most layers, the first of several."""
+        return max(self.stages, key=lambda stage: stage.depth)
+
+    def stage_of(self, layer: int) -> Stage:
+        """The stage of a layer."""
+        return next(stage for stage in reversed(self.stages) if stage.first <= layer)
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -96,6 +121,10 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
         family = family_of(config.get("model_type"))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if family.task == "image_classification":
+        from stages.core.architecture import vision_shape
+
+        return vision_shape.of_config(config, where)
 
     def size(what: str, otherwise: int | None = None) -> int:
         name = family.config.get(what)
@@ -148,6 +177,12 @@ def of_folder(folder: Path) -> Shape:
     config = read_mapping(folder / "config.json")
     dense = config.get("dense")
     return of_config(dense if isinstance(dense, dict) else config, str(folder / "config.json"))
+
+
+def task_of(folder: Path) -> str:
+    """What the model in a folder is studied at: the task of its family."""
+    config = read_mapping(folder / "config.json")
+    return family_of((config.get("dense") or config).get("model_type")).task
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def end_tokens(model: Any) -> list[int]:
     for config in (model.config, getattr(model, "generation_config", None)):
         ends = getattr(config, "eos_token_id", None)
         found += ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return [end for end in dict.fromkeys(found) if 0 <= end < model.config.vocab_size]
+    return [end for end in dict.fromkeys(found) if 0 <= end < getattr(model.config, "vocab_size", 0)]
 
 
 def state_end_tokens(model: Any) -> None:

@@ -6,6 +6,7 @@ that only runs a model, such as an evaluation, takes the model itself.
 
 import copy
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class ModelView:
     family: its row in stages.core.architecture.families.
     names: the dotted path of each block within the model, in the order of a forward pass.
     blocks: the blocks themselves.
+    stacks: (first layer, number of layers) of every stage; most models have one.
 
     Raises UserError where the model is of no supported family.
     """
@@ -30,9 +32,16 @@ class ModelView:
     def __init__(self, model: Any):
         self.model = model
         self.family = family_of(model.config.model_type)
-        stack = model.get_submodule(self.family.layers)
-        self.names = [f"{self.family.layers}.{name}" for name, _ in stack.named_children()]
+        found = [self._within(path) for path in _paths(model, self.family.layers)]
+        self.names = [name for names in found for name in names]
         self.blocks = [model.get_submodule(name) for name in self.names]
+        starts = accumulate([0, *map(len, found)])
+        self.stacks = [(first, len(names)) for first, names in zip(starts, found) if names]
+
+    def _within(self, path: str) -> list[str]:
+        """The names of the blocks of a stack that have an FFN."""
+        blocks = self.model.get_submodule(path).named_children()
+        return [f"{path}.{name}" for name, block in blocks if not self.family.ffn or hasattr(block, self.family.ffn)]
 
     @property
     def depth(self) -> int:
@@ -118,9 +127,23 @@ class ModelView:
         if linear.bias is not None:
             linear.bias[:width] /= divisor
 
+    def scale(self, layer: int) -> Tensor | None:
+        """What a block multiplies its FFN's output by, (d_model,), before the residual stream takes it; None: nothing.
+
+        Such a vector belongs to its layer whatever the layer's FFN becomes.
+        """
+        if self.family.scale is None:
+            return None
+        path, _, name = self.family.scale.rpartition(".")
+        found = getattr(self.blocks[layer].get_submodule(path), name)
+        return found.detach() if isinstance(found, Tensor) else None
+
     def run(self, batch: Tensor) -> None:
-        """One forward pass without the head, for what hooks record. batch: token ids, int64, (rows, length)."""
-        self.model.base_model(batch, use_cache=False)
+        """One forward pass without the head, for what hooks record.
+
+        batch: token ids, int64, (rows, length), or pixels, float32, (images, channels, height, width).
+        """
+        self.model.base_model(batch, **self.family.options)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor that a checkpoint stores: every parameter once, and the buffers that the model saves."""
@@ -137,3 +160,21 @@ class ModelView:
     def copy(self) -> "ModelView":
         """A view of a deep copy of the model."""
         return ModelView(copy.deepcopy(self.model))
+
+
+def _paths(model: Any, path: str) -> list[str]:
+    """The dotted paths that `path` stands for, in order; `*` is every child of a module."""
+    before, star, after = path.partition(".*.")
+    if not star:
+        return [path]
+    stages = [f"{before}.{name}.{after}" for name, _ in model.get_submodule(before).named_children()]
+    return [found for stage in stages for found in _paths(model, stage) if _has(model, found)]
+
+
+def _has(model: Any, path: str) -> bool:
+    """Whether a model has a module at this path."""
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

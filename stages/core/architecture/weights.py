@@ -10,12 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.architecture import gguf_config, gguf_header, shape, tokens
+from stages.core.architecture.families import family_of
 from stages.core.process.errors import UserError
 
 # Buffers that older versions of transformers stored: masks and angles, which a model computes itself.
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 ADAPTER = "adapter_config.json"
 SHOWN = 4  # tensors that a message names
+
+
+# Task of a family -> the class of transformers that opens its models.
+AUTO = {"language": "AutoModelForCausalLM", "image_classification": "AutoModelForImageClassification"}
+
+
+def auto_class(model_type: str) -> Any:
+    """The class of transformers that opens models of this type. Raises UserError where no family has it."""
+    import transformers
+
+    return getattr(transformers, AUTO[family_of(model_type).task])
 
 
 def read(source: str, **options: Any) -> Any:
@@ -26,7 +38,7 @@ def read(source: str, **options: Any) -> Any:
     source, where the checkpoint is an adapter or its tensors are not those of its config. For a damaged file, raises
     the errors of transformers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from stages.core.architecture import attention
 
@@ -41,7 +53,7 @@ def read(source: str, **options: Any) -> Any:
         if holds(source, ADAPTER, **options):
             _refuse_adapter()
         options = {"use_safetensors": True, **options}
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = auto_class(config.model_type).from_pretrained(
         source, config=config, dtype="float32", output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     missing, left = set(found["missing_keys"]), set(found["unexpected_keys"])
@@ -93,7 +105,8 @@ def _few(names: list[str]) -> str:
 
 def is_tied(model: Any) -> bool:
     """Whether the head of a model is its embedding."""
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def described(model: Any) -> dict[str, Any]:

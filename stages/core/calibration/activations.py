@@ -1,6 +1,6 @@
 """The activations of every FFN on a text, all layers in one forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,9 +67,10 @@ def _hook_output(linear: Any, store: Callable[[Tensor], None]) -> Any:
 
 
 @torch.no_grad()
-def stream(view: ModelView, sites: tuple[str, ...], batches: list[Tensor]) -> Iterator[Values]:
-    """The values at every site, batch by batch. batches: token ids, int64, (sequences, length).
+def stream(view: ModelView, sites: tuple[str, ...], batches: Iterable[Tensor]) -> Iterator[Values]:
+    """The values at every site, batch by batch. batches: inputs of forward passes, as `ModelView.run` takes them.
 
+    Layers that see more tokens than others, as in a model with stages, give as many as the others, evenly spread.
     Raises UserError with site, layer and batch where a value is not finite.
     """
     device = view.device
@@ -80,4 +81,17 @@ def stream(view: ModelView, sites: tuple[str, ...], batches: list[Tensor]) -> It
                 for site, rows in zip(seen, values):
                     if not torch.isfinite(rows).all():
                         raise UserError(f"{site} of layer {layer} is not finite in batch {number}: model is broken")
-            yield seen
+            yield _as_many(seen)
+
+
+def _as_many(seen: Values) -> Values:
+    """The values of the same number of tokens in every layer, those of the layer with the fewest."""
+    fewest = min(len(rows) for values in seen.values() for rows in values)
+    return {site: [_spread(rows, fewest) for rows in values] for site, values in seen.items()}
+
+
+def _spread(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, evenly spread."""
+    if len(rows) == count:
+        return rows
+    return rows[torch.arange(count, device=rows.device) * len(rows) // count]

@@ -1,4 +1,4 @@
-"""What surgery knows of the calibration text: permutations, moments and the text itself."""
+"""What surgery knows of the calibration rows, text or images: permutations, moments and the text itself."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Calibration:
     permutation(alignment, reference, first, other): aligns the neurons of layer `other` with those of layer `first`;
     int64, (d_ff,). The layers between the two belong to the same group.
     moments(layer): the moments of the FFN's input (`input`) and of its hidden activations (`hidden`).
-    text(): the calibration text in batches of token ids, int64, (rows, length).
+    text(): the calibration text, or images, in batches as `ModelView.run` takes them.
     watch(items): the items, with a progress bar.
     walk: the `depth.Walk` of the last repair. The next window of a search continues it where it can.
     """
@@ -41,8 +41,9 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
         return torch.from_numpy(found[key(alignment, reference, first, other)]).to(device)
 
     def text() -> list[Tensor]:
-        rows = read_tensors(moments / "text.safetensors")["rows"].to(device)
-        return list(rows.split(max(1, TOKENS_PER_BATCH // rows.shape[1])))
+        stored = read_tensors(moments / "text.safetensors")
+        rows, tokens = stored["rows"].to(device), int(stored.get("tokens_per_row", stored["rows"].shape[1]))
+        return list(rows.split(max(1, TOKENS_PER_BATCH // tokens)))
 
     return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device), text)
 

@@ -1,4 +1,4 @@
-"""Latency, classification, summaries, ROUGE, and the notes' protocol.
+"""Sentiment classification and summaries of language models, ROUGE.
 
 May import: process, settings, architecture, training.
 """

@@ -128,6 +128,7 @@ def keep(path: Path, references: list[str], found: list[str], leads: list[str]) 
     import pyarrow as pa
 
     columns = {"article": list(range(len(found))), "reference": references, "prediction": found, "lead3": leads}
-    table = pa.table(columns)
+    kinds = [pa.int64(), pa.string(), pa.string(), pa.string()]
+    table = pa.table(columns, schema=pa.schema(zip(columns, kinds)))
     with parquet_writer(path, table.schema) as writer:
         writer.write_table(table)

@@ -7,13 +7,14 @@ a model loads; a stage is handed only the sections it asks for, which are the on
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from stages.core.process import memory
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import Pretrain, Profile
+from stages.core.settings.images import ImageProfile
+from stages.core.settings.profiles import LanguageProfile, Pretrain
 from stages.core.settings.section import Section
 from stages.core.settings.variants import Variant
 
@@ -21,7 +22,7 @@ PARAMS = Path("params.yaml")
 
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
-    "source": {"stories", "articles", "reviews", "dataset"},
+    "source": {"stories", "articles", "reviews", "dataset", "patterns"},
     "windows": {"none", "blocks", "best", "budget"},
     "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "external"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
@@ -40,9 +41,21 @@ def _name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
+def _task(profile: Any) -> str:
+    """The kind of a profile: what it says as `task`, language where it says nothing that is known."""
+    said = profile.get("task") if isinstance(profile, dict) else getattr(profile, "task", None)
+    return "image_classification" if said == "image_classification" else "language"
+
+
+AnyProfile = Annotated[
+    Annotated[LanguageProfile, Tag("language")] | Annotated[ImageProfile, Tag("image_classification")],
+    Discriminator(_task),
+]
+
+
 class Params(Section):
     profile: str
-    profiles: Annotated[dict[Name, Profile], Field(min_length=1)]
+    profiles: Annotated[dict[Name, AnyProfile], Field(min_length=1)]
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     pretrain: Pretrain
 
@@ -123,6 +136,8 @@ def pretrain() -> Pretrain:
 def _line(mistake: dict) -> str:
     """One mistake in the file's own terms: the key, the value and what is allowed."""
     path = [step for step in mistake["loc"] if step != "[key]"]  # pydantic's for a mistake in a name
+    if path[:1] == ["profiles"] and path[2:3] in (["language"], ["image_classification"]):
+        del path[2]  # pydantic's, too: which kind of profile it is
     steps = [str(step) for above, step in zip([None, *path], path) if not (above in UNIONS and step in UNIONS[above])]
     message = mistake["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(mistake["input"], dict) or not path else f" = {mistake['input']!r}"

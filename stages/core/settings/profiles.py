@@ -1,6 +1,7 @@
 """What a profile in params.yaml may say: one typed section for each stage that reads one.
 
-The defaults are those of GPT-2 on a GPU box: a profile says what differs.
+The defaults are those of GPT-2 on a GPU box: a profile says what differs. The sections of a profile for images that
+differ from those for language are in stages.core.settings.images.
 """
 
 from typing import Literal
@@ -16,6 +17,8 @@ PROMPTS = [
     "In the second half of the season, the team",
 ]
 SUMMARY_FORMAT = "{article}\nTL;DR:"
+
+Site = Literal["pre_activation", "post_activation"]
 
 
 class Runtime(Section):
@@ -37,7 +40,7 @@ def _enough(section: Section, length: str) -> Section:
 
 
 class Base(Section):
-    """The model under study, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    """The model under study, as `from_pretrained` of the task's auto class takes it."""
 
     model: str = Field(description="a hub id, or a folder (best below data/local/model)")
     revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
@@ -47,7 +50,7 @@ class Base(Section):
 class Extract(Section):
     """What is recorded of the model on calibration text: activations to align by, moments to fit to."""
 
-    sites: list[Literal["pre_activation", "post_activation"]] = Field(
+    sites: list[Site] = Field(
         ["pre_activation", "post_activation"],
         min_length=1,
         description="activations that neurons may be matched by",
@@ -256,14 +259,20 @@ class Summarize(Section):
 
 
 class Profile(Section):
-    """Every section is there, as DVC asks for it; {} leaves all of it at its defaults."""
+    """What every profile says. Every section is there, as DVC asks for it; {} leaves all of it at its defaults."""
 
+    task: Literal["language", "image_classification"] = Field("language", description="what the model is studied at")
     runtime: Runtime
     base: Base
+    correlate: Correlate
+
+
+class LanguageProfile(Profile):
+    """A study of language modelling."""
+
     prepare: Prepare
     reviews: ReviewSet
     extract: Extract
-    correlate: Correlate
     search: Search
     finetune: Finetune
     sentiment: HeadRecipe
@@ -272,6 +281,28 @@ class Profile(Section):
     latency: Latency
     articles: ArticlePairs
     summarize: Summarize
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Key -> tokens, for every length that must fit into the model's positions."""
+        latency, summaries = self.latency, self.summarize
+        found = {
+            "reviews.max_tokens": self.reviews.max_tokens,
+            "extract.sequence_length": self.extract.sequence_length,
+            "search.context": self.search.context,
+            "finetune.sequence_length": self.finetune.sequence_length,
+            "perplexity.context": self.perplexity.context,
+            "generate.new_tokens + 1 for a prompt": self.generate.new_tokens + 1,
+            "latency.prompt_tokens + new_tokens": latency.prompt_tokens + latency.new_tokens,
+            "summarize.context": summaries.context,
+        }
+        if protocol := self.perplexity.seed_protocol:
+            found["perplexity.seed_protocol.length"] = protocol.length
+        if protocol := latency.seed_protocol:
+            found["latency.seed_protocol.length"] = protocol.length
+        if protocol := summaries.seed_protocol:
+            found["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
+        return found
 
     @model_validator(mode="after")
     def _there_are_enough_articles(self):

@@ -1,4 +1,4 @@
-"""What a model is trained for and scored on: one interface, and its implementations.
+"""What a model is trained for, scored on and timed at: one interface, and its implementations.
 
-May import: process.
+May import: process, settings, text, images, architecture.
 """

@@ -1,28 +1,106 @@
-"""The interface of a task: what training and search need to know of it, whatever an example is."""
+"""The interface of a task: all that stages need to know of it. stages.core.tasks.choice gives a model's task."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from stages.core.architecture.view import ModelView
 
-class Task(Protocol):
-    """A task that a model is trained for. Examples are the rows of one tensor.
+Watch = Callable[[Iterable], Iterable]  # may wrap an iterable in a progress bar
 
-    How a model opens is the concern of stages.core.architecture.opening, which today opens causal language models.
-    """
 
-    def outputs(self, model: Any, examples: Tensor, hidden_states: bool = False) -> Any:
-        """The model's outputs for a batch: `logits` and, if asked for, `hidden_states`, one tensor a layer."""
+class Examples(Protocol):
+    """The examples of a split: a tensor of token rows, or images. A slice of them is examples, too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Any) -> Any:
+        """For example numbers, int64, (n,): a batch, which has a length and `to(device)`."""
         ...
 
-    def loss(self, outputs: Any, examples: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class CalibrationRows:
+    """The head of the train split, which activations, moments and repairs are computed on.
+
+    batches: inputs of forward passes, read one by one. kept: what the file for repairs holds: the inputs that they run
+    on as `rows`, one tensor, and `tokens_per_row` where the second axis of the rows does not run over their tokens.
+    known: what the report says about the rows, their sha256 included.
+    """
+
+    batches: Sequence[Tensor]
+    kept: Mapping[str, Tensor]
+    known: Mapping[str, Any]
+
+
+class Task(Protocol):
+    """A task that a model is trained for.
+
+    unit: what figures count, `tokens` or `images`. Methods that take a `section` take one of params.yaml, in the form
+    that stages.core.settings has for this task.
+    """
+
+    unit: str
+
+    @classmethod
+    def by(cls, section: Any) -> Self:
+        """The task with the sizes of a section that scores or trains: its batches, for language its windows."""
+        ...
+
+    @classmethod
+    def calibration(cls, view: ModelView, table: Path, section: Any) -> CalibrationRows:
+        """The calibration rows by section `extract`. Raises UserError where the split is too short."""
+        ...
+
+    @classmethod
+    def training(cls, table: Path, section: Any) -> Examples:
+        """The examples of the train split that section `finetune` asks for."""
+        ...
+
+    @classmethod
+    def held_out(cls, table: Path, section: Any) -> Any:
+        """What `score` and `measure` take: the head of a split, as long as a section asks for. It has a length."""
+        ...
+
+    @classmethod
+    def units(cls, examples: Examples) -> int:
+        """How many of `unit` an example counts for."""
+        ...
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the model reads of a batch."""
+        ...
+
+    def outputs(self, model: Any, batch: Any, hidden_states: bool = False) -> Any:
+        """The model's outputs for a batch: `logits` and, if asked for, `hidden_states`, one tensor a layer or stage."""
+        ...
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
         """The mean loss of a batch, a scalar, from its outputs."""
         ...
 
-    def score(self, model: Any, held_out: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> float:
-        """How well a model does on held-out data; lower is better. `watch` may wrap the batches in a progress bar.
+    def score(self, model: Any, held_out: Any, watch: Watch = iter) -> float:
+        """exp of the mean cross-entropy on held-out data, which searches, budgets and trainings minimise.
 
-        Raises UserError where the score is not finite.
+        Raises UserError where it is not finite.
         """
+        ...
+
+    def measure(self, model: Any, held_out: Any, others: Any, watch: Watch = iter) -> dict[str, float]:
+        """`score` as `perplexity`, and what else is measured on the test split. others: the rows beside it."""
+        ...
+
+    @classmethod
+    def time(
+        cls, models: dict[str, Any], table: Path, section: Any, device: Any, watch: Watch = iter
+    ) -> dict[str, Any]:
+        """The times of the models `original` and `variant`, taken in turns, and the `speedup`."""
+        ...
+
+    @classmethod
+    def samples(cls, model: Any, processor: Path, table: Path, section: Any, watch: Watch = iter) -> list[dict]:
+        """What a model answers, for people to look at. processor: the folder of the tokenizer or image processor."""
         ...

@@ -9,13 +9,22 @@ it. The result is exp of the mean negative log-likelihood over the scored tokens
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.architecture import opening
+from stages.core.architecture.tokens import pad_token
+from stages.core.architecture.view import ModelView
 from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, SeedPerplexity
+from stages.core.tasks import notes, timing
+from stages.core.tasks.interface import CalibrationRows
+from stages.core.text import corpus
+from stages.core.text.tokenizer import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,131 @@ class Language:
     context: int
     stride: int
     batch_size: int = 1
+    seed_protocol: SeedPerplexity | None = None
 
-    def outputs(self, model: Any, examples: Tensor, hidden_states: bool = False) -> Any:
+    unit = "tokens"
+
+    @classmethod
+    def by(cls, section: Any) -> Self:
+        """The task with a section's windows; they do not overlap unless it has a `stride`."""
+        context = getattr(section, "context", None) or section.sequence_length
+        stride = getattr(section, "stride", context)
+        return cls(context, stride, section.batch_size, getattr(section, "seed_protocol", None))
+
+    @classmethod
+    def calibration(cls, view: ModelView, table: Path, section: Extract) -> CalibrationRows:
+        """Packed sequences with the tokens of the larger of the two budgets."""
+        text, length = corpus.read_tokens(table), section.sequence_length
+        key = "max_tokens" if section.max_tokens >= section.moment_tokens else "moment_tokens"
+        needed = -(-getattr(section, key) // length) * length
+        if len(text) < needed:
+            raise UserError(
+                f"params.yaml: extract.{key} = {getattr(section, key)}: the train split has only {len(text)} tokens"
+            )
+        batches = list(corpus.pack(text[:needed], length).split(section.batch_size))
+        return CalibrationRows(
+            batches,
+            {"rows": torch.cat(batches)[: -(-section.moment_tokens // length)]},
+            {
+                "sha256": corpus.digest(batches),
+                "activation_tokens": section.max_tokens,
+                "moment_tokens": section.moment_tokens,
+                "sequence_length": length,
+            },
+        )
+
+    @classmethod
+    def training(cls, table: Path, section: Finetune) -> Tensor:
+        """Packed sequences, int64, (n, length)."""
+        return corpus.pack(corpus.read_tokens(table, section.max_tokens), section.sequence_length)
+
+    @classmethod
+    def held_out(cls, table: Path, section: Any) -> Tensor:
+        """A stream of token ids, int64, (tokens,)."""
+        return corpus.read_tokens(table, section.max_tokens)
+
+    @classmethod
+    def units(cls, examples: Tensor) -> int:
+        """The tokens of a sequence."""
+        return examples.shape[1]
+
+    def inputs(self, batch: Tensor) -> Tensor:
+        """The token ids themselves."""
+        return batch
+
+    def outputs(self, model: Any, batch: Tensor, hidden_states: bool = False) -> Any:
         """The model's outputs for token ids, int64, (n, length)."""
-        return model(examples, use_cache=False, output_hidden_states=hidden_states)
+        return model(batch, use_cache=False, output_hidden_states=hidden_states)
 
-    def loss(self, outputs: Any, examples: Tensor) -> Tensor:
+    def loss(self, outputs: Any, batch: Tensor) -> Tensor:
         """The next-token loss."""
-        return next_token_loss(outputs.logits, examples)
+        return next_token_loss(outputs.logits, batch)
 
     def score(self, model: Any, held_out: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> float:
         """The perplexity of a stream of token ids, int64, (tokens,)."""
         return perplexity(model, held_out, self.context, self.stride, self.batch_size, watch)
+
+    def measure(
+        self, model: Any, held_out: Tensor, others: Path, watch: Callable[[Iterable], Iterable] = iter
+    ) -> dict[str, float]:
+        """The perplexity and, by the notes' protocol if it is asked for, that of the rows in the table `others`."""
+        found = {"perplexity": self.score(model, held_out, watch)}
+        if protocol := self.seed_protocol:
+            rows = corpus.read_rows(others, protocol.rows)
+            found["seed"] = notes.padded_perplexity(model, rows, protocol.length, protocol.batch_size)
+        return found
+
+    @classmethod
+    @torch.no_grad()
+    def samples(
+        cls, model: Any, processor: Path, table: Path, section: Generate,
+        watch: Callable[[Iterable], Iterable] = iter,
+    ) -> list[dict[str, str]]:  # fmt: skip
+        """Each prompt with its continuation, greedy and sampled once with a seed."""
+        tokenizer, device, found = open_tokenizer(processor), next(model.parameters()).device, []
+        ways = {
+            "greedy": {"do_sample": False},
+            "sampled": {"do_sample": True, "temperature": section.temperature, "top_k": section.top_k},
+        }
+        for prompt in watch(section.prompts):
+            ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], device=device)
+            opening.check_fits(model, f"prompt {prompt!r} + generate.new_tokens", ids.shape[1] + section.new_tokens)
+            for way, options in ways.items():
+                torch.manual_seed(section.seed)
+                written = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=section.new_tokens,
+                    pad_token_id=pad_token(model),
+                    **options,
+                )
+                text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+                found.append({"way": way, "prompt": prompt, "continuation": text})
+        return found
+
+    @classmethod
+    def time(
+        cls, models: dict[str, Any], table: Path, section: Latency, device: Any,
+        watch: Callable[[Iterable], Iterable] = iter,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Prefill and decoding after the head of the test split; the speed-up is that of both together."""
+        prompt = corpus.pack(corpus.read_tokens(table, section.prompt_tokens), section.prompt_tokens).to(device)
+        found = timing.compare(models, prompt, section.new_tokens, section.warmup, section.repeats, watch)
+        extra = {}
+        if protocol := section.seed_protocol:
+            start = corpus.read_tokens(table, protocol.prompt_tokens)[None].to(device)
+            extra["seed_ms"] = notes.generation_ms(models["variant"], start, protocol.length, protocol.repeats)
+        whole = {
+            name: times["prefill_ms"] + section.new_tokens * times["decode_ms_per_token"]
+            for name, times in found.items()
+        }
+        return {
+            **found["variant"],
+            "original_prefill_ms": found["original"]["prefill_ms"],
+            "original_decode_ms_per_token": found["original"]["decode_ms_per_token"],
+            "speedup": whole["original"] / whole["variant"],
+            **extra,
+        }
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
 """The training loop, recovery after surgery, distillation, resuming.
 
-May import: process, settings, text, architecture, tasks, forms.
+May import: process, settings, architecture, tasks, forms.
 """

@@ -12,9 +12,10 @@ from stages.core.architecture.depth import record_blocks
 from stages.core.architecture.view import ModelView
 from stages.core.forms import structure
 from stages.core.forms.structure import Sharing
+from stages.core.settings.images import FinetuneImages
 from stages.core.settings.profiles import Finetune
 from stages.core.settings.variants import Distill, Recovery
-from stages.core.tasks.interface import Task
+from stages.core.tasks.interface import Examples, Task
 from stages.core.training.loop import History, train
 from stages.core.training.resuming import Unfinished
 
@@ -24,9 +25,9 @@ def recover(
     sharing: Sharing,
     teacher: ModelView | None,
     task: Task,
-    rows: Tensor,
-    held_out: Tensor,
-    recipe: Finetune,
+    rows: Examples,
+    held_out: Any,
+    recipe: Finetune | FinetuneImages,
     spec: Recovery,
     seed: int,
     *,
@@ -36,8 +37,8 @@ def recover(
 ) -> History:
     """Train one model with one seed, in place: FFN by FFN on the first rows (`spec.warm_start`), then end to end.
 
-    rows: the examples, (n, ...), for language token ids, int64, (n, length). held_out: what `task` scores to choose the
-    best state. teacher: the model that is distilled from; None if `spec` distils nothing and has no warm start.
+    rows: the examples. held_out: what `task` scores to choose the best state. teacher: the model that is distilled
+    from; None if `spec` distils nothing and has no warm start.
     unfinished: the folder for the state of a training that may be killed.
     """
     set_dropout(view.model, recipe.dropout)
@@ -62,7 +63,7 @@ def recover(
         train(
             view.model,
             early,
-            layer_by_layer(view, rows[:early], teacher, layers),
+            layer_by_layer(task, view, rows[:early], teacher, layers),
             with_rates({name: window[name] for name in ("deltas", "base") if name in window}),
             recipe,
             seed,
@@ -95,6 +96,8 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
         if hasattr(module, "attention_dropout"):  # where the attention itself applies dropout
             module.attention_dropout = probability
+        if hasattr(module, "drop_prob"):  # where whole blocks are dropped: stochastic depth
+            module.drop_prob = probability
 
 
 def parts(view: ModelView, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:
@@ -141,7 +144,7 @@ def frobenius(model: Any, around: str, strength: float = 1.0) -> Callable[[], Te
 def end_to_end(
     task: Task,
     model: Any,
-    rows: Tensor,
+    rows: Examples,
     teacher: Any | None,
     distill: Distill | None,
     penalty: Callable[[], Tensor] | None,
@@ -173,13 +176,13 @@ def end_to_end(
 
 
 def layer_by_layer(
-    view: ModelView, rows: Tensor, teacher: ModelView, layers: list[int]
+    task: Task, view: ModelView, rows: Examples, teacher: ModelView, layers: list[int]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """An objective for `train`: the mean relative error of the FFNs of `layers`, each on its teacher's own inputs."""
 
     def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), record_blocks(teacher, layers) as records:
-            teacher.run(rows[batch].to(view.device))
+            teacher.run(task.inputs(rows[batch].to(view.device)))
         pairs = {layer: record["ffn"] for layer, record in records.items()}
         error = torch.stack([relative_error(view.ffn(layer)(x), y) for layer, (x, y) in pairs.items()]).mean()
         return error, error
@@ -190,10 +193,10 @@ def layer_by_layer(
 def divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(logits / T)) in nats, the mean over all positions.
 
-    Both logits have shape (n, length, vocabulary).
+    Both logits have shape (..., classes), such as (n, length, vocabulary) or (n, labels).
     """
-    student = nn.functional.log_softmax(logits.flatten(0, 1).float() / temperature, -1)
-    teacher = nn.functional.log_softmax(target.flatten(0, 1).float() / temperature, -1)
+    student = nn.functional.log_softmax(logits.flatten(0, -2).float() / temperature, -1)
+    teacher = nn.functional.log_softmax(target.flatten(0, -2).float() / temperature, -1)
     return temperature**2 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

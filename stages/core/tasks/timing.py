@@ -1,4 +1,4 @@
-"""The latency of prefill (reading a prompt) and decoding (generating tokens after it).
+"""The latency of prefill (reading a prompt) and decoding (generating tokens after it), and of plain forward passes.
 
 The models of a comparison run in turns in one process, so that a slow phase of the machine slows all of them. Every run
 generates exactly the given number of tokens, one forward pass each.
@@ -68,3 +68,19 @@ def _summary(rows: list[tuple[float, float]]) -> dict[str, float]:
 def _spread(values: tuple[float, ...]) -> tuple[float, float]:
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return statistics.median(values), high - low
+
+
+@torch.no_grad()
+def passes(models: dict[str, Any], batch: Tensor, warmup: int, repeats: int, watch=iter) -> dict:
+    """Name of each model -> median and interquartile range of a forward pass over `repeats` turns, in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    synchronise = waiting(batch.device)
+    for turn in watch(range(warmup + repeats)):
+        for name, model in models.items():
+            synchronise()
+            begin = time.perf_counter()
+            model(batch)
+            synchronise()
+            if turn >= warmup:
+                times[name].append(1000 * (time.perf_counter() - begin))
+    return {name: _spread(tuple(values)) for name, values in times.items()}

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.architecture.tokens import pad_token
-from stages.core.evaluation.timing import waiting
 from stages.core.process.errors import UserError
+from stages.core.tasks.timing import waiting
 
 
 @torch.no_grad()

@@ -1,0 +1,50 @@
+"""The rows of vision transformers in the table of families (see stages.core.architecture.families).
+
+Their sizes need no keys of config.json: stages.core.architecture.vision_shape reads them off a model without memory.
+Only the key with the number of layers is named, for models that lose some.
+"""
+
+from dataclasses import replace
+
+from stages.core.architecture.families import Family
+
+_VIT = Family(
+    model_types=("vit",),
+    layers="vit.layers",
+    ffn="mlp",
+    matrices={"in": "fc1", "out": "fc2"},
+    activated="in",
+    config={"layers": "num_hidden_layers"},
+    biases={},
+    norm_vectors=2,
+    learned_positions=True,
+    tied=False,
+    per_layer=frozenset(),
+    task="image_classification",
+    options={},
+)
+_CLIP = replace(
+    _VIT,
+    model_types=("clip",),
+    layers="vision_model.encoder.layers",
+    config={"layers": "vision_config.num_hidden_layers"},
+)
+
+FAMILIES = (
+    _VIT,
+    replace(_VIT, model_types=("deit",), layers="deit.layers"),
+    replace(_VIT, model_types=("beit",), layers="beit.layers", scale="lambda_2"),
+    replace(_VIT, model_types=("dinov2",), layers="dinov2.encoder.layer", scale="layer_scale2.lambda1"),
+    replace(
+        _VIT,
+        model_types=("dinov2_with_registers",),
+        layers="dinov2_with_registers.encoder.layer",
+        scale="layer_scale2.lambda1",
+    ),
+    # A shorter stage keeps its first blocks' windows: a block takes the shift of its place.
+    replace(
+        _VIT, model_types=("swin",), layers="swin.encoder.layers.*.blocks", config={"layers": "depths"}, pairs=True
+    ),
+    _CLIP,
+    replace(_CLIP, model_types=("siglip",)),
+)

@@ -1,0 +1,99 @@
+"""The sizes of a vision transformer before it is opened, read off a model of its config that takes no memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.core.architecture.shape import Shape, Stage
+from stages.core.process.errors import UserError
+
+
+# The parameters that are tokens beside the patches.
+SPECIAL = {"cls_token", "class_embedding", "distillation_token", "register_tokens"}
+
+
+@dataclass(frozen=True)
+class VisionShape(Shape):
+    """Sizes of a vision transformer. `width` and `hidden` are those of its deepest stage.
+
+    positions: the most tokens that a layer sees of an image. vocabulary: its labels. parts: its stages. counted: all
+    parameters.
+    """
+
+    parts: tuple[Stage, ...]
+    counted: int
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages: layers of equal sizes that follow each other."""
+        return self.parts
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return self.counted
+
+    @property
+    def block(self) -> int:
+        """Parameters of a layer of the deepest stage."""
+        return self.deepest.block
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{part.depth} layers of width {part.width} with FFN {part.hidden}" for part in self.parts)
+        return (
+            f"{self.model_type}, {sizes}, at most {self.positions} tokens an image, {self.vocabulary} labels, "
+            f"{self.parameters:,} parameters"
+        )
+
+
+def of_config(config: Mapping[str, Any], where: str) -> VisionShape:
+    """The shape that the config.json of an image classifier describes.
+
+    Raises UserError with the prefix `where` if transformers makes no model of it.
+    """
+    import torch
+
+    from stages.core.architecture.opening import blank
+    from stages.core.architecture.view import ModelView
+
+    try:
+        with torch.device("meta"):
+            view = ModelView(blank(dict(config)))
+            tokens = _tokens(view.model)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # transformers raises nearly anything at a config that makes no sense
+        raise UserError(f"{where} describes no model: {' '.join(str(error).split())[:200]}") from error
+    parts: list[Stage] = []
+    for first, depth in view.stacks:
+        block = sum(parameter.numel() for parameter in view.blocks[first].parameters())
+        parts.append(Stage(first, depth, view.width(first), view.neurons(first), block))
+    deepest = max(parts, key=lambda part: part.depth)
+    return VisionShape(
+        model_type=view.model.config.model_type,
+        layers=view.depth,
+        width=deepest.width,
+        hidden=deepest.hidden,
+        positions=tokens,
+        vocabulary=view.model.config.num_labels,
+        heads=1,
+        key_heads=1,
+        head_width=deepest.width,
+        tied=False,
+        biases=frozenset({"ffn"} if view.linears(deepest.first)["in"].bias is not None else ()),
+        parts=tuple(parts),
+        counted=sum(parameter.numel() for parameter in view.model.parameters()),
+    )
+
+
+def _tokens(model: Any) -> int:
+    """The most tokens that a layer sees of an image of the size in the config: its patches and special tokens.
+
+    No forward pass counts them: on a device without memory it would leave tensors in caches of transformers.
+    """
+    config = getattr(model.config, "vision_config", None) or model.config
+    (height, width), (high, wide) = (
+        value if isinstance(value, (list, tuple)) else (value, value) for value in (config.image_size, config.patch_size)
+    )
+    special = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SPECIAL]
+    return (height // high) * (width // wide) + sum(p.numel() // p.shape[-1] for p in special)

@@ -1,0 +1,48 @@
+"""Where images come from. A source gives encoded images with labels; pixel values are exact."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+
+from stages.core.settings.images import Patterns
+
+Row = tuple[bytes, int]  # an image as its file has it (PNG, JPEG, ...), and its label from 0
+SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3}
+
+
+def rows(source: Patterns, split: str) -> Iterator[Row]:
+    """The rows of one split (`train`, `validation` or `test`), in order, each image encoded as the source has it.
+
+    Raises UserError where they cannot be had.
+    """
+    return READERS[source.kind](source, split)
+
+
+def names(source: Patterns) -> list[str]:
+    """The name of each label, in the order of their numbers; empty where the source names none."""
+    return []
+
+
+def _patterns(source: Patterns, split: str) -> Iterator[Row]:
+    """Random patterns, one a label, under noise; labels come by turns."""
+    side = source.side
+    shape = source.labels, side, side, 3
+    patterns = np.random.default_rng(source.seed).integers(0, 256, shape)
+    random = np.random.default_rng([source.seed, SPLIT_SEEDS[split]])
+    for number in range(getattr(source, split)):
+        label = number % source.labels
+        noise = random.integers(-96, 97, shape[1:])
+        yield encoded(np.clip(patterns[label] + noise, 0, 255).astype(np.uint8)), label
+
+
+READERS = {"patterns": _patterns}
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """Pixels, uint8, (height, width) or (height, width, 3), as the bytes of a PNG, which loses nothing."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

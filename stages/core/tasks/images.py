@@ -1,0 +1,191 @@
+"""Image classification: a model gives each image one of its labels, and accuracy is what users look at.
+
+An example is an image with its label. The score that searches and trainings minimise is exp of the mean cross-entropy,
+as perplexity is for language: 1 where every label is certain and right, the number of labels where all are alike.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.core.architecture.depth import record_blocks
+from stages.core.architecture.view import ModelView
+from stages.core.images import table as tables
+from stages.core.images.table import Batch, Images
+from stages.core.process.errors import UserError
+from stages.core.settings.images import Answers, ExtractImages, FinetuneImages, LatencyImages
+from stages.core.tasks import intervals, timing
+from stages.core.tasks.interface import CalibrationRows
+
+TOP = 5  # an answer counts as right among so many best ones, where there are more labels
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """The task of image classification, an implementation of `stages.core.tasks.interface.Task`."""
+
+    batch_size: int = 64
+
+    unit = "images"
+
+    @classmethod
+    def by(cls, section: Any) -> Self:
+        """The task with a section's batches."""
+        return cls(section.batch_size)
+
+    @classmethod
+    def calibration(cls, view: ModelView, table: Path, section: ExtractImages) -> CalibrationRows:
+        """Images of the train split with as many tokens as the larger of the two budgets."""
+        key = "max_tokens" if section.max_tokens >= section.moment_tokens else "moment_tokens"
+        tokens = tokens_of_image(view, tables.read(table, 1))
+        images = tables.read(table, -(-getattr(section, key) // tokens))
+        if len(images) * tokens < getattr(section, key):
+            raise UserError(
+                f"params.yaml: extract.{key} = {getattr(section, key)}: the train split has only {len(images)} images "
+                f"of {tokens} tokens"
+            )
+        kept = images[: -(-section.moment_tokens // tokens)]
+        return CalibrationRows(
+            _Decoded(images.batches(section.batch_size)),
+            {"rows": kept.whole().pixels, "tokens_per_row": torch.tensor(tokens)},
+            {
+                "sha256": images.digest(),
+                "activation_tokens": section.max_tokens,
+                "moment_tokens": section.moment_tokens,
+                "images": len(images),
+                "tokens_per_image": tokens,
+            },
+        )
+
+    @classmethod
+    def training(cls, table: Path, section: FinetuneImages) -> Images:
+        """The images of the train split, decoded when they are needed."""
+        return tables.read(table, section.max_images)
+
+    @classmethod
+    def held_out(cls, table: Path, section: Any) -> Images:
+        """Images of a split."""
+        return tables.read(table, section.max_images)
+
+    @classmethod
+    def units(cls, examples: Images) -> int:
+        """One image."""
+        return 1
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """The pixels."""
+        return batch.pixels
+
+    def outputs(self, model: Any, batch: Batch, hidden_states: bool = False) -> Any:
+        """The model's outputs for a batch: logits (n, labels)."""
+        return model(pixel_values=batch.pixels, output_hidden_states=hidden_states)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The cross-entropy in nats."""
+        return functional.cross_entropy(outputs.logits.float(), batch.labels)
+
+    def score(self, model: Any, held_out: Images, watch: Callable[[Iterable], Iterable] = iter) -> float:
+        """exp of the mean cross-entropy of images."""
+        return exp_cross_entropy(self.logits(model, held_out, watch), held_out.labels)
+
+    def measure(
+        self, model: Any, held_out: Images, others: Any, watch: Callable[[Iterable], Iterable] = iter
+    ) -> dict[str, float]:
+        """exp of the cross-entropy, accuracy with its 95% interval, macro F1, and accuracy among the five best."""
+        logits = self.logits(model, held_out, watch)
+        found = intervals.scores(held_out.labels, logits.argmax(1))
+        return {
+            "perplexity": exp_cross_entropy(logits, held_out.labels),
+            **{key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1")},
+            "top5": top_accuracy(logits, held_out.labels),
+        }
+
+    @torch.no_grad()
+    def logits(self, model: Any, images: Images, watch: Callable[[Iterable], Iterable] = iter) -> Tensor:
+        """The model's logits, float32, (n, labels), on the CPU.
+
+        Raises UserError where a label is none of the model's, or a logit is not finite.
+        """
+        device, found = next(model.parameters()).device, []
+        for part in watch(images.batches(self.batch_size)):
+            found.append(model(pixel_values=part.whole().pixels.to(device)).logits.float().cpu())
+            if not found[-1].isfinite().all():
+                raise UserError(f"a logit is not finite in batch {len(found) - 1} of images: the model is broken")
+        known = found[0].shape[1]
+        if images.labels.max() >= known:
+            raise UserError(f"a label is {int(images.labels.max())}, and the model knows labels 0 to {known - 1}")
+        return torch.cat(found)
+
+    @classmethod
+    def samples(
+        cls, model: Any, processor: Path, table: Path, section: Answers, watch: Callable[[Iterable], Iterable] = iter
+    ) -> list[dict[str, Any]]:
+        """For each of the first images of a split its row, its label, the model's answer and that one's probability."""
+        images = cls.held_out(table, section)
+        score, predicted = cls.by(section).logits(model, images, watch).softmax(1).max(1)
+        columns = images.labels.tolist(), predicted.tolist(), score.tolist()
+        keys = ("row", "label", "predicted", "score")
+        return [dict(zip(keys, row)) for row in zip(range(len(images)), *columns)]
+
+    @classmethod
+    def time(
+        cls, models: dict[str, Any], table: Path, section: LatencyImages, device: Any,
+        watch: Callable[[Iterable], Iterable] = iter,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Images a second by the size of the batch; the speed-up is that of the largest."""
+        found: dict[str, Any] = {}
+        for size in sorted(section.batch_sizes):
+            images = tables.read(table, size)
+            rows = torch.arange(size).remainder(len(images)).tolist()  # a short split is gone through again
+            pixels = images.pixels(rows).to(device)
+            times = timing.passes(models, pixels, section.warmup, section.repeats, watch)
+            for name, (median, spread) in times.items():
+                before = "original_" if name == "original" else ""
+                found |= {f"{before}ms_{size}": median, f"{before}iqr_ms_{size}": spread}
+                found[f"{before}images_per_second_{size}"] = 1000 * size / median
+            found["speedup"] = times["original"][0] / times["variant"][0]
+        return found
+
+
+@torch.no_grad()
+def tokens_of_image(view: ModelView, image: Images) -> int:
+    """How many tokens of an image every FFN sees: the fewest that a layer has."""
+    with record_blocks(view, range(view.depth)) as records:
+        view.run(image.whole().pixels.to(view.device))
+    return min(len(record["ffn"][0]) for record in records.values())
+
+
+def exp_cross_entropy(logits: Tensor, labels: Tensor) -> float:
+    """exp of the mean cross-entropy of logits (n, labels). Raises UserError where it has no float64 value."""
+    mean = functional.cross_entropy(logits.double(), labels).item()
+    if not mean <= 700:
+        raise UserError(f"the mean loss is {mean:.0f} nats: exp of it has no float64 value, the model is broken")
+    return math.exp(mean)
+
+
+def top_accuracy(logits: Tensor, labels: Tensor, count: int = TOP) -> float:
+    """The share of images whose label is among the `count` likeliest."""
+    best = logits.topk(min(count, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1).double().mean().item()
+
+
+class _Decoded(Sequence):
+    """The pixels of runs of images, each run decoded when it is asked for."""
+
+    def __init__(self, runs: list[Images]):
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.runs[number].whole().pixels
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (run.whole().pixels for run in self.runs)
