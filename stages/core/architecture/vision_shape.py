@@ -7,7 +7,6 @@ from typing import Any
 from stages.core.architecture.shape import Shape, Stage
 from stages.core.process.errors import UserError
 
-
 # The parameters that are tokens beside the patches.
 SPECIAL = {"cls_token", "class_embedding", "distillation_token", "register_tokens"}
 
@@ -92,8 +91,11 @@ def _tokens(model: Any) -> int:
     No forward pass counts them: on a device without memory it would leave tensors in caches of transformers.
     """
     config = getattr(model.config, "vision_config", None) or model.config
-    (height, width), (high, wide) = (
-        value if isinstance(value, (list, tuple)) else (value, value) for value in (config.image_size, config.patch_size)
-    )
+    (height, width), (high, wide) = _pair(config.image_size), _pair(config.patch_size)
     special = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SPECIAL]
     return (height // high) * (width // wide) + sum(p.numel() // p.shape[-1] for p in special)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Height and width of what a config gives as both or as one number."""
+    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
