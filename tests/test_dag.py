@@ -37,6 +37,7 @@ SHARED = f"control search surgery finetune {MEASURES}"
 # Every section of params.yaml; of a variant's section, only its own chain.
 PARAMS = {
     "profile": (ALL, ALL),
+    "profiles.small.task": ("", ""),  # checked at the door; the stages ask the model
     "profiles.small.runtime": (
         f"extract correlate align control search surgery finetune {MEASURES}",
         f"control {EXTRACT}",
