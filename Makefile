@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes the environment first, in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help repro check test test-hub verify export harness ablation
+.PHONY: help repro check models test test-hub verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -25,6 +25,9 @@ repro: .venv/ready ## Run the study (JOBS=2: two variants at a time)
 
 check: .venv/ready ## Check params.yaml; show its defaults, memory, disk, time
 	@python -m stages.commands.check
+
+models: .venv/ready ## Fetch SmolLM2-135M and Gemma 3 270M into data/local/model
+	@python -m stages.commands.models --to data/local/model
 
 test: .venv/ready ## Run the tests
 	python -m pytest -n auto --maxprocesses 4

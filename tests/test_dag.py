@@ -58,6 +58,7 @@ PARAMS = {
     "profiles.gpt2": ("", ""),
     "profiles.smollm2": ("", ""),
     "profiles.smollm2_local": ("", ""),
+    "profiles.gemma3_local": ("", ""),
     "variants.*.windows": ("search report", SEARCH),
     "variants.*.surgery": ("search surgery finetune report", SEARCH),
     "variants.*.finetune": ("finetune report", FINETUNE),
