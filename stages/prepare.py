@@ -14,7 +14,7 @@ from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.settings.images import PrepareImages
 from stages.core.text import corpus, sources
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
 SPLITS = ("train", "validation", "test")
 
@@ -27,9 +27,10 @@ def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
 
 def write_text(source, lexicon: Path, tokenizer: Path, out: Path) -> None:
     tokenizer, learnt, found = open_tokenizer(tokenizer), set(), {}
+    start = next(iter(start_tokens(tokenizer)), None)
     for split in progress(SPLITS, "tokenise"):
         rows = sources.rows(source, split, lexicon)
-        corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(tokenizer, rows))
+        corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(tokenizer, rows), start)
         if split == "train":
             learnt = {row.strip() for row in rows}
         else:

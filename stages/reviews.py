@@ -6,7 +6,7 @@ from stages.core.process import command
 from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.text import labelled, sources
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
 SPLITS = ("train", "test")
 
@@ -24,8 +24,9 @@ def main(profile: str, lexicon: Path, reviews: Path, tokenizer: Path, out: Path)
         split: labelled.balanced(rows, getattr(spec, f"max_{split}"), spec.seed, split) for split, rows in found.items()
     }
     labelled.check(chosen["train"], chosen["test"])
+    start = start_tokens(tokenizer)
     for split in progress(SPLITS, "tokenise reviews"):
-        rows = labelled.tokenise(tokenizer, chosen[split], spec.template, spec.max_tokens, spec.keep)
+        rows = labelled.tokenise(tokenizer, chosen[split], spec.template, spec.max_tokens, spec.keep, start)
         labelled.write(out / f"{split}.parquet", rows, [label for _, label in chosen[split]])
 
 

@@ -15,7 +15,7 @@ from stages.core.process.artifacts import write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.text.tokenizer import open_tokenizer, start_tokens
 from stages.core.training.loop import train
 
 
@@ -38,7 +38,8 @@ def main(
     if len(articles) < spec.articles:
         raise UserError(f"params.yaml: summarize.articles = {spec.articles}: there are only {len(articles)}")
     rouge.check(references)
-    prompts = summaries.prompts(tokenizer, articles, spec.format, spec.context - spec.new_tokens)
+    start, room = start_tokens(tokenizer), spec.context - spec.new_tokens
+    prompts = summaries.prompts(tokenizer, articles, spec.format, room, start)
     watch = partial(progress, what=f"summarize {variant}")
 
     def load():
@@ -69,7 +70,8 @@ def main(
 
 def learn(model, tokenizer, pairs, spec, seed, autocast, watch):
     """Train all weights on pairs of articles and summaries, in place."""
-    prompts = summaries.prompts(tokenizer, pairs[0], spec.format, spec.context - spec.new_tokens)
+    start, room = start_tokens(tokenizer), spec.context - spec.new_tokens
+    prompts = summaries.prompts(tokenizer, pairs[0], spec.format, room, start)
     targets = summaries.targets(tokenizer, pairs[1], tokens.end_tokens(model), spec.new_tokens)
     rates = [(list(model.parameters()), spec.training.learning_rate)]
     objective = summaries.summary_loss(model, prompts, targets)

@@ -237,6 +237,18 @@ def test_packing_drops_only_the_rest(length, tokens):
         assert rows.flatten().tolist() == list(range(tokens - tokens % length))
 
 
+@pytest.mark.parametrize("start", [None, 0, 9])
+def test_a_table_keeps_the_start_token_and_rows_begin_with_it(start, tmp_path):
+    corpus.write_tokens(tmp_path / "tokens.parquet", np.arange(20, dtype=np.int32), start)
+    found = corpus.read_stream(tmp_path / "tokens.parquet", 13)
+    assert found.start == start and found.tokens.tolist() == list(range(13)) and len(found) == 13
+    rows = corpus.pack(found.tokens, 4, start).tolist()
+    if start is None:
+        assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    else:
+        assert rows == [[start, *range(n, n + 3)] for n in range(0, 12, 3)]
+
+
 @pytest.mark.parametrize("kind", ["int32", "int8", "float32", "float64"])
 def test_numbers_are_what_pyarrow_says_they_are(kind):
     """Whole and in chunks, cut at either end, and none at all."""

@@ -151,6 +151,8 @@ def test_a_long_text_is_cut_inside_a_whole_template(keep, kept, tmp_path):
 
     rows = labelled.tokenise(words, [("long", 1), ("ok", 0)], "{text} so:", 4, keep)
     assert [row.tolist() for row in rows] == [kept + [8, 9], [5, 8, 9]]
+    begun = labelled.tokenise(words, [("long", 1), ("ok", 0)], "{text} so:", 5, keep, [7])
+    assert [row.tolist() for row in begun] == [[7, *kept, 8, 9], [7, 5, 8, 9]]
     with pytest.raises(UserError, match="max_tokens = 2"):
         labelled.tokenise(words, [("ok", 0)], "{text} so:", 2, keep)
     labelled.write(tmp_path / "rows.parquet", rows, [1, 0])

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from gguf import GGUFWriter, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 
-from stages.core.architecture import gguf_config, gguf_header, opening, shape
+from stages.core.architecture import gguf_config, gguf_header, opening, shape, tokens
 from stages.core.process.errors import UserError
 
 THETA, HEAD = 10000.0, tiny.WIDTH // 4
@@ -226,6 +227,18 @@ def test_special_tokens_are_those_of_the_file(tmp_path):
         found = opened(write(tiny.model("llama"), tmp_path, keys))
         assert found.config.eos_token_id == found.generation_config.eos_token_id == wanted
         assert found.config.bos_token_id is None
+
+
+@pytest.mark.parametrize("ends, wanted", [({}, 9), ({"eos": 5}, [5, 9]), ({"eos": 9}, 9)])
+def test_a_special_token_that_ends_a_turn_is_an_end_token(ends, wanted, tmp_path):
+    """Only where the tokenizer holds it to be special: the same letters may be an ordinary word."""
+    model = tiny.model("llama")
+    model.config.eos_token_id = ends.get("eos")
+    for special in (False, True):
+        token = SimpleNamespace(content="<end_of_turn>", special=special)
+        tokens.add_turn_ends(model, SimpleNamespace(added_tokens_decoder={9: token}))
+        assert model.config.eos_token_id == (wanted if special else ends.get("eos"))
+        assert model.generation_config.eos_token_id == model.config.eos_token_id
 
 
 def test_the_values_of_a_tensor_are_read(tmp_path):

@@ -38,7 +38,8 @@ def packaged(**changes) -> Packaged:
     whole = hashlib.sha256(b"".join(PARTS)).hexdigest()
     parts = {f"big-part{n}==1.0": f"big_part{n}/data/big.gguf.part{n}" for n in (1, 2)}
     licence = ("big-part1==1.0", "big_part1-1.0.dist-info/LICENSE")
-    return Packaged(**{"file": "big.gguf", "sha256": whole, "parts": parts, "licence": licence, "notice": "T"} | changes)
+    plain = {"file": "big.gguf", "sha256": whole, "parts": parts, "licence": licence, "notice": "T"}
+    return Packaged(**(plain | changes))
 
 
 def test_a_model_in_parts_is_put_together_verified_and_kept(registry, tmp_path, capsys):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.process.errors import UserError
-from stages.core.tasks.language import perplexity, spans
+from stages.core.tasks.language import Language, perplexity, spans
+from stages.core.text import corpus
 
 TEXT = tiny.ids(1, 101)[0]
 
@@ -111,6 +112,23 @@ def test_every_token_is_scored_once(length, context, data):
     for begin, end, first in found:
         assert begin % stride == 0 and begin < first < end <= length and end - begin <= context
         assert begin == 0 or first - begin >= context - stride
+
+
+@pytest.mark.parametrize("context, stride", [(32, 32), (32, 16), (32, 31), (20, 7), (2, 1)])
+def test_every_window_begins_with_the_start_token_and_every_token_is_scored(context, stride):
+    model, start, step, total, scored = tiny.model("llama"), 7, min(stride, context - 1), 0.0, 0
+    for begin in range(0, len(TEXT), step):
+        window = torch.cat([torch.tensor([start]), TEXT[begin : begin + context - 1]])
+        losses = -tiny.logits(model, window[None])[0, :-1].double().log_softmax(-1)
+        new = begin + len(window) - 1 - scored
+        if new > 0:
+            total += losses.gather(1, window[1:, None])[-new:].sum().item()
+            scored += new
+    assert scored == len(TEXT)
+    found = perplexity(model, TEXT, context, stride, 4, start=start)
+    assert found == pytest.approx(math.exp(total / scored), rel=1e-6)
+    assert found == Language(context, stride, 4).score(model, corpus.Stream(TEXT, start))
+    assert found != pytest.approx(Language(context, stride, 4).score(model, corpus.Stream(TEXT)), rel=1e-3)
 
 
 @pytest.mark.parametrize("length", [0, 1])

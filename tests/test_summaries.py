@@ -58,6 +58,8 @@ def test_only_the_article_is_cut():
     words = lambda text, **_: {"input_ids": [ord(letter) for letter in text]}  # noqa: E731
     (row,) = summaries.prompts(words, ["abcdefgh"], "<{article}>!", 7)
     assert "".join(map(chr, row)) == "<abcd>!"
+    (row,) = summaries.prompts(words, ["abcdefgh"], "<{article}>!", 7, [ord("^")])
+    assert "".join(map(chr, row)) == "^<abc>!"
     with pytest.raises(UserError, match="summarize.context leaves no room"):
         summaries.prompts(words, ["abc"], "<{article}>!", 3)
 

@@ -17,7 +17,6 @@ from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.shrinking import ablation
 from stages.core.tasks.language import Language
-from stages.core.text import corpus
 from stages.core.training import recovery
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
@@ -39,13 +38,9 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     if not rank.isdigit() or not 1 <= int(rank) <= most:
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
     calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
-    held_out = corpus.read_tokens(Path("artifacts/text/validation.parquet"), search.max_tokens)
-    rows = corpus.pack(
-        corpus.read_tokens(Path("artifacts/text/train.parquet"), recipe.max_tokens), recipe.sequence_length
-    )
-
-    task = Language(search.context, search.context, search.batch_size)
-    training_task = Language(recipe.sequence_length, recipe.sequence_length, recipe.batch_size)
+    task, training_task = Language.by(search), Language.by(recipe)
+    held_out = task.held_out(Path("artifacts/text/validation.parquet"), search)
+    rows = training_task.training(Path("artifacts/text/train.parquet"), recipe)
 
     def score(view):
         return task.score(view.model, held_out)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.core.architecture import shape, weights
+from stages.core.architecture import shape, tokens, weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
 from stages.core.process.errors import UserError
@@ -41,6 +41,8 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     if gguf_file:
         loaded = dequantised(loaded)
     processor = PROCESSORS[family_of(loaded.config.model_type).task](model, named, options, loaded)
+    if gguf_file:
+        tokens.add_turn_ends(loaded, processor)
     counted, known = sum(parameter.numel() for parameter in loaded.parameters()), shape.of_model(loaded)
     if counted != known.parameters:
         raise UserError(

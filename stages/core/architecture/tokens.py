@@ -15,6 +15,17 @@ def end_tokens(model: Any) -> list[int]:
     return [end for end in dict.fromkeys(found) if 0 <= end < getattr(model.config, "vocab_size", 0)]
 
 
+# Special tokens that end a turn of a conversation. GGUF names one end token; llama.cpp finds these by their text.
+TURN_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|end|>")
+
+
+def add_turn_ends(model: Any, tokenizer: Any) -> None:
+    """Add the tokens that end a turn to a model's end tokens, where its tokenizer has them as special tokens."""
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    model.config.eos_token_id = end_tokens(model) + [special[name] for name in TURN_ENDS if name in special]
+    state_end_tokens(model)
+
+
 def state_end_tokens(model: Any) -> None:
     """Write all end tokens into the model's config, which its variants inherit, and into its generation config."""
     ends = end_tokens(model)

@@ -14,12 +14,15 @@ from stages.core.process.artifacts import parquet_reader, parquet_writer
 from stages.core.process.errors import UserError
 
 
-def prompts(tokenizer: Any, articles: Iterable[str], form: str, most: int) -> list[list[int]]:
+def prompts(
+    tokenizer: Any, articles: Iterable[str], form: str, most: int, start: Sequence[int] = ()
+) -> list[list[int]]:
     """Each article as the token ids of `form`, with the article cut so that the prompt has at most `most` tokens.
 
-    Raises UserError where no token of the article would be left.
+    start: what every prompt begins with. Raises UserError where no token of the article would be left.
     """
     before, after = (_ids(tokenizer, part) for part in form.split("{article}"))
+    before = [*start, *before]
     room = most - len(before) - len(after)
     if room < 1:
         raise UserError(f"params.yaml: summarize.context leaves no room for an article: {room} tokens")

@@ -2,8 +2,9 @@
 
 An example is a row of token ids. Perplexity follows the field's convention: one stream of tokens, a sliding window,
 every token scored once. Windows of `context` tokens start every `stride` tokens, and a window scores only the tokens
-that no earlier one has scored. So every token but those of the first window has at least context - stride tokens before
-it. The result is exp of the mean negative log-likelihood over the scored tokens. There is no padding.
+that no earlier one has scored. Where the model reads a start token before any text, each window begins with it. So
+every token but those of the first window has at least context - stride tokens before it. The result is exp of the mean
+negative log-likelihood over the scored tokens. There is no padding.
 """
 
 import math
@@ -24,7 +25,7 @@ from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, 
 from stages.core.tasks import notes, timing
 from stages.core.tasks.interface import CalibrationRows
 from stages.core.text import corpus
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class Language:
     @classmethod
     def calibration(cls, view: ModelView, table: Path, section: Extract) -> CalibrationRows:
         """Packed sequences with the tokens of the larger of the two budgets."""
-        text, length = corpus.read_tokens(table), section.sequence_length
+        text, start, length = corpus.read_tokens(table), corpus.read_start(table), section.sequence_length
         key = "max_tokens" if section.max_tokens >= section.moment_tokens else "moment_tokens"
         needed = -(-getattr(section, key) // length) * length
         if len(text) < needed:
             raise UserError(
                 f"params.yaml: extract.{key} = {getattr(section, key)}: the train split has only {len(text)} tokens"
             )
-        batches = list(corpus.pack(text[:needed], length).split(section.batch_size))
+        batches = list(corpus.pack(text[:needed], length, start).split(section.batch_size))
         return CalibrationRows(
             batches,
             {"rows": torch.cat(batches)[: -(-section.moment_tokens // length)]},
@@ -73,12 +74,13 @@ class Language:
     @classmethod
     def training(cls, table: Path, section: Finetune) -> Tensor:
         """Packed sequences, int64, (n, length)."""
-        return corpus.pack(corpus.read_tokens(table, section.max_tokens), section.sequence_length)
+        text = corpus.read_stream(table, section.max_tokens)
+        return corpus.pack(text.tokens, section.sequence_length, text.start)
 
     @classmethod
-    def held_out(cls, table: Path, section: Any) -> Tensor:
-        """A stream of token ids, int64, (tokens,)."""
-        return corpus.read_tokens(table, section.max_tokens)
+    def held_out(cls, table: Path, section: Any) -> corpus.Stream:
+        """A stream of token ids."""
+        return corpus.read_stream(table, section.max_tokens)
 
     @classmethod
     def units(cls, examples: Tensor) -> int:
@@ -97,12 +99,15 @@ class Language:
         """The next-token loss."""
         return next_token_loss(outputs.logits, batch)
 
-    def score(self, model: Any, held_out: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> float:
-        """The perplexity of a stream of token ids, int64, (tokens,)."""
-        return perplexity(model, held_out, self.context, self.stride, self.batch_size, watch)
+    def score(
+        self, model: Any, held_out: corpus.Stream | Tensor, watch: Callable[[Iterable], Iterable] = iter
+    ) -> float:
+        """The perplexity of a stream of token ids, which may be a plain tensor: int64, (tokens,)."""
+        text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
+        return perplexity(model, text.tokens, self.context, self.stride, self.batch_size, watch, text.start)
 
     def measure(
-        self, model: Any, held_out: Tensor, others: Path, watch: Callable[[Iterable], Iterable] = iter
+        self, model: Any, held_out: corpus.Stream, others: Path, watch: Callable[[Iterable], Iterable] = iter
     ) -> dict[str, float]:
         """The perplexity and, by the notes' protocol if it is asked for, that of the rows in the table `others`."""
         found = {"perplexity": self.score(model, held_out, watch)}
@@ -124,7 +129,8 @@ class Language:
             "sampled": {"do_sample": True, "temperature": section.temperature, "top_k": section.top_k},
         }
         for prompt in watch(section.prompts):
-            ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]], device=device)
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([start_tokens(tokenizer) + ids], device=device)
             opening.check_fits(model, f"prompt {prompt!r} + generate.new_tokens", ids.shape[1] + section.new_tokens)
             for way, options in ways.items():
                 torch.manual_seed(section.seed)
@@ -169,14 +175,15 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def spans(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
-    """(begin, end, first scored position) of each window over `length` tokens.
+def spans(length: int, context: int, stride: int, before: int = 0) -> list[tuple[int, int, int]]:
+    """(begin, end, first scored position) of each window over `length` tokens. before: tokens that precede a window.
 
-    A window cannot score its own first token. So the first tokens of windows that do not overlap are not scored.
+    A window that nothing precedes cannot score its own first token. So the first tokens of windows that do not overlap
+    are not scored.
     """
     found, scored = [], 0
     for begin in range(0, length, stride):
-        end, first = min(begin + context, length), max(scored, begin + 1)
+        end, first = min(begin + context, length), max(scored, begin if before else begin + 1)
         if end > first:
             found.append((begin, end, first))
             scored = end
@@ -191,22 +198,26 @@ def perplexity(
     stride: int,
     batch_size: int = 1,
     watch: Callable[[Iterable], Iterable] = iter,
+    start: int | None = None,
 ) -> float:
     """The perplexity of `tokens` (int64, (length,)), computed on the model's device.
 
-    `watch` may wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where the result is
-    not finite, with the range of the tokens.
+    Where there is a `start` token, every window begins with it, and `context` counts it. It is not scored. `watch` may
+    wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where the result is not finite,
+    with the range of the tokens.
     """
     if len(tokens) < 2:
         raise UserError(f"perplexity needs at least 2 tokens, the text has {len(tokens)}")
-    device, windows = next(model.parameters()).device, spans(len(tokens), context, stride)
+    before = tokens[:0] if start is None else tokens.new_tensor([start])
+    room = context - len(before)
+    device, windows = next(model.parameters()).device, spans(len(tokens), room, min(stride, room), len(before))
     total, count = 0.0, 0
     for batch in watch(list(_batches(windows, batch_size))):
-        ids = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
+        ids = torch.stack([torch.cat([before, tokens[begin:end]]) for begin, end, _ in batch]).to(device)
         logits = model(ids, use_cache=False).logits[:, :-1].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
         for (begin, end, first), row in zip(batch, losses):
-            total += row[first - begin - 1 :].sum().item()
+            total += row[first - begin - 1 + len(before) :].sum().item()
             count += end - first
         if not math.isfinite(total):
             raise UserError(f"the loss is not finite in tokens {batch[0][0]} to {batch[-1][1]}: the model is broken")

@@ -53,11 +53,17 @@ def check(train: Labelled, test: Labelled) -> None:
         raise UserError(f"reviews.source: labels must be 0 to {len(labels) - 1} without gaps, not {sorted(labels)}")
 
 
-def tokenise(tokenizer: Any, rows: Labelled, template: str, most: int, keep: str) -> list[np.ndarray]:
-    """Each text, its head or tail cut to fit, inside the template: int32 ids, at most `most`, the template whole."""
+def tokenise(
+    tokenizer: Any, rows: Labelled, template: str, most: int, keep: str, start: Sequence[int] = ()
+) -> list[np.ndarray]:
+    """Each text, its head or tail cut to fit, inside the template: int32 ids, at most `most`, the template whole.
+
+    start: what every row begins with.
+    """
     before, after = (
         tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in template.split("{text}")
     )
+    before = [*start, *before]
     room = most - len(before) - len(after)
     if room < 1:
         raise UserError(f"params.yaml: reviews.max_tokens = {most}: the template alone has {most - room} tokens")
