@@ -158,6 +158,8 @@ def refuse_odd(config: Mapping[str, Any]) -> None:
     if method := config.get("quantization_config"):
         name = method.get("quant_method") if isinstance(method, Mapping) else method
         raise UserError(f"its weights are quantised ({name}): give the checkpoint that they were made from")
+    if config.get("dense_type"):
+        raise UserError("its layers share or factor weights: give its dense form, which `make export FORM=dense` writes")
     if config.get("auto_map"):
         raise UserError("it names code of its own (auto_map), which is not run: the stock class may compute otherwise")
     if config.get("per_layer_config"):
@@ -175,8 +177,9 @@ def of_folder(folder: Path) -> Shape:
     Raises UserError where there is no config.json or it describes no supported model.
     """
     config = read_mapping(folder / "config.json")
-    dense = config.get("dense")
-    return of_config(dense if isinstance(dense, dict) else config, str(folder / "config.json"))
+    if isinstance(dense := config.get("dense"), dict):
+        config = {"model_type": config.get("dense_type"), **dense}
+    return of_config(config, str(folder / "config.json"))
 
 
 def task_of(folder: Path) -> str:

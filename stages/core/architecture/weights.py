@@ -38,18 +38,19 @@ def read(source: str, **options: Any) -> Any:
     source, where the checkpoint is an adapter or its tensors are not those of its config. For a damaged file, raises
     the errors of transformers.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     from stages.core.architecture import attention
 
     attention.register()
     if Path(source, ADAPTER).is_file():
         _refuse_adapter()
+    if "gguf_file" not in options:
+        shape.refuse_odd(PreTrainedConfig.get_config_dict(source, **options)[0])
     config = AutoConfig.from_pretrained(source, **options)
     if gguf_file := options.get("gguf_file"):
         _complete(config, _local(source, gguf_file, options))
     else:
-        shape.refuse_odd(config.to_dict())
         if holds(source, ADAPTER, **options):
             _refuse_adapter()
         options = {"use_safetensors": True, **options}

@@ -35,7 +35,8 @@ def config_of(view: ModelView, sharing: Sharing) -> Any:
         config = type(view.model.config).from_dict(dense)
         config.architectures = [type(view.model).__name__]
         return config
-    return SharedFfnConfig.from_dict({"dense": dense, "sharing": asdict(sharing), "linears": view.paths})
+    whole = {"dense_type": dense.pop("model_type"), "dense": dense}
+    return SharedFfnConfig.from_dict({**whole, "sharing": asdict(sharing), "linears": view.paths})
 
 
 def load(folder: Path) -> tuple[ModelView, Sharing]:

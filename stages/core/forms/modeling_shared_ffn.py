@@ -150,6 +150,10 @@ def _masked(weight: Tensor) -> Any:
 class SharedFfnConfig(PreTrainedConfig):
     """The config of a checkpoint: the stock config of the `dense` model, the `sharing`, and `linears` as of `install`.
 
+    A stock class that is asked by name to open it must not take that config for its own and draw the FFNs that are not
+    there. So the dense model's type stands beside its config, as `dense_type`, and `vocab_size` is null, which every
+    stock config refuses.
+
     `from_dict`, and so `from_pretrained`, gives an instance of a subclass of the dense model's own config class, with
     the attributes `sharing` and `linears`. Its `to_dict` and its model type are the dense model's; its JSON, as
     `save_pretrained` writes it, is a checkpoint's again.
@@ -159,9 +163,9 @@ class SharedFfnConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        dense, sharing = dict(config_dict["dense"]), asdict(Sharing(**config_dict["sharing"]))
-        own = {"sharing": sharing, "linears": dict(config_dict["linears"]), "auto_map": dict(AUTO_MAP)}
-        return _classes(dense.pop("model_type"))[0].from_dict(dense | own, **kwargs)
+        own = {"sharing": asdict(Sharing(**config_dict["sharing"])), "linears": dict(config_dict["linears"])}
+        whole = {**config_dict["dense"], **own, "auto_map": dict(AUTO_MAP)}
+        return _classes(config_dict["dense_type"])[0].from_dict(whole, **kwargs)
 
 
 class _DenseConfig:
@@ -169,18 +173,26 @@ class _DenseConfig:
 
     dense_class: str  # of the stock model
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """For tools that ask the class of a config that they have, as PEFT does."""
+        return SharedFfnConfig.from_pretrained(*args, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         own = ("sharing", "linears", "auto_map")
         return {key: value for key, value in super().to_dict().items() if key not in own}
 
     def to_json_string(self, use_diff: bool = True) -> str:
+        dense = json.loads(super().to_json_string(use_diff)) | {"architectures": [self.dense_class]}
         whole = {
             "model_type": MODEL_TYPE,
+            "vocab_size": None,
             "architectures": [SharedFfnForCausalLM.__name__],
             "auto_map": AUTO_MAP,
             "linears": self.linears,
             "sharing": self.sharing,
-            "dense": json.loads(super().to_json_string(use_diff)) | {"architectures": [self.dense_class]},
+            "dense_type": dense.pop("model_type"),
+            "dense": dense,
         }
         return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
