@@ -243,6 +243,9 @@ def test_the_config_names_the_stock_class_and_the_module(deltas):
     assert config["dense"]["architectures"] == [type(model).__name__]
     assert config["dense_type"] == model.config.model_type
     assert MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model.config.model_type]] is type(model)
-    assert config["auto_map"]["AutoConfig"] == "modeling_shared_ffn.SharedFfnConfig"
+    assert config["auto_map"] == {
+        "AutoConfig": "modeling_shared_ffn.SharedFfnConfig",
+        "AutoModelForCausalLM": "modeling_shared_ffn.SharedFfnModel",
+    }
     with pytest.raises(StrictDataclassFieldValidationError, match="vocab_size"):  # not opened with FFNs drawn at random
         type(model).from_pretrained(folder)

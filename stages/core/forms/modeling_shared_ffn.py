@@ -1,10 +1,10 @@
-"""Causal language models some of whose layers share or factor the weights of their feed-forward networks (FFNs).
+"""Models some of whose layers share or factor the weights of their feed-forward networks (FFNs).
 
-Import this module, and `AutoModelForCausalLM.from_pretrained` opens a checkpoint of model type `shared_ffn`. It needs
-torch and transformers only; a copy lies beside exported weights for `trust_remote_code=True`. What opens is a subclass
-of the stock class of the dense model, such as LlamaForCausalLM, with two changes that no other module's forward pass
-notices: layers of a group hold the very same parameters, and linear maps of FFNs may be a `SharedLinear` or a
-`FactoredLinear`.
+Import this module, and AutoModelForCausalLM (or AutoModelForImageClassification) opens a checkpoint of model type
+`shared_ffn`. It needs torch and transformers only; a copy lies beside exported weights for `trust_remote_code=True`.
+What opens is a subclass of the stock class of the dense model, such as LlamaForCausalLM, with two changes that no other
+module's forward pass notices: layers of a group hold the very same parameters, and linear maps of FFNs may be a
+`SharedLinear` or a `FactoredLinear`.
 """
 
 import json
@@ -16,10 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+)
 from transformers.pytorch_utils import Conv1D
 
 MODEL_TYPE = "shared_ffn"
+AUTO = {
+    AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForImageClassification: MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+}
 
 
 class SharedLinear(nn.Module):
@@ -151,8 +163,8 @@ class SharedFfnConfig(PreTrainedConfig):
     """The config of a checkpoint: the stock config of the `dense` model, the `sharing`, and `linears` as of `install`.
 
     A stock class that is asked by name to open it must not take that config for its own and draw the FFNs that are not
-    there. So the dense model's type stands beside its config, as `dense_type`, and `vocab_size` is null, which every
-    stock config refuses.
+    there. So the dense model's type stands beside its config, as `dense_type`, and sizes are null beside it, which
+    stock configs refuse.
 
     `from_dict`, and so `from_pretrained`, gives an instance of a subclass of the dense model's own config class, with
     the attributes `sharing` and `linears`. Its `to_dict` and its model type are the dense model's; its JSON, as
@@ -163,15 +175,21 @@ class SharedFfnConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        own = {"sharing": asdict(Sharing(**config_dict["sharing"])), "linears": dict(config_dict["linears"])}
-        whole = {**config_dict["dense"], **own, "auto_map": dict(AUTO_MAP)}
-        return _classes(config_dict["dense_type"])[0].from_dict(whole, **kwargs)
+        kind, file = _classes(config_dict["dense_type"])[0], __name__.rpartition(".")[2]
+        classes = {"AutoConfig": cls, kind.auto_class: SharedFfnModel}
+        own = {
+            "sharing": asdict(Sharing(**config_dict["sharing"])),
+            "linears": dict(config_dict["linears"]),
+            "auto_map": {name: f"{file}.{of.__name__}" for name, of in classes.items()},
+        }
+        return kind.from_dict({**config_dict["dense"], **own}, **kwargs)
 
 
 class _DenseConfig:
     """What is added to the config class of a dense model."""
 
     dense_class: str  # of the stock model
+    auto_class: str  # that opens it
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -187,8 +205,9 @@ class _DenseConfig:
         whole = {
             "model_type": MODEL_TYPE,
             "vocab_size": None,
-            "architectures": [SharedFfnForCausalLM.__name__],
-            "auto_map": AUTO_MAP,
+            "hidden_size": None,
+            "architectures": [SharedFfnModel.__name__],
+            "auto_map": self.auto_map,
             "linears": self.linears,
             "sharing": self.sharing,
             "dense_type": dense.pop("model_type"),
@@ -197,12 +216,12 @@ class _DenseConfig:
         return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
-class SharedFfnForCausalLM:
+class SharedFfnModel:
     """What is added to the stock class of a dense model. `from_pretrained` of this class itself finds the stock one."""
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        if cls is SharedFfnForCausalLM:
+        if cls is SharedFfnModel:
             if config is None:
                 reach = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
                 config = SharedFfnConfig.from_pretrained(folder, **{key: kwargs[key] for key in reach if key in kwargs})
@@ -236,15 +255,15 @@ class SharedFfnForCausalLM:
 
 @cache
 def _classes(model_type: str) -> tuple[type, type]:
-    """The classes of config and model for dense models of a type, registered with the auto classes."""
+    """The classes of config and model for dense models of a type, registered with the auto class that opens them."""
     dense = CONFIG_MAPPING[model_type]
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING[dense]
-    names = {"__module__": __name__, "dense_class": stock.__name__}
+    auto, stock = next((auto, mapping[dense]) for auto, mapping in AUTO.items() if dense in mapping)
+    names = {"__module__": __name__, "dense_class": stock.__name__, "auto_class": auto.__name__}
     config = type(f"SharedFfn{dense.__name__}", (_DenseConfig, dense), names)
     # With an `_auto_class`, `save_pretrained` copies this file beside the weights.
-    names = {"__module__": __name__, "config_class": config, "_auto_class": "AutoModelForCausalLM"}
-    model = type(f"SharedFfn{stock.__name__}", (SharedFfnForCausalLM, stock), names)
-    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    names = {"__module__": __name__, "config_class": config, "_auto_class": auto.__name__}
+    model = type(f"SharedFfn{stock.__name__}", (SharedFfnModel, stock), names)
+    auto.register(config, model, exist_ok=True)
     return config, model
 
 
@@ -253,10 +272,6 @@ def model_class(config: PreTrainedConfig) -> type:
     return _classes(config.model_type)[1]
 
 
-AUTO_MAP = {
-    "AutoConfig": f"{__name__.rpartition('.')[2]}.{SharedFfnConfig.__name__}",
-    "AutoModelForCausalLM": f"{__name__.rpartition('.')[2]}.{SharedFfnForCausalLM.__name__}",
-}
 # A copy that came with a checkpoint serves that checkpoint alone.
 if not __name__.startswith("transformers_modules."):
     AutoConfig.register(MODEL_TYPE, SharedFfnConfig, exist_ok=True)
