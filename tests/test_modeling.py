@@ -1,4 +1,4 @@
-"""A checkpoint that shares weights is a model of transformers like any other, and stays shared whatever is done to it."""
+"""A checkpoint that shares weights is a model of transformers like any other, and stays shared all the while."""
 
 import json
 import sys

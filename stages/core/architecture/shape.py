@@ -159,9 +159,7 @@ def refuse_odd(config: Mapping[str, Any]) -> None:
         name = method.get("quant_method") if isinstance(method, Mapping) else method
         raise UserError(f"its weights are quantised ({name}): give the checkpoint that they were made from")
     if config.get("dense_type"):
-        raise UserError(
-            "its layers share or factor weights: give its dense form, which `make export FORM=dense` writes"
-        )
+        raise UserError("its layers share or factor weights: give its dense form, from `make export FORM=dense`")
     if config.get("auto_map"):
         raise UserError("it names code of its own (auto_map), which is not run: the stock class may compute otherwise")
     if config.get("per_layer_config"):

@@ -175,14 +175,8 @@ class SharedFfnConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        kind, file = _classes(config_dict["dense_type"])[0], __name__.rpartition(".")[2]
-        classes = {"AutoConfig": cls, kind.auto_class: SharedFfnModel}
-        own = {
-            "sharing": asdict(Sharing(**config_dict["sharing"])),
-            "linears": dict(config_dict["linears"]),
-            "auto_map": {name: f"{file}.{of.__name__}" for name, of in classes.items()},
-        }
-        return kind.from_dict({**config_dict["dense"], **own}, **kwargs)
+        own = {"sharing": asdict(Sharing(**config_dict["sharing"])), "linears": dict(config_dict["linears"])}
+        return _classes(config_dict["dense_type"])[0].from_dict({**config_dict["dense"], **own}, **kwargs)
 
 
 class _DenseConfig:
@@ -202,12 +196,13 @@ class _DenseConfig:
 
     def to_json_string(self, use_diff: bool = True) -> str:
         dense = json.loads(super().to_json_string(use_diff)) | {"architectures": [self.dense_class]}
+        file, classes = __name__.rpartition(".")[2], {"AutoConfig": SharedFfnConfig, self.auto_class: SharedFfnModel}
         whole = {
             "model_type": MODEL_TYPE,
             "vocab_size": None,
             "hidden_size": None,
             "architectures": [SharedFfnModel.__name__],
-            "auto_map": self.auto_map,
+            "auto_map": {name: f"{file}.{of.__name__}" for name, of in classes.items()},
             "linears": self.linears,
             "sharing": self.sharing,
             "dense_type": dense.pop("model_type"),
