@@ -4,7 +4,7 @@ The criterion is the correlation of activations or the error of weights, each ag
 against the running mean of its aligned layers.
 """
 
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import opening, rules
@@ -24,33 +24,38 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     reach = params.section(profile, "correlate").reach
     windows = [list(range(first, min(first + reach, view.depth))) for first in range(view.depth - 1)]
     found, sites = {}, {}
-
-    def keep(name, reference, window, matched):
-        found.update({key(name, reference, window[0], layer): order for layer, order in matched.items()})
-
     for folder in sorted(path for path in correlations.iterdir() if path.is_dir()):
-        between = reader(folder)
-        for window in progress(windows, f"align by {folder.name}"):
-            for reference in alignment.REFERENCES:
-                keep(folder.name, reference, window, alignment.by_correlation(between, window, reference))
+        watch = partial(progress, what=f"align by {folder.name}")
+        pairs = {}
+
+        def note(first, layer, correlation, order, pairs=pairs):
+            pairs[first, layer] = agreement(correlation, order)
+
+        orders = alignment.by_correlation(reader(folder), windows, alignment.REFERENCES, watch, note)
+        found |= named(folder.name, orders)
         sites[folder.name] = {
             "dead_neurons": dead_neurons(folder),
-            "pairs": {
-                f"{first}-{layer}": agreement(between(first, layer), found[key(folder.name, "first", first, layer)])
-                for first, *others in windows
-                for layer in others
-            },
+            "pairs": {f"{first}-{layer}": pairs[first, layer] for first, layer in sorted(pairs)},
         }
-    recent = lru_cache(maxsize=reach)
-    ffn_of = recent(view.read_double)
-    moments_of = recent(lambda layer: read_moments(moments, layer, device))
-    for window in progress(windows, "align by cost"):
-        for reference in alignment.REFERENCES:
-            keep("cost", reference, window, alignment.by_cost(ffn_of, moments_of, window, reference))
+    orders = alignment.by_cost(
+        view.read, partial(read_moments, moments, device=device), windows, alignment.REFERENCES,
+        partial(progress, what="align by cost"),
+    )  # fmt: skip
+    found |= named("cost", orders)
     write_arrays(permutations, found)
     tokens, neurons = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"]), view.neurons(0)
     null = alignment.null_correlation(tokens, neurons)
     write_json(quality, {"tokens": tokens, "neurons": neurons, "null": null, "sites": sites})
+
+
+def named(way: str, orders: alignment.Orders) -> dict:
+    """The orders by the names that the file of permutations gives them."""
+    return {
+        key(way, reference, first, layer): order
+        for reference, windows in orders.items()
+        for first, layers in windows.items()
+        for layer, order in layers.items()
+    }
 
 
 def reader(folder: Path):

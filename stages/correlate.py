@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.core.calibration.alignment import CorrelationStream
+from stages.core.calibration.correlation import correlations, standardised
 from stages.core.process import command, devices
 from stages.core.process.artifacts import numbers, parquet_reader, replacing, write_tensors
 from stages.core.process.progress import progress
@@ -16,30 +16,33 @@ def main(profile: str, activations: Path, out: Path) -> None:
         for table in sorted(activations.glob("*.parquet")):
             with parquet_reader(table) as file:
                 names = file.schema_arrow.names
-                for first in progress(range(len(names)), f"correlate {table.stem}"):
-                    group = names[first : first + reach]
-                    write_tensors(draft / table.stem / f"{group[0]}.safetensors", correlations(file, group, device))
+                pairs = within_reach(lambda name: read(file, name, device), names, reach)
+                for name, tensors in progress(pairs, f"correlate {table.stem}", total=len(names)):
+                    write_tensors(draft / table.stem / f"{name}.safetensors", tensors)
 
 
-def correlations(file, group: list[str], device) -> dict:
-    """Tensors by name: the first layer's correlations with each other of `group`, its `dead` neurons, and `tokens`."""
+def within_reach(rows_of, names: list[str], reach: int):
+    """For every layer its name and tensors by name: correlations with each layer in reach, `dead` neurons, `tokens`.
+
+    rows_of(name): the activations of a layer, (tokens, d_ff). Every layer is read and standardised once.
+    """
     import torch
 
-    streams = {name: CorrelationStream() for name in group}
-    for batch in file.iter_batches(batch_size=1024, columns=group):
-        rows = {name: torch.from_numpy(_matrix(batch[name])).to(device) for name in group}
-        for name, stream in streams.items():
-            stream.update(rows[group[0]], rows[name])
-    own = streams.pop(group[0])
-    return {name: stream.matrix().float() for name, stream in streams.items()} | {
-        "dead": own.dead()[0],
-        "tokens": torch.tensor(own.count),
-    }
+    known = {}
+    for first, name in enumerate(names):
+        group = names[first : first + reach]
+        known |= {other: standardised(rows_of(other)) for other in group if other not in known}
+        own, dead = known.pop(name)
+        tensors = {other: correlations(own, known[other][0]).cpu() for other in group[1:]}
+        yield name, tensors | {"dead": dead, "tokens": torch.tensor(len(own))}
 
 
-def _matrix(column):
-    """A fixed-size-list column as an array of shape (rows, d_ff)."""
-    return numbers(column.flatten()).reshape(len(column), -1).copy()
+def read(file, name: str, device):
+    """A column of lists of one length as a tensor, (rows, d_ff)."""
+    import torch
+
+    column = file.read(columns=[name])[name].combine_chunks()
+    return torch.from_numpy(numbers(column.flatten()).reshape(len(column), -1).copy()).to(device)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,29 @@ MOMENTS = {"input": "input", "hidden": "post_activation"}
 
 
 def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text: Path) -> None:
-    import pyarrow as pa
-
     rules.validate(profile, model)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "extract")
     view = ModelView(opening.open_snapshot(model).to(device))
     rows = choice.task_of(model).calibration(view, tokens, spec)
+
+    with replacing(out) as draft:
+        draft.mkdir()
+        found = gather(view, progress(rows.batches, "extract"), spec, draft)
+    with replacing(moments) as draft:
+        draft.mkdir()
+        # Repairs run the model on the rows themselves.
+        write_tensors(draft / "text.safetensors", rows.kept)
+        for layer, streams in enumerate(found):
+            tensors = to_tensors({name: stream.moments() for name, stream in streams.items()})
+            write_tensors(draft / f"layer_{layer:02d}.safetensors", tensors)
+            streams.clear()
+    write_json(text, rows.known)
+
+
+def gather(view, batches, spec, folder: Path) -> list:
+    """Every layer's streams of moments by name; the activations are written to a table for each site in `folder`."""
+    import pyarrow as pa
 
     neurons = [view.neurons(layer) for layer in range(view.depth)]
     names = [f"layer_{layer:02d}" for layer in range(view.depth)]
@@ -36,13 +52,12 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
     gathered = [{name: MomentStream() for name in MOMENTS} for _ in range(view.depth)]
     rows_left, moments_left = spec.max_tokens, spec.moment_tokens
     with ExitStack() as open_files:
-        draft = open_files.enter_context(replacing(out))
-        draft.mkdir()
+        # Activations do not compress.
         writers = {
-            site: open_files.enter_context(parquet_writer(draft / f"{site}.parquet", schema)) for site in spec.sites
+            site: open_files.enter_context(parquet_writer(folder / f"{site}.parquet", schema, "none"))
+            for site in spec.sites
         }
-        stream = activations.stream(view, tuple({*spec.sites, *MOMENTS.values()}), rows.batches)
-        for seen in progress(stream, "extract", total=len(rows.batches)):
+        for seen in activations.stream(view, tuple({*spec.sites, *MOMENTS.values()}), batches):
             for site, writer in writers.items() if rows_left > 0 else ():
                 flat = [values[:rows_left].cpu().numpy().ravel() for values in seen[site]]
                 arrays = [pa.FixedSizeListArray.from_arrays(values, width) for values, width in zip(flat, neurons)]
@@ -54,14 +69,7 @@ def main(profile: str, model: Path, tokens: Path, out: Path, moments: Path, text
             tokens_seen = len(seen[spec.sites[0]][0])
             rows_left -= tokens_seen
             moments_left -= tokens_seen
-    with replacing(moments) as draft:
-        draft.mkdir()
-        # Repairs run the model on the rows themselves.
-        write_tensors(draft / "text.safetensors", rows.kept)
-        for name, streams in zip(names, gathered):
-            found = {site: stream.moments() for site, stream in streams.items()}
-            write_tensors(draft / f"{name}.safetensors", to_tensors(found))
-    write_json(text, rows.known)
+    return gathered
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ CODE = {
     "core/settings/{__init__ images params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
     "core/architecture/{__init__ attention depth families ffn gguf_config gguf_header opening rules shape targets"
     " tokens view vision_families vision_shape weights windows}": (
-        f"pretrain base extract correlate align {SHARED}",
+        f"pretrain base extract align {SHARED}",
         BASE,
     ),
     "core/text/{__init__ corpus labelled sources stories tokenizer}": (
@@ -88,7 +88,7 @@ CODE = {
         PREPARE,
     ),
     "core/forms/{__init__ checkpoint counting dense modeling_shared_ffn structure}": (SHARED, f"control {SEARCH}"),
-    "core/calibration/{__init__ activations alignment moments statistics}": (
+    "core/calibration/{__init__ activations alignment correlation moments statistics}": (
         "extract correlate align search surgery",
         EXTRACT,
     ),

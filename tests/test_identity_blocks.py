@@ -9,7 +9,7 @@ import torch
 
 from stages.core.architecture.depth import influence
 from stages.core.calibration import activations, alignment
-from stages.core.calibration.alignment import CorrelationStream
+from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget, Drop, LowRank
@@ -32,22 +32,24 @@ def expanded(name: str, fault: str):
         gone = FAULTS[fault] or list(own)
         tiny.view(built).write(layer, {k: torch.zeros_like(v) if k in gone else v for k, v in own.items()})
     streams = [{site: MomentStream() for site in SITES} for _ in range(tiny.LAYERS)]
-    pairs = {(a, b): CorrelationStream() for a in range(tiny.LAYERS) for b in range(tiny.LAYERS)}
+    rows = [[] for _ in range(tiny.LAYERS)]
     for seen in activations.stream(tiny.view(built), ("input", "post_activation"), TEXT):
         for layer, found in enumerate(streams):
             for site, stream in found.items():
                 stream.update(seen[SITES[site]][layer])
-        for (a, b), stream in pairs.items():
-            stream.update(seen["post_activation"][a], seen["post_activation"][b])
+        for layer, parts in enumerate(rows):
+            parts.append(seen["post_activation"][layer])
+    known = [standardised(torch.cat(parts))[0] for parts in rows]
     moments = [{site: stream.moments() for site, stream in found.items()} for found in streams]
 
     def permutation(how, reference, first, other):
         layers = list(range(first, other + 1))
         if how == "cost":
-            found = alignment.by_cost(tiny.view(built).read_double, moments.__getitem__, layers, reference)
+            found = alignment.by_cost(tiny.view(built).read_double, moments.__getitem__, [layers], [reference])
         else:
-            found = alignment.by_correlation(lambda a, b: pairs[a, b].matrix().numpy(), layers, reference)
-        return torch.from_numpy(found[other])
+            between = lambda a, b: correlations(known[a], known[b]).numpy()  # noqa: E731
+            found = alignment.by_correlation(between, [layers], [reference])
+        return torch.from_numpy(found[reference][first][other])
 
     return built, Calibration(permutation, moments.__getitem__, lambda: TEXT)
 
@@ -75,7 +77,7 @@ def test_what_is_zero_costs_nothing_and_the_rest_decides():
     moments = {"input": tiny.moments(6, 0), "hidden": tiny.moments(12, 1)}
     order = tiny.shuffle(12, 3)
     reference = {"w_in": own["w_in"][order], "w_out": draw(6, 12)}
-    found = alignment.by_cost([reference, own].__getitem__, lambda _: moments, [0, 1], "first")[1]
+    found = alignment.by_cost([reference, own].__getitem__, lambda _: moments, [[0, 1]], ["first"])["first"][0][1]
     assert np.array_equal(found, order.numpy())
     nothing = {name: torch.zeros_like(value) for name, value in own.items()}
     assert not alignment.cost(reference, nothing, moments).any()

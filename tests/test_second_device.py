@@ -12,7 +12,7 @@ from test_recovery import RECIPE, ROWS, USUAL
 
 from stages.core.architecture.depth import influence
 from stages.core.calibration import activations, alignment
-from stages.core.calibration.alignment import CorrelationStream
+from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
 from stages.core.evaluation import classification, summaries
@@ -148,20 +148,17 @@ def test_what_calibration_sees_stays_on_its_device(far):
     batches, found = [tiny.ids(4, 16, seed) for seed in range(2)], {}
     for device in (NEAR, far):
         view = tiny.view(model_on(device, "llama"))
-        moments, pairs = MomentStream(), CorrelationStream()
+        moments, rows = MomentStream(), []
         for seen in activations.stream(view, tuple(activations.SITES), batches):
             moments.update(seen["post_activation"][2])
-            pairs.update(seen["pre_activation"][1], seen["pre_activation"][2])
+            rows.append([seen["pre_activation"][layer] for layer in (1, 2)])
+        (one, dead), (other, _) = (standardised(torch.cat(parts)) for parts in zip(*rows))
         known = calibration_on(device, tiny.calibration(tiny.model("llama")))
-        orders = {
-            layer: order
-            for reference in alignment.REFERENCES
-            for layer, order in alignment.by_cost(view.read_double, known.moments, [0, 1, 2], reference).items()
-        }
+        orders = alignment.by_cost(view.read_double, known.moments, [[0, 1, 2]], ["centre"])["centre"][0]
         found[device] = {
             "moments": moments.moments().second,
-            "correlation": pairs.matrix(),
-            "dead": pairs.dead()[0],
+            "correlation": correlations(one, other),
+            "dead": dead,
             "cost": alignment.cost(view.read_double(0), view.read_double(1), known.moments(1)),
             "orders": torch.stack([torch.from_numpy(orders[layer]) for layer in (1, 2)]),
             "influence": influence(view, [batch.to(device) for batch in batches]),

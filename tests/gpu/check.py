@@ -212,7 +212,7 @@ def calibration(device, small):
 
     from stages.core.architecture.depth import influence
     from stages.core.calibration import activations
-    from stages.core.calibration.alignment import CorrelationStream
+    from stages.core.calibration.correlation import correlations, standardised
     from stages.core.calibration.moments import MomentStream
     from stages.core.evaluation import classification
 
@@ -222,13 +222,14 @@ def calibration(device, small):
     for place in (torch.device("cpu"), device):
         model = tiny.model("llama").to(place)
         view = tiny.view(model)
-        moments, pairs = MomentStream(), CorrelationStream()
+        moments, seen_rows = MomentStream(), []
         for seen in activations.stream(view, tuple(activations.SITES), batches):
             moments.update(seen["post_activation"][2])
-            pairs.update(seen["pre_activation"][1], seen["pre_activation"][2])
+            seen_rows.append([seen["pre_activation"][layer] for layer in (1, 2)])
+        known = [standardised(torch.cat(parts))[0] for parts in zip(*seen_rows)]
         found[place.type] = {
             "moments": moments.moments().second,
-            "correlation": pairs.matrix(),
+            "correlation": correlations(*known),
             "features": classification.features(model, rows, 3),
             "influence": influence(view, [batch.to(place) for batch in batches]),
         }
@@ -248,7 +249,8 @@ def alignment(device, small):
     model, found = tiny.model("llama"), {}
     for place in (torch.device("cpu"), device):
         there, known = tiny.view(copy.deepcopy(model).to(place)), moved(tiny.calibration(model), place)
-        found[place.type] = matching.by_cost(there.read_double, known.moments, [0, 1, 2], "centre")
+        orders = matching.by_cost(there.read_double, known.moments, [[0, 1, 2]], ["centre"])
+        found[place.type] = orders["centre"][0]
     same = [(found["cpu"][layer] == found[device.type][layer]).all() for layer in (1, 2)]
     assert all(same), "permutations differ"
     return {"permutations": len(same)}
@@ -535,7 +537,7 @@ def times_of_calibration(device, small):
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import activations
     from stages.core.calibration import alignment as matching
-    from stages.core.calibration.alignment import CorrelationStream
+    from stages.core.calibration.correlation import correlations, standardised
     from stages.core.calibration.moments import MomentStream
 
     model = built(small).to(device)
@@ -558,12 +560,9 @@ def times_of_calibration(device, small):
     matrices = {}
 
     def correlate():
-        first = columns[0].to(device)
+        first = standardised(columns[0].to(device))[0]
         for layer in range(1, min(10, depth)):
-            stream, other = CorrelationStream(), columns[layer].to(device)
-            for part in range(0, len(first), 1024):
-                stream.update(first[part : part + 1024], other[part : part + 1024])
-            matrices[0, layer] = stream.matrix().float().cpu().numpy()
+            matrices[0, layer] = correlations(first, standardised(columns[layer].to(device))[0]).cpu().numpy()
 
     figures["correlate_first_layer_s"] = seconds(correlate, device, repeats=3, warmup=1)
     try:
@@ -574,7 +573,7 @@ def times_of_calibration(device, small):
         centre, own = view.read_double(0), view.read_double(1)
         figures["cost_matrix_s"] = seconds(lambda: matching.cost(centre, own, moments[1]).cpu(), device, repeats=3)
         begin = time.perf_counter()
-        matching.by_cost(view.read_double, moments.__getitem__, [0, 1, 2], "centre")
+        matching.by_cost(view.read, moments.__getitem__, [[0, 1, 2]], ["centre"])
         figures["align_three_layers_by_cost_s"] = time.perf_counter() - begin
     except ImportError as error:
         figures["align"] = f"not measured: {error}"

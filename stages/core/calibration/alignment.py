@@ -5,8 +5,10 @@ method, Kuhn 1955; for networks: Li et al. 2015, arXiv:1511.07543; Ainsworth et 
 reference is a group's first layer, or the running mean of the layers aligned so far (`centre`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import BoundedSemaphore
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,127 +16,197 @@ from torch import Tensor
 
 from stages.core.architecture import ffn
 from stages.core.architecture.ffn import Ffn
+from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import SITE, Moments
 
 REFERENCES = ("first", "centre")
+# Reference -> the first layer of a window -> layer -> the permutation (int64, (d_ff,)) that aligns its neurons with
+# those of the first layer, for all other layers of the window.
+Orders = dict[str, dict[int, dict[int, np.ndarray]]]
 
 
-@dataclass
-class CorrelationStream:
-    """Pearson correlations of every neuron of one layer with every neuron of another, from batches of rows.
-
-    Means and co-moments are merged batch by batch (Chan, Golub & LeVeque 1979) in float64. The result does not depend
-    on the split into batches, and E[xy] - E[x]E[y], which cancels, is never computed.
-    """
-
-    count: int = 0
-    mean: list[Tensor] = field(default_factory=list)
-    squares: list[Tensor] = field(default_factory=list)
-    products: Tensor | None = None
-
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add rows: x (rows, d_x) and y (rows, d_y), of the same tokens in the same order."""
-        x, y = x.double(), y.double()
-        rows, means = len(x), [x.mean(0), y.mean(0)]
-        x, y = x - means[0], y - means[1]
-        squares, products = [(x * x).sum(0), (y * y).sum(0)], x.T @ y
-        if self.count:
-            total = self.count + rows
-            shift = [new - old for new, old in zip(means, self.mean)]
-            weight = self.count * rows / total
-            squares = [s + old + weight * d * d for s, old, d in zip(squares, self.squares, shift)]
-            products = self.products + products + weight * torch.outer(*shift)
-            means = [old + d * (rows / total) for old, d in zip(self.mean, shift)]
-        self.count += rows
-        self.mean, self.squares, self.products = means, squares, products
-
-    def matrix(self) -> Tensor:
-        """Correlations, float64, shape (d_x, d_y), within [-1, 1]; 0 where a neuron never varies."""
-        scale = [torch.where(dead, 0.0, s.clamp_min(1e-300).rsqrt()) for s, dead in zip(self.squares, self.dead())]
-        return (self.products * scale[0][:, None] * scale[1]).clamp(-1.0, 1.0)
-
-    def dead(self) -> tuple[Tensor, Tensor]:
-        """Masks of the neurons that never varied by more than rounding: bool, (d_x,) and (d_y,)."""
-        return tuple(s <= self.count * (1e-12 * (1.0 + mean.abs())) ** 2 for s, mean in zip(self.squares, self.mean))
-
-
-def match(correlation: np.ndarray) -> np.ndarray:
+def match(correlation: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """The permutation p (int64, (d_ff,)) that maximises the sum of correlation[k, p[k]], for a square matrix.
 
-    Rows and columns that are all zero (neurons that never vary) are matched with each other.
+    `scale` times the entries are correlations. Rows and columns that are all zero (neurons that never vary) are matched
+    with each other.
     """
-    gain = np.array(correlation, dtype=np.float64)
+    cost = np.multiply(correlation, -scale, dtype=np.float64)
     # More than any correlation, so that dead neurons pair up and take no live partner.
-    gain[np.ix_(~gain.any(axis=1), ~gain.any(axis=0))] = 2.0
-    return _assign(gain)
+    cost[np.ix_(~cost.any(axis=1), ~cost.any(axis=0))] = -2.0
+    return _assign(cost)
 
 
 def by_correlation(
-    between: Callable[[int, int], np.ndarray], layers: list[int], reference: str
-) -> dict[int, np.ndarray]:
-    """Layer -> the permutation (int64, (d_ff,)) that aligns its neurons with those of layers[0], for layers[1:].
+    between: Callable[[int, int], np.ndarray],
+    windows: Sequence[list[int]],
+    references: Iterable[str],
+    watch: Callable[[Iterable], Iterable] = iter,
+    note: Callable[[int, int, np.ndarray, np.ndarray], None] = lambda *_: None,
+) -> Orders:
+    """The orders of every window by each reference, by correlations, each of which is read once.
 
     between(m, l): the correlations of layer m's neurons (rows) with layer l's, (d_ff, d_ff). With the reference
     `centre`, a neuron is matched by its mean correlation with the neurons that the aligned layers have in a position.
+    Several assignments run at once, as many as torch has threads. note(m, l, correlations, order) is told, from any
+    thread, of every match with a window's first layer m.
     """
-    found = {layers[0]: np.arange(len(between(layers[0], layers[1])))}
-    for layer in layers[1:]:
-        aligned = layers[:1] if reference == "first" else list(found)
-        found[layer] = match(np.mean([between(m, layer)[found[m]] for m in aligned], axis=0))
-    return {layer: found[layer] for layer in layers[1:]}
 
+    def solve(matrix: np.ndarray, first: int, layer: int) -> np.ndarray:
+        order = match(matrix)
+        note(first, layer, matrix, order)
+        return order
 
-def by_cost(
-    ffn_of: Callable[[int], Ffn], moments_of: Callable[[int], Mapping[str, Moments]], layers: list[int], reference: str
-) -> dict[int, np.ndarray]:
-    """Layer -> permutation as `by_correlation`, by the error of the reference's weights on the layer's inputs (`cost`).
-
-    ffn_of(layer): the canonical FFN in float64. The reference `centre` is the mean FFN of the aligned layers.
-    """
-    found, centre = {}, dict(ffn_of(layers[0]))
-    for count, layer in enumerate(layers[1:], start=1):
-        own = ffn_of(layer)
-        found[layer] = _assign(-cost(centre, own, moments_of(layer)).cpu().numpy())
-        if reference == "centre":
-            aligned = ffn.permute(own, torch.from_numpy(found[layer]).to(own["w_in"].device))
-            centre = {name: value + (aligned[name] - value) / (count + 1) for name, value in centre.items()}
+    found: Orders = {reference: {layers[0]: {} for layers in windows} for reference in references}
+    with _Assignments() as pool:
+        for layer in watch(sorted({layer for layers in windows for layer in layers[1:]})):
+            sums: dict[int, np.ndarray] = {}
+            solved: dict[tuple[str, int], Future] = {}
+            groups = [layers for layers in windows if layer in layers[1:]]
+            for other in sorted({m for layers in groups for m in layers if m < layer}):
+                matrix = between(other, layer)
+                for layers in (layers for layers in groups if other in layers):
+                    first = layers[0]
+                    if other == first and ("first" in found or layer == layers[1]):
+                        solved["first", first] = pool.submit(solve, matrix, first, layer)
+                    if "centre" in found and layer != layers[1]:
+                        if other == first:
+                            sums[first] = matrix.copy()
+                        else:
+                            sums[first] += matrix[found["centre"][first][other]]
+            for first, *others in (layers for layers in groups if layers[0] in sums):
+                solved["centre", first] = pool.submit(match, sums.pop(first), 1 / (1 + others.index(layer)))
+            _keep(found, solved, layer)
     return found
 
 
-def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
-    """Entry (k, j): the error of the reference's neuron k in place of a layer's own neuron j, float64, (d_ff, d_ff).
+def _keep(found: Orders, solved: Mapping[tuple[str, int], Future], layer: int) -> None:
+    """Write down a layer's orders. A window's second layer has one reference, the first layer, by either name."""
+    for reference, orders in found.items():
+        for first in orders:
+            if future := solved.get((reference, first)) or solved.get(("first", first)):
+                orders[first][layer] = future.result()
 
-    For rows u_k, w_j of `in` and `gate` it is E|(u_k - w_j) x|^2 on the layer's own inputs x, for columns of `out` it
-    is |u_k - w_j|^2 E[h_j^2]. Each is divided by E|W x|^2, so that the matrices can be summed. A matrix whose E|W x|^2
-    is 0, as in an identity block, adds nothing.
+
+def by_cost(
+    ffn_of: Callable[[int], Ffn],
+    moments_of: Callable[[int], Mapping[str, Moments]],
+    windows: Sequence[list[int]],
+    references: Iterable[str],
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Orders:
+    """The orders of every window as `by_correlation`, by the error of the reference's weights on the layer's inputs.
+
+    ffn_of(layer): the canonical FFN. The reference `centre` is the mean FFN of the aligned layers. FFNs and moments are
+    read once for each layer.
     """
-    total = torch.zeros(2 * [len(own["w_in"])], dtype=own["w_in"].dtype, device=own["w_in"].device)
-    for name, site in ((f"w_{role}", site) for role, site in SITE.items() if f"w_{role}" in own):
-        second = moments[site].second
-        if ffn.NEURON_AXIS[name] == 0:
-            weighed = own[name] @ second
-            own_size = (weighed * own[name]).sum(1)
-            reference_size = ((reference[name] @ second) * reference[name]).sum(1)
-            errors = reference_size[:, None] + own_size - 2 * reference[name] @ weighed.T
-        else:
-            power = second.diagonal()
-            own_size = own[name].square().sum(0) * power
-            overlap = reference[name].T @ own[name]
-            errors = (reference[name].square().sum(0)[:, None] - 2 * overlap) * power + own_size
-        if own_size.sum() > 0:
-            total = total + errors / own_size.sum()
-    return total
+    found: Orders = {reference: {layers[0]: {} for layers in windows} for reference in references}
+    firsts: dict[int, Ffn] = {}
+    centres: dict[int, Ffn] = {}
+    last = {layers[0]: layers[-1] for layers in windows}
+    with _Assignments() as pool:
+        for layer in watch(sorted({layer for layers in windows for layer in layers})):
+            own, groups = ffn_of(layer), [layers for layers in windows if layer in layers[1:]]
+            solved: dict[tuple[str, int], Future] = {}
+            if groups:
+                costs = Costs(own, moments_of(layer))
+                for first, *others in groups:
+                    if "first" in found or layer == others[0]:
+                        solved["first", first] = pool.submit(_assign, costs.of(firsts[first]).cpu().numpy())
+                    if "centre" in found and layer != others[0]:
+                        solved["centre", first] = pool.submit(_assign, costs.of(centres[first]).cpu().numpy())
+            _keep(found, solved, layer)
+            for first, orders in found.get("centre", {}).items():
+                if layer in orders and layer < last[first]:
+                    aligned = ffn.permute(own, torch.from_numpy(orders[layer]).to(own["w_in"].device))
+                    centre, count = centres.get(first, firsts[first]), len(orders)
+                    centres[first] = {name: v + (aligned[name] - v) / (count + 1) for name, v in centre.items()}
+            firsts |= {layer: own} if layer in last else {}
+            for first in [first for first in firsts if last[first] <= layer]:
+                firsts.pop(first), centres.pop(first, None)
+    return found
 
 
-def _assign(gain: np.ndarray) -> np.ndarray:
-    """The permutation p (int64) that maximises the sum of gain[k, p[k]]."""
+class Costs:
+    """The errors of other FFNs in place of a layer's own; what does not depend on the other is computed once."""
+
+    def __init__(self, own: Ffn, moments: Mapping[str, Moments]):
+        self.own, self.terms = own, []
+        for name, site in ((f"w_{role}", site) for role, site in SITE.items() if f"w_{role}" in own):
+            weight, second = own[name].double(), moments[site].second
+            if ffn.NEURON_AXIS[name] == 0:
+                metric, weighed = second, weight @ second
+                size = (weighed * weight).sum(1)
+            else:
+                metric = second.diagonal()
+                weighed = weight * metric
+                size = (weighed * weight).sum(0)
+            if size.sum() > 0:
+                self.terms.append((name, *((part / size.sum()).to(own[name]) for part in (metric, weighed, size))))
+
+    def of(self, reference: Ffn) -> Tensor:
+        """Entry (k, j): the error of the reference's neuron k in place of the layer's own neuron j, (d_ff, d_ff).
+
+        For rows u_k, w_j of `in` and `gate` it is E|(u_k - w_j) x|^2 on the layer's own inputs x, for columns of `out`
+        it is |u_k - w_j|^2 E[h_j^2]. Each is divided by E|W x|^2, so that the matrices can be summed. A matrix whose
+        E|W x|^2 is 0, as in an identity block, adds nothing. It has the dtype of the FFNs.
+        """
+        total = self.own["w_in"].new_zeros(2 * [len(self.own["w_in"])])
+        for name, metric, weighed, size in self.terms:
+            other = reference[name]
+            if ffn.NEURON_AXIS[name] == 0:
+                total.addmm_(other, weighed.T, alpha=-2)
+                total += ((other @ metric) * other).sum(1)[:, None]
+            else:
+                total.addmm_(other.T, weighed, alpha=-2)
+                total.addr_(other.square().sum(0), metric)
+            total += size
+        return total
+
+
+def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
+    """`Costs.of` for one pair of FFNs."""
+    return Costs(own, moments).of(reference)
+
+
+class _Assignments:
+    """Assignments on as many threads as torch has: scipy releases Python's lock. Results do not depend on their number.
+
+    Each thread holds a matrix of d_ff x d_ff in float64.
+    """
+
+    def __enter__(self) -> "_Assignments":
+        workers = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        self.room = BoundedSemaphore(workers + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, solve: Callable[..., np.ndarray], *matrix: Any) -> Future:
+        """The future result of solve(*matrix); waits while more matrices than threads are there."""
+        if self.pool is None:
+            future: Future = Future()
+            future.set_result(solve(*matrix))
+            return future
+        self.room.acquire()
+        future = self.pool.submit(solve, *matrix)
+        future.add_done_callback(lambda _: self.room.release())
+        return future
+
+
+def _assign(cost: np.ndarray) -> np.ndarray:
+    """The permutation p (int64) that minimises the sum of cost[k, p[k]]. `cost` may be overwritten."""
     from scipy.optimize import linear_sum_assignment
 
-    # A permutation takes one entry of each row and column, so their means do not change the optimum. Without them the
-    # method, which starts from dual variables of zero, finds it several times faster.
-    gain = gain - gain.mean(axis=1, keepdims=True)
-    gain -= gain.mean(axis=0, keepdims=True)
-    return linear_sum_assignment(gain, maximize=True)[1].astype(np.int64)
+    # A permutation takes one entry of each row and column, so what all entries of a row or column have in common does
+    # not change the optimum. Without it the method, which starts from dual variables of zero, is many times faster.
+    cost = np.asarray(cost, np.float64)
+    cost -= cost.min(axis=1, keepdims=True)
+    cost -= cost.min(axis=0, keepdims=True)
+    return linear_sum_assignment(cost)[1].astype(np.int64)
 
 
 def matched_correlation(correlation: np.ndarray, permutation: np.ndarray) -> float:
@@ -149,7 +221,6 @@ def null_correlation(rows: int, neurons: int, seed: int = 0) -> float:
     something only by its excess over this value.
     """
     generator = torch.Generator().manual_seed(seed)
-    stream = CorrelationStream()
-    stream.update(*(torch.randn(rows, neurons, generator=generator) for _ in range(2)))
-    correlation = stream.matrix().numpy()
+    drawn = [standardised(torch.randn(rows, neurons, generator=generator))[0] for _ in range(2)]
+    correlation = correlations(*drawn).numpy()
     return matched_correlation(correlation, match(correlation))

@@ -11,6 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+CHUNK = 1024  # rows of one product: a longer sum in float32 would round more
+TILE = 512  # columns of one product
+
 # Role -> the input of its linear map: the FFN's input, or its hidden activations.
 SITE = {"in": "input", "gate": "input", "out": "hidden"}
 
@@ -42,8 +45,8 @@ class Moments:
         return self.factor()
 
     def factor(self, ridge: float = 1e-6) -> Tensor:
-        """A lower-triangular L with L L' = C + ridge * mean(diag C) * I, which is positive definite."""
-        return torch.linalg.cholesky(self.ridged(ridge))
+        """A lower-triangular L with L L' = C + ridge * mean(diag C) * I, by `cholesky`."""
+        return cholesky(self.ridged(ridge))
 
     def ridged(self, ridge: float = 1e-6) -> Tensor:
         """C + ridge * mean(diag C) * I: positive definite also where no row has used some direction."""
@@ -53,24 +56,64 @@ class Moments:
         )
 
 
+def cholesky(gram: Tensor) -> Tensor:
+    """The lower Cholesky factor of a symmetric matrix (d, d), float64, that is positive definite but for rounding.
+
+    Where rounding has left a direction without length, 1e-6 of the mean diagonal is added, then ten times as much, and
+    so on. Raises torch.linalg.LinAlgError where even a tenth of it does not help.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    ridge = 1e-6
+    while failed and ridge <= 0.1:
+        more = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(gram + more)
+        ridge *= 10
+    return torch.linalg.cholesky(gram) if failed else factor
+
+
 class MomentStream:
-    """Sums of rows and of their outer products in float64; memory does not grow with the rows."""
+    """Sums of rows and of their outer products; memory does not grow with the rows.
+
+    A product of at most CHUNK rows is taken in the rows' own dtype and added up in float64, so that float32 rows cost
+    float32 products. Rows are taken less the mean of the first batch: else the rounding of a large mean would hide a
+    small variance. An entry (i, j) is off by less than 1e-6 of the sizes of the coordinates i and j.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum: Tensor | float = 0.0
-        self.products: Tensor | float = 0.0
+        self.pilot = self.sum = self.products = torch.empty(0)
 
     def update(self, rows: Tensor) -> None:
         """Add rows, shape (n, d)."""
-        rows = rows.double()
+        width = rows.shape[1]
+        if not self.count:
+            self.pilot = rows.mean(0, dtype=torch.float64).to(rows.dtype)
+            self.sum = torch.zeros(width, dtype=torch.float64, device=rows.device)
+            self.products = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+        rows = rows - self.pilot
         self.count += len(rows)
-        self.sum = self.sum + rows.sum(0)
-        self.products = self.products + rows.T @ rows
+        self.sum += rows.sum(0, dtype=torch.float64)
+        for part in rows.split(CHUNK):
+            for start, stop in _tiles(rows):
+                self.products[start:stop, start:] += part[:, start:stop].T @ part[:, start:]
 
     def moments(self) -> Moments:
         """The moments of all rows so far."""
-        return Moments(self.sum / self.count, self.products / self.count)
+        for start, stop in _tiles(self.products):
+            self.products[stop:, start:stop] = self.products[start:stop, stop:].T
+        offset, mean = self.sum / self.count, self.pilot + self.sum / self.count
+        second = (self.products / self.count).addr_(mean, mean).addr_(offset, offset, alpha=-1)
+        return Moments(mean, second)
+
+
+def _tiles(matrix: Tensor) -> list[tuple[int, int]]:
+    """The columns of a symmetric product in ranges, of which only what lies above the diagonal is computed.
+
+    torch has no symmetric product. A GPU computes the whole: it is faster than its parts.
+    """
+    width = matrix.shape[1]
+    step = TILE if matrix.device.type == "cpu" else width
+    return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 def to_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:

@@ -153,12 +153,14 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def parquet_writer(path: Path, schema: Any) -> Iterator[Any]:
+def parquet_writer(path: Path, schema: Any, compression: str = "snappy") -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetWriter` with a checksum on every page (parquet has none unless asked)."""
     import pyarrow.parquet as pq
 
     with replacing(path) as draft:
-        with pq.ParquetWriter(draft, schema, write_page_checksum=True, use_dictionary=False) as writer:
+        with pq.ParquetWriter(
+            draft, schema, compression=compression, write_page_checksum=True, use_dictionary=False
+        ) as writer:
             yield writer
 
 
