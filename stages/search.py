@@ -1,4 +1,4 @@
-"""Choose the layers that a variant groups, by validation perplexity where there is a choice.
+"""Choose the layers that a variant groups, or each matrix's form, by validation perplexity where there is a choice.
 
 Every window is scored as the variant's own surgery makes it.
 """
@@ -32,6 +32,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     from stages.core.architecture import opening
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
+    from stages.core.shrinking import mixing
     from stages.core.shrinking.window_search import search
     from stages.core.tasks import choice
 
@@ -44,8 +45,18 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     def score(changed: ModelView) -> float:
         return task.score(changed.to(device).model, held_out)
 
-    calibration = statistics.read(permutations, moments, device)
-    found = search(view, calibration, operation, windows_spec, score, partial(progress, what=f"search {variant}"))
+    calibration, watch = statistics.read(permutations, moments, device), partial(progress, what=f"search {variant}")
+    if windows_spec.choose == "forms":
+        original, tried = mixing.search(view, calibration, windows_spec, score, watch)
+        return {
+            "groups": [],
+            "candidates": [],
+            "forms": tried[0].plan,
+            "tried": [{"forms": one.forms, "trusted": one.trusted, "perplexity": one.perplexity} for one in tried],
+            "original_perplexity": original,
+            "tokens": len(text),
+        }
+    found = search(view, calibration, operation, windows_spec, score, watch)
     return {
         "groups": [windows.layers(window) for window in found.chosen.windows],
         "candidates": [{"windows": layout.windows, "perplexity": layout.perplexity} for layout in found.scored],

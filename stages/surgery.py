@@ -31,9 +31,11 @@ def main(
     else:
         watch = partial(progress, what=f"surgery {variant}")
         calibration, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
-        changed, sharing = operations.operate(view, chosen["groups"], calibration, spec, chosen.get("ranks"))
+        changed, sharing = operations.operate(
+            view, chosen["groups"], calibration, spec, chosen.get("ranks"), chosen.get("forms")
+        )
     checkpoint.save(changed, sharing, out)
-    counts = counting.count(changed, sharing)
+    counts = counting.count(changed)
     write_json(
         size,
         {

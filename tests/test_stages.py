@@ -353,7 +353,7 @@ def test_another_checkpoint_is_measured_as_it_is(study):
 def test_baselines_store_no_more_than_softshare_even_after_training(study):
     sizes = {name: json.loads((study / f"sizes/{name}.json").read_text())["parameters"] for name in VARIANTS}
     assert all(sizes[name] <= sizes["softshare"] < sizes["original"] for name in ("dropped", "svd_weighted", "pruned"))
-    tuned = tiny.count(*tiny.load(study / "finetuned/pruned"))
+    tuned = tiny.count(tiny.load(study / "finetuned/pruned")[0])
     assert tuned["parameters"] == sizes["pruned"]
 
 

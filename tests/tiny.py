@@ -85,7 +85,7 @@ def load(folder: Any) -> tuple[Any, Any]:
 
 
 def count(built: Any, *sharing: Any) -> dict[str, int]:
-    return counting.count(view(built), *sharing)
+    return counting.count(view(built))
 
 
 def dense(built: Any) -> Any:

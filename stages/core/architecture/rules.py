@@ -18,8 +18,10 @@ from stages.core.settings.variants import (
     Budget,
     Chosen,
     Drop,
+    Forms,
     Like,
     LowRank,
+    Mix,
     NoWindows,
     Prune,
     Share,
@@ -102,12 +104,14 @@ def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
         yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, shape.layers - 1)}"
     if isinstance(chosen, Budget) and not broken:
         yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
+    elif isinstance(chosen, Forms):
+        yield from _target(f"{where}.windows", chosen.target_parameters, _baseline(surgery, shape), shape)
     elif target := getattr(surgery, "target_parameters", None):
         yield from _target(f"{where}.surgery", target, _baseline(surgery, shape), shape)
 
 
 def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
-    if isinstance(chosen, NoWindows):
+    if isinstance(chosen, NoWindows | Forms):
         return
     key, sizes = ("size", [chosen.size]) if isinstance(chosen, Blocks) else ("sizes", chosen.sizes)
     if too_long := [size for size in sizes if size > shape.layers]:
@@ -181,7 +185,7 @@ def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int
     return found[::-1]
 
 
-def _baseline(surgery: Drop | LowRank | Prune, shape: Shape) -> list[tuple[int, int]]:
+def _baseline(surgery: Drop | LowRank | Prune | Mix, shape: Shape) -> list[tuple[int, int]]:
     """The ranges of parameter counts that a method without windows can reach."""
     total = shape.parameters
     if isinstance(surgery, Drop):

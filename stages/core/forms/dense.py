@@ -8,7 +8,7 @@ from torch import nn
 from stages.core.architecture.opening import blank
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.weights import described
-from stages.core.forms.modeling_shared_ffn import FactoredLinear, SharedLinear
+from stages.core.forms.modeling_shared_ffn import FactoredLinear, MaskedLinear, SharedLinear
 
 
 def to_dense(view: ModelView) -> Any:
@@ -16,7 +16,7 @@ def to_dense(view: ModelView) -> Any:
     dense, folded = ModelView(blank(described(view.model))), view.copy()
     for layer in range(folded.depth):
         for role, linear in folded.linears(layer).items():
-            if isinstance(linear, (SharedLinear, FactoredLinear)):
+            if isinstance(linear, (SharedLinear, FactoredLinear, MaskedLinear)):
                 folded.replace(layer, role, _folded(folded, linear))
     values = dict(folded.model.named_parameters(remove_duplicate=False)) | folded.tensors()
     with torch.no_grad():
@@ -25,8 +25,12 @@ def to_dense(view: ModelView) -> Any:
     return dense.model.eval()
 
 
-def _folded(view: ModelView, linear: SharedLinear | FactoredLinear) -> nn.Module:
-    """A module with the stock `weight` and `bias` of a shared or factored map; it has no forward pass."""
+def _folded(view: ModelView, linear: SharedLinear | FactoredLinear | MaskedLinear) -> nn.Module:
+    """A module with the stock `weight` and `bias` of a shared, factored or masked map; it has no forward pass."""
+    if isinstance(linear, MaskedLinear):
+        stock = nn.Module()
+        stock.weight, stock.bias = nn.Parameter(view.canonical(linear.matrix().detach()).clone()), linear.bias
+        return stock
     weight = view.canonical(linear.A.double() @ linear.B.double())
     if isinstance(linear, SharedLinear):
         stock, weight = linear.base, weight + linear.base.weight.double()

@@ -4,7 +4,7 @@ Import this module, and AutoModelForCausalLM (or AutoModelForImageClassification
 `shared_ffn`. It needs torch and transformers only; a copy lies beside exported weights for `trust_remote_code=True`.
 What opens is a subclass of the stock class of the dense model, such as LlamaForCausalLM, with two changes that no other
 module's forward pass notices: layers of a group hold the very same parameters, and linear maps of FFNs may be a
-`SharedLinear` or a `FactoredLinear`.
+`SharedLinear`, a `FactoredLinear` or a `MaskedLinear`.
 """
 
 import json
@@ -79,6 +79,53 @@ class FactoredLinear(nn.Module):
         return self.A @ self.B
 
 
+class MaskedLinear(nn.Module):
+    """A linear map that stores `kept` entries of its matrix (d_out, d_in) and one bit for each: is it stored or zero.
+
+    values: the stored entries, row after row, shape (1, kept): a row, since optimisers decay matrices but not vectors.
+    mask: the bits, eight a byte, uint8. bias: (d_out,), or None. The zeros have no gradient. Without gradients the
+    matrix is laid out once and kept beside the module, so that decoding runs at dense speed and with dense memory.
+    """
+
+    def __init__(self, kept: int, d_in: int, d_out: int, bias: nn.Parameter | None):
+        super().__init__()
+        self.d_in, self.d_out = d_in, d_out
+        self.values = nn.Parameter(torch.zeros(1, kept))
+        self.register_buffer("mask", torch.zeros(-(-d_in * d_out // 8), dtype=torch.uint8))
+        self.bias = bias
+        self._laid_out: tuple[Any, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._matrix(), self.bias)
+
+    def _matrix(self) -> Tensor:
+        if torch.is_grad_enabled() and self.values.requires_grad:
+            return self.matrix()
+        state = (self.values.data_ptr(), self.values._version, self.mask._version, self.values.dtype)
+        if self._laid_out is None or self._laid_out[0] != state:
+            self._laid_out = state, self.matrix().detach()
+        return self._laid_out[1]
+
+    def matrix(self) -> Tensor:
+        """The matrix, (d_out, d_in), with a gradient to `values`."""
+        bits = (self.mask[:, None] >> torch.arange(8, device=self.mask.device)) & 1
+        chosen = bits.flatten()[: self.d_in * self.d_out].bool().view(self.d_out, self.d_in)
+        return self.values.new_zeros(self.d_out, self.d_in).masked_scatter(chosen, self.values)
+
+    @torch.no_grad()
+    def store(self, matrix: Tensor) -> None:
+        """Take over a matrix, (d_out, d_in), of which at most `kept` entries are not zero; some zeros fill up to that."""
+        chosen = (matrix != 0).flatten()
+        spare = self.values.numel() - int(chosen.sum())
+        chosen[(~chosen).nonzero()[:spare, 0]] = True
+        padded = functional.pad(chosen, (0, 8 * len(self.mask) - len(chosen))).view(-1, 8)
+        self.mask.copy_((padded << torch.arange(8, device=chosen.device)).sum(1))
+        self.values.copy_(matrix.flatten()[chosen][None])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_laid_out": None}
+
+
 @dataclass(frozen=True)
 class Sharing:
     """The structure of a model, as its config stores it.
@@ -89,7 +136,7 @@ class Sharing:
     ranks: layer, as JSON's string -> role -> rank, instead of `rank` where it names a matrix.
     factored: each matrix that `ranks` names is A B alone, without a base.
     bases: groups of layers that hold the same B in each factored matrix but `out`.
-    pruned: the zeros of the FFN matrices stay zero.
+    kept: layer, as JSON's string -> role -> entries: the matrices stored as a mask and as many values.
     """
 
     groups: list[list[int]] = field(default_factory=list)
@@ -98,7 +145,7 @@ class Sharing:
     ranks: dict[str, dict[str, int]] = field(default_factory=dict)
     factored: bool = False
     bases: list[list[int]] = field(default_factory=list)
-    pruned: bool = False
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def rank_of(self, layer: int, role: str) -> int:
         """The rank of one matrix's delta, or of the matrix itself where it is factored."""
@@ -121,13 +168,13 @@ def install(model: nn.Module, linears: Mapping[str, str], sharing: Sharing) -> N
                 if rank := sharing.rank_of(layer, role):
                     delta = SharedLinear(linear, rank, *_sizes(linear)).to(linear.weight.device)
                     model.set_submodule(path.format(layer), delta)
-    if sharing.factored:
-        for layer, ranks in sharing.ranks.items():
-            for role, rank in ranks.items():
+    thin = [(FactoredLinear, sharing.ranks)] if sharing.factored else []
+    for form, sizes in [*thin, (MaskedLinear, sharing.kept)]:
+        for layer, roles in sizes.items():
+            for role, size in roles.items():
                 path = linears[role].format(layer)
                 linear = model.get_submodule(path)
-                factored = FactoredLinear(rank, *_sizes(linear), linear.bias).to(linear.weight.device)
-                model.set_submodule(path, factored)
+                model.set_submodule(path, form(size, *_sizes(linear), linear.bias).to(linear.weight.device))
     for group in sharing.bases:
         for role in sharing.ranks[str(group[0])].keys() - {"out"}:
             owner, *others = (model.get_submodule(linears[role].format(layer)) for layer in group)
@@ -144,19 +191,6 @@ def _sizes(linear: nn.Module) -> tuple[int, int]:
 def deltas(model: nn.Module) -> Iterator[SharedLinear]:
     """Every linear map of a model that has a delta."""
     return (module for module in model.modules() if isinstance(module, SharedLinear))
-
-
-def keep_zeros(weights: Iterator[Tensor]) -> None:
-    """Let no gradient reach an entry of these weights that is zero. AdamW's decay leaves a zero as it is, too."""
-    for weight in weights:
-        weight.register_hook(_masked(weight))
-
-
-def _masked(weight: Tensor) -> Any:
-    def mask(gradient: Tensor) -> Tensor:
-        return gradient * (weight != 0)
-
-    return mask
 
 
 class SharedFfnConfig(PreTrainedConfig):
@@ -221,13 +255,7 @@ class SharedFfnModel:
                 reach = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
                 config = SharedFfnConfig.from_pretrained(folder, **{key: kwargs[key] for key in reach if key in kwargs})
             return model_class(config).from_pretrained(folder, *args, config=config, **kwargs)
-        opened = super().from_pretrained(folder, *args, config=config, **kwargs)
-        model = opened[0] if isinstance(opened, tuple) else opened
-        if model.config.sharing["pruned"]:
-            depth = model.config.num_hidden_layers
-            paths = (path.format(layer) for path in model.config.linears.values() for layer in range(depth))
-            keep_zeros(model.get_submodule(path).weight for path in paths)
-        return opened
+        return super().from_pretrained(folder, *args, config=config, **kwargs)
 
     def post_init(self) -> None:
         """The stock class calls this when its modules are there."""

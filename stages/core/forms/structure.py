@@ -2,23 +2,17 @@
 
 A shared model is the stock model with two changes, which no other module's forward pass notices. The members of a group
 hold the very same `weight` parameter. Where a member has a delta, its linear map is a `SharedLinear`,
-W_l x = W_c x + A_l (B_l x). Two baselines have a structure too: FFN matrices that are `FactoredLinear`, and pruned
-ones, whose zeros training must not fill.
+W_l x = W_c x + A_l (B_l x). Baselines have a structure too: FFN matrices that are `FactoredLinear`, and pruned ones,
+`MaskedLinear`, whose zeros no training fills.
 """
 
 from stages.core.architecture.view import ModelView
 from stages.core.forms import modeling_shared_ffn
 from stages.core.forms.modeling_shared_ffn import Sharing, deltas
 
-__all__ = ["Sharing", "deltas", "install", "keep_zeros"]
+__all__ = ["Sharing", "deltas", "install"]
 
 
 def install(view: ModelView, sharing: Sharing) -> None:
     """Give a stock model the structure of `sharing`, in place. A group gets the values of its first layer."""
     modeling_shared_ffn.install(view.model, view.paths, sharing)
-
-
-def keep_zeros(view: ModelView) -> None:
-    """Let no gradient reach an entry of an FFN matrix that is zero. AdamW's decay leaves a zero as it is, too."""
-    linears = (linear for layer in range(view.depth) for linear in view.linears(layer).values())
-    modeling_shared_ffn.keep_zeros(linear.weight for linear in linears)

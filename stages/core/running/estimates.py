@@ -12,7 +12,7 @@ from stages.core.architecture import targets, windows
 from stages.core.architecture.shape import Shape
 from stages.core.settings.profiles import Profile, Schedule
 from stages.core.settings.texts import Articles, Reviews
-from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, LowRank, Share, Variant, is_control
+from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, Forms, LowRank, Share, Variant, is_control
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 
@@ -236,7 +236,7 @@ def stored(variant: Variant, shape: Shape) -> int:
         return shape.parameters - gone * shape.block
     if isinstance(surgery, LowRank):
         return targets.target(shape, surgery.target_parameters)
-    if isinstance(chosen, Budget):
+    if isinstance(chosen, Budget | Forms):
         return targets.target(shape, chosen.target_parameters)
     if not isinstance(surgery, Share | Collapse):
         return shape.parameters

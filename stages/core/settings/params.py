@@ -23,8 +23,8 @@ PARAMS = Path("params.yaml")
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
     "source": {"stories", "articles", "reviews", "dataset", "patterns"},
-    "windows": {"none", "blocks", "best", "budget"},
-    "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "external"},
+    "windows": {"none", "blocks", "best", "budget", "forms"},
+    "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "mix", "external"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
 }
 

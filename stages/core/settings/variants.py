@@ -78,6 +78,22 @@ class Budget(_Searched):
     target_parameters: Target = Field(description=TARGET)
 
 
+class Forms(Section):
+    """For each FFN matrix one of `forms`, or none, by one price of a stored parameter for all matrices."""
+
+    choose: Literal["forms"]
+    forms: list[Literal["low_rank", "sparse"]] = Field(
+        ["low_rank", "sparse"], min_length=1, description="what a matrix may become"
+    )
+    target_parameters: Target = Field(description=TARGET)
+
+    @model_validator(mode="after")
+    def _forms_differ(self):
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError("the forms must differ")
+        return self
+
+
 class Keep(Section):
     """The original."""
 
@@ -208,6 +224,12 @@ class Prune(Section):
     target_parameters: Target = Field(description=TARGET)
 
 
+class Mix(Section):
+    """Each FFN matrix in the form that `windows.choose = forms` has found for it."""
+
+    method: Literal["mix"]
+
+
 class External(Section):
     """Another checkpoint with the same vocabulary: a hub id, or a folder (best below data/local/model)."""
 
@@ -266,8 +288,8 @@ def is_control(surgery: Section, finetune: Recovery) -> bool:
     return surgery.method == "none" and finetune == CONTROL
 
 
-Chosen = Annotated[NoWindows | Blocks | Best | Budget, Field(discriminator="choose")]
-Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | External, Field(discriminator="method")]
+Chosen = Annotated[NoWindows | Blocks | Best | Budget | Forms, Field(discriminator="choose")]
+Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | Mix | External, Field(discriminator="method")]
 
 # Which ways to choose layers go with which surgery.
 FITTING = {
@@ -277,6 +299,7 @@ FITTING = {
     "drop": {"none"},
     "low_rank": {"none"},
     "prune": {"none"},
+    "mix": {"forms"},
     "external": {"none"},
 }
 

@@ -10,6 +10,7 @@ from stages.core.architecture.depth import influence, keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
+from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
@@ -127,38 +128,52 @@ def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str
 def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[ModelView, Sharing]:
     """Pruning, unstructured: the entries of the FFN matrices with the largest scores stay, the others are zero.
 
-    As many stay as the target allows: the same share of every row or matrix, or the largest of all together. The score
-    is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size of what the entry adds to output
-    i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
+    As many stay as the target allows beside a mask of one bit an entry: the same share of every row or matrix, or the
+    largest of all together. The score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size
+    of what the entry adds to output i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
     """
-    sparse = view.copy()
-    found = [
-        (linear.weight, _scores(sparse, layer, role, calibration, spec))
-        for layer in range(sparse.depth)
-        for role, linear in sparse.linears(layer).items()
-    ]
-    share = targets.room(view.shape, spec.target_parameters) / sum(weight.numel() for weight, _ in found)
-    rows = [scores.flatten()[None] if spec.scope == "matrix" else sparse.canonical(scores) for _, scores in found]
+    matrices = [(layer, role) for layer in range(view.depth) for role in view.roles]
+    scores = [_scores(view, layer, role, calibration, spec) for layer, role in matrices]
+    masks = sum(mask_size(each.numel()) for each in scores)
+    share = (targets.room(view.shape, spec.target_parameters) - masks) / sum(each.numel() for each in scores)
     if spec.scope == "all":
-        masks = _largest(torch.cat([scores.flatten() for scores in rows])[None], share)[0]
-        masks = [mask.view_as(scores) for mask, scores in zip(masks.split([s.numel() for s in rows]), rows)]
+        stay = _largest(torch.cat([each.flatten() for each in scores])[None], share)[0]
+        stays = stay.split([each.numel() for each in scores])
     else:
-        masks = [_largest(scores, share) for scores in rows]
-    for (weight, _), mask in zip(found, masks):
-        weight.mul_(mask.view_as(weight) if spec.scope == "matrix" else sparse.canonical(mask))
-    return sparse, Sharing(pruned=True)
+        stays = [_largest(each if spec.scope == "row" else each.flatten()[None], share) for each in scores]
+    sparse = {
+        matrix: view.read(matrix[0])[f"w_{matrix[1]}"] * stay.view_as(each)
+        for matrix, stay, each in zip(matrices, stays, scores)
+    }
+    return masked(view, sparse)
+
+
+def masked(view: ModelView, sparse: Mapping[tuple[int, str], Tensor]) -> tuple[ModelView, Sharing]:
+    """The model with some FFN matrices as a mask and values: (layer, role) -> (d_out, d_in), with zeros.
+
+    A matrix with so few zeros that this would not make it smaller stays as it is.
+    """
+    changed, kept = view.copy(), {}
+    for (layer, role), matrix in sparse.items():
+        entries = (matrix != 0).sum().item()
+        if entries + mask_size(matrix.numel()) < matrix.numel():
+            kept.setdefault(str(layer), {})[role] = entries
+    install(changed, Sharing(kept=kept))
+    for layer, roles in kept.items():
+        for role in roles:
+            changed.linears(int(layer))[role].store(sparse[int(layer), role])
+    return changed, Sharing(kept=kept)
 
 
 def _largest(scores: Tensor, share: float) -> Tensor:
     """1 at the largest entries of each row, as many as their share, and 0 elsewhere."""
     stay = torch.zeros_like(scores)
-    return stay.scatter_(1, scores.topk(int(share * scores.shape[1]), dim=1).indices, 1.0)
+    return stay.scatter_(1, scores.topk(max(0, int(share * scores.shape[1])), dim=1).indices, 1.0)
 
 
 def _scores(view: ModelView, layer: int, role: str, calibration: Calibration, spec: Prune) -> Tensor:
-    """The scores of a matrix's entries, float32, in the shape that it is stored in."""
-    weight = view.linears(layer)[role].weight
+    """The scores of a matrix's entries, float32, (d_out, d_in)."""
+    sizes = view.read(layer)[f"w_{role}"].abs()
     if spec.score == "magnitude":
-        return weight.abs()
-    sizes = calibration.moments(layer)[SITE[role]].second.diagonal().clamp_min(0).sqrt().to(weight)
-    return view.canonical(view.canonical(weight).abs() * sizes)
+        return sizes
+    return sizes * calibration.moments(layer)[SITE[role]].second.diagonal().clamp_min(0).sqrt().to(sizes)

@@ -13,8 +13,8 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
-from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
-from stages.core.shrinking import baselines
+from stages.core.settings.variants import Collapse, Drop, LowRank, Mix, Prune, Share
+from stages.core.shrinking import baselines, mixing
 from stages.core.shrinking.fitting import Fit, fit
 from stages.core.shrinking.repair import refit, repair
 
@@ -30,12 +30,17 @@ class Member:
 
 
 def operate(
-    view: ModelView, groups: list[list[int]], calibration: Calibration, spec: Any, ranks: Ranks | None = None
+    view: ModelView,
+    groups: list[list[int]],
+    calibration: Calibration,
+    spec: Any,
+    ranks: Ranks | None = None,
+    forms: mixing.Plan | None = None,
 ) -> tuple[ModelView, Sharing]:
     """A new model, made from `view` by the method of `spec`, and its structure. `view` does not change.
 
     groups: the layers that belong together, for methods that share or collapse. ranks: the ranks of single matrices
-    where a budget chose them; they replace the rank of `spec`.
+    where a budget chose them; they replace the rank of `spec`. forms: what a mixture makes of each matrix.
     """
     if isinstance(spec, Share):
         return share(view, groups, calibration, spec, ranks)
@@ -47,6 +52,8 @@ def operate(
         return baselines.low_rank(view, calibration, spec, ranks)
     if isinstance(spec, Prune):
         return baselines.prune(view, calibration, spec)
+    if isinstance(spec, Mix):
+        return mixing.mix(view, calibration, forms or {})
     return view.copy(), Sharing()
 
 
