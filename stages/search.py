@@ -28,7 +28,7 @@ def main(
 
 
 def searched(profile, variant, windows_spec, model, tokens, permutations, moments) -> dict:
-    """The chosen groups, every layout that was scored, and the ranks where a budget chose them."""
+    """The chosen groups, every layout that was scored, and the ranks or forms where a budget chose them."""
     from stages.core.architecture import opening
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
@@ -54,7 +54,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
             "forms": tried[0].plan,
             "tried": [{"forms": one.forms, "trusted": one.trusted, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": original,
-            "tokens": len(text),
+            task.unit: len(held_out),
         }
     found = search(view, calibration, operation, windows_spec, score, watch)
     return {

@@ -114,7 +114,7 @@ class MaskedLinear(nn.Module):
 
     @torch.no_grad()
     def store(self, matrix: Tensor) -> None:
-        """Take over a matrix, (d_out, d_in), of which at most `kept` entries are not zero; some zeros fill up to that."""
+        """Take over a matrix, (d_out, d_in), of which at most `kept` entries are not zero; zeros fill up to that."""
         chosen = (matrix != 0).flatten()
         spare = self.values.numel() - int(chosen.sum())
         chosen[(~chosen).nonzero()[:spare, 0]] = True
