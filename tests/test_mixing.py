@@ -53,8 +53,7 @@ def test_harm_runs_through_the_probes_and_never_falls():
     assert mixing.harm_by(probes, None)((0, "out"), 0.3) == 0.3
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name, share", [("gpt2", 0.9), ("llama", 0.7)])
 def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, share):
     model = tiny.model(name)
     view, known, text = tiny.view(model), tiny.calibration(model), tiny.ids(4, seed=5)
