@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
+from stages.core.architecture.windows import stages
 from stages.core.calibration import alignment
 from stages.core.calibration.statistics import key, read_moments
 from stages.core.process import command, devices
@@ -22,7 +23,8 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     device = devices.start(params.section(profile, "runtime"))
     view = ModelView(opening.open_snapshot(model).to(device))
     reach = params.section(profile, "correlate").reach
-    windows = [list(range(first, min(first + reach, view.depth))) for first in range(view.depth - 1)]
+    groups = [stage[first : first + reach] for stage in stages(view.depth, view.borders) for first in range(len(stage))]
+    windows = [list(group) for group in groups if len(group) > 1]
     found, sites = {}, {}
     for folder in sorted(path for path in correlations.iterdir() if path.is_dir()):
         watch = partial(progress, what=f"align by {folder.name}")
@@ -43,7 +45,8 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     )  # fmt: skip
     found |= named("cost", orders)
     write_arrays(permutations, found)
-    tokens, neurons = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"]), view.neurons(0)
+    tokens = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"])
+    neurons = max(view.neurons(layer) for layer in range(view.depth))  # the more, the higher is chance
     null = alignment.null_correlation(tokens, neurons)
     write_json(quality, {"tokens": tokens, "neurons": neurons, "null": null, "sites": sites})
 

@@ -19,6 +19,7 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     dense, own_tokenizer = opening.open_source(source.model, revision or source.revision, source.gguf_file)
     # Again with the opened model: its shape may not have been known before, or its file may differ from config.json.
     rules.validate_shape(profile, shape.of_model(dense))
+    view = ModelView(dense)
     with replacing(model) as draft:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))
@@ -31,9 +32,11 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
             "resolved_revision": revision,
             "sha256": digest,
             "model_type": dense.config.model_type,
-            "layers": ModelView(dense).depth,
+            "layers": view.depth,
             "parameters": sum(parameter.numel() for parameter in dense.parameters()),
-        },
+        }
+        # Where there are stages: the first layer of each but the first.
+        | ({"borders": view.borders} if view.borders else {}),
     )
 
 

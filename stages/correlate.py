@@ -1,5 +1,7 @@
 """Correlate the neurons of every two layers near enough to share a window."""
 
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 
 from stages.core.calibration.correlation import correlations, standardised
@@ -15,10 +17,15 @@ def main(profile: str, activations: Path, out: Path) -> None:
     with replacing(out) as draft:
         for table in sorted(activations.glob("*.parquet")):
             with parquet_reader(table) as file:
-                names = file.schema_arrow.names
-                pairs = within_reach(lambda name: read(file, name, device), names, reach)
-                for name, tensors in progress(pairs, f"correlate {table.stem}", total=len(names)):
+                rows_of = partial(read, file, device=device)
+                pairs = chain(*(within_reach(rows_of, names, reach) for names in stages(file.schema_arrow)))
+                for name, tensors in progress(pairs, f"correlate {table.stem}", total=len(file.schema_arrow)):
                     write_tensors(draft / table.stem / f"{name}.safetensors", tensors)
+
+
+def stages(schema) -> list[list[str]]:
+    """The layers of each stage: those in a row whose FFNs are alike. Of most models that is one."""
+    return [list(names) for _, names in groupby(schema.names, lambda name: schema.field(name).type)]
 
 
 def within_reach(rows_of, names: list[str], reach: int):

@@ -22,7 +22,9 @@ def main(
     if spec.choose == "none":
         write_json(out, {"groups": [], "candidates": []})
     elif spec.choose == "blocks":
-        write_json(out, {"groups": windows.blocks(read_json(provenance)["layers"], spec.size), "candidates": []})
+        known = read_json(provenance)
+        groups = windows.blocks(known["layers"], spec.size, known.get("borders", ()))
+        write_json(out, {"groups": groups, "candidates": []})
     else:
         write_json(out, searched(profile, variant, spec, model, tokens, permutations, moments))
 

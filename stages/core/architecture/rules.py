@@ -4,6 +4,7 @@ Each mistake is one line: the key, its value, what is allowed. Nothing here open
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import targets, windows
@@ -76,7 +77,7 @@ def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
 
 def warnings(found: Params, shape: Shape) -> list[str]:
     """A line for every rank at which factors store more than the matrices in whose place they stand."""
-    (d_out, d_in), lines = shape.matrices["in"], []
+    (d_out, d_in), lines = _smallest(shape), []
     for name, variant in found.variants.items():
         rank, size = getattr(variant.surgery, "rank", 0), getattr(variant.windows, "size", 1)
         shared = size * rank * (d_out + d_in) + d_out * d_in
@@ -100,8 +101,9 @@ def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
     yield from broken
     if isinstance(surgery, Share):
         yield from rank(f"{where}.surgery.rank", surgery.rank, shape)
-    if isinstance(surgery, Drop) and surgery.layers and surgery.layers >= shape.layers:
-        yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, shape.layers - 1)}"
+    most = shape.layers - len(shape.stages)
+    if isinstance(surgery, Drop) and surgery.layers and surgery.layers > most:
+        yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, most)}"
     if isinstance(chosen, Budget) and not broken:
         yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
     elif isinstance(chosen, Forms):
@@ -114,15 +116,15 @@ def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
     if isinstance(chosen, NoWindows | Forms):
         return
     key, sizes = ("size", [chosen.size]) if isinstance(chosen, Blocks) else ("sizes", chosen.sizes)
-    if too_long := [size for size in sizes if size > shape.layers]:
-        yield f"{where}.{key} = {too_long[0]}: {_layers(shape, 2, shape.layers)}"
+    if too_long := [size for size in sizes if size > shape.deepest.depth]:
+        yield f"{where}.{key} = {too_long[0]}: {_layers(shape, 2, shape.deepest.depth)}"
         return
     if isinstance(chosen, Blocks):
         return
     if beyond := [layer for layer in chosen.exclude_layers if layer >= shape.layers]:
         yield f"{where}.exclude_layers = {beyond[0]}: this model has layers 0 to {shape.layers - 1} only"
         return
-    fitting = windows.contiguous(shape.layers, sizes, chosen.exclude_layers)
+    fitting = windows.contiguous(shape.layers, sizes, chosen.exclude_layers, shape.borders)
     if not fitting:
         yield (
             f"{where}.exclude_layers = {chosen.exclude_layers} leaves no window of sizes = {sizes} in the "
@@ -136,12 +138,20 @@ def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
 
 
 def _layers(shape: Shape, least: int, most: int) -> str:
+    depths = [stage.depth for stage in shape.stages]
+    if len(depths) > 1:
+        return f"the stages of this model have {', '.join(map(str, depths))} layers, so {least} to {most} are allowed"
     return f"this model has {shape.layers} layers, so {least} to {most} are allowed"
+
+
+def _smallest(shape: Shape) -> tuple[int, int]:
+    """(d_out, d_in) of the smallest FFN matrix that leads into neurons."""
+    return min(shape.matrices_of(stage.first)["in"] for stage in shape.stages)
 
 
 def rank(where: str, value: int, shape: Shape) -> Iterator[str]:
     """A line if a rank exceeds that of an FFN matrix."""
-    d_out, d_in = shape.matrices["in"]
+    d_out, d_in = _smallest(shape)
     if value > min(d_out, d_in):
         yield (
             f"{where} = {value}: the FFN matrices of this model are {d_out} x {d_in}, so at most {min(d_out, d_in)} "
@@ -152,11 +162,10 @@ def rank(where: str, value: int, shape: Shape) -> Iterator[str]:
 def _target(where: str, spec: int | float | Like, allowed: list[tuple[int, int]], shape: Shape) -> Iterator[str]:
     key = f"{where}.target_parameters"
     if isinstance(spec, Like):
-        if spec.size * spec.count > shape.layers:
-            yield (
-                f"{key} = {spec.count} x {spec.size} layers: this model has {shape.layers} layers, so size x count "
-                f"may be 2 to {shape.layers}"
-            )
+        most = shape.deepest.depth
+        if spec.size * spec.count > most:
+            has = f"this model has {most} layers" if most == shape.layers else f"its deepest stage has {most} layers"
+            yield f"{key} = {spec.count} x {spec.size} layers: {has}, so size x count may be 2 to {most}"
             return
         broken = list(rank(f"{key}.rank", spec.rank, shape))
         yield from broken
@@ -175,10 +184,10 @@ def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int
     """The ranges of parameter counts that windows of these sizes can reach by the choice of their ranks."""
     each, total = targets.saving(shape, surgery.biases), shape.parameters
     found: list[tuple[int, int]] = []
-    fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers)
-    for saved in sorted(windows.savings(fitting, shape.layers)):
-        fewest = max(1, saved - windows.SPARE + 1)
-        least, most = total - saved * each, total - (fewest - 1) * each - 1
+    fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
+    for saved in sorted(windows.savings(fitting, shape.layers, partial(targets.saved, shape, surgery.biases))):
+        fewest = max(1, saved // each - windows.SPARE + 1)
+        least, most = total - saved, total - (fewest - 1) * each - 1
         if found and most >= found[-1][0] - 1:
             most = found.pop()[1]
         found.append((least, most))
@@ -189,5 +198,5 @@ def _baseline(surgery: Drop | LowRank | Prune | Mix, shape: Shape) -> list[tuple
     """The ranges of parameter counts that a method without windows can reach."""
     total = shape.parameters
     if isinstance(surgery, Drop):
-        return [(total - (shape.layers - 1) * shape.block, total - 1)]
-    return [(total - shape.layers * shape.ffn_matrices + 1, total - 1)]
+        return [(total - sum((stage.depth - 1) * stage.block for stage in shape.stages), total - 1)]
+    return [(total - shape.all_ffn_matrices + 1, total - 1)]

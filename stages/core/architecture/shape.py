@@ -65,6 +65,26 @@ class Shape:
         """The stage with most layers, the first of several."""
         return max(self.stages, key=lambda stage: stage.depth)
 
+    @property
+    def borders(self) -> list[int]:
+        """The first layer of every stage but the first."""
+        return [stage.first for stage in self.stages[1:]]
+
+    @property
+    def all_ffn_matrices(self) -> int:
+        """Entries of the matrices of all FFNs."""
+        return sum(stage.depth * self.ffn_matrices_of(stage.first) for stage in self.stages)
+
+    def matrices_of(self, layer: int) -> dict[str, tuple[int, int]]:
+        """Role -> (d_out, d_in) of each matrix of a layer's FFN."""
+        stage = self.stage_of(layer)
+        wide, narrow = (stage.hidden, stage.width), (stage.width, stage.hidden)
+        return {role: narrow if role == "out" else wide for role in self.matrices}
+
+    def ffn_matrices_of(self, layer: int) -> int:
+        """Entries of the matrices of a layer's FFN."""
+        return sum(d_out * d_in for d_out, d_in in self.matrices_of(layer).values())
+
     def stage_of(self, layer: int) -> Stage:
         """The stage of a layer."""
         return next(stage for stage in reversed(self.stages) if stage.first <= layer)

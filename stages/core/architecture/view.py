@@ -49,6 +49,11 @@ class ModelView:
         return len(self.blocks)
 
     @property
+    def borders(self) -> list[int]:
+        """The first layer of every stage but the first. Layers share only within a stage."""
+        return [first for first, _ in self.stacks[1:]]
+
+    @property
     def device(self) -> torch.device:
         """Where the model's parameters lie."""
         return next(self.model.parameters()).device
@@ -64,10 +69,22 @@ class ModelView:
         return list(self.family.matrices)
 
     @property
-    def paths(self) -> dict[str, str]:
-        """Role -> dotted path of that linear map of every layer's FFN, with `{}` for the number of the layer."""
-        parts = (self.family.layers, "{}", self.family.ffn)
-        return {role: ".".join(filter(None, (*parts, name))) for role, name in self.family.matrices.items()}
+    def paths(self) -> dict[str, str | list[str]]:
+        """Role -> dotted path of that linear map of every layer's FFN, with `{}` for the number of the layer.
+
+        Where numbers begin anew in every stage, or the config has no number of layers: a path for each layer.
+        """
+
+        def path(*parts: str) -> str:
+            return ".".join(filter(None, parts))
+
+        numbered = "*" not in self.family.layers and hasattr(self.model.config, "num_hidden_layers")
+        blocks = [path(self.family.layers, "{}")] if numbered else self.names
+        paths = {
+            role: [path(block, self.family.ffn, name) for block in blocks]
+            for role, name in self.family.matrices.items()
+        }
+        return paths if blocks is self.names else {role: each[0] for role, each in paths.items()}
 
     def ffn(self, layer: int) -> nn.Module:
         """The FFN module of a layer."""

@@ -1,6 +1,6 @@
 """Groups of consecutive layers, which share one FFN or become one layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 # The search under a budget starts at the smallest number of saved FFNs that meets it and tries this many numbers. A
 # layout that saves more than the budget asks for spends the difference on ranks.
@@ -9,19 +9,30 @@ SPARE = 5
 Window = tuple[int, int]  # the first and the last layer
 
 
-def blocks(depth: int, size: int) -> list[list[int]]:
+def stages(depth: int, borders: Sequence[int] = ()) -> list[range]:
+    """The layers of each stage. borders: the first layer of every stage but the first."""
+    edges = [0, *borders, depth]
+    return [range(first, end) for first, end in zip(edges, edges[1:])]
+
+
+def blocks(depth: int, size: int, borders: Sequence[int] = ()) -> list[list[int]]:
     """Consecutive blocks of `size` layers from layer 0; the last is shorter if `size` does not divide `depth`.
 
-    A last block of one layer is left out.
+    A last block of one layer is left out. In a model with stages (see `stages`) blocks are cut at their ends, and
+    stages of fewer than `size` layers have none.
     """
-    groups = [list(range(start, min(start + size, depth))) for start in range(0, depth, size)]
+    found = [stage for stage in stages(depth, borders) if len(stage) >= size or not borders]
+    groups = [list(stage[start : start + size]) for stage in found for start in range(0, len(stage), size)]
     return [group for group in groups if len(group) > 1]
 
 
-def contiguous(depth: int, sizes: Sequence[int], excluded: Sequence[int] = ()) -> list[Window]:
-    """Every window of consecutive layers with a size of `sizes` that contains none of the `excluded` layers."""
+def contiguous(
+    depth: int, sizes: Sequence[int], excluded: Sequence[int] = (), borders: Sequence[int] = ()
+) -> list[Window]:
+    """Every window of consecutive layers, of one stage, with a size of `sizes` and none of the `excluded` layers."""
     windows = [(first, first + size - 1) for size in sorted(sizes) for first in range(depth - size + 1)]
-    return [window for window in windows if not any(window[0] <= layer <= window[1] for layer in excluded)]
+    inside = [window for window in windows if not any(window[0] < border <= window[1] for border in borders)]
+    return [window for window in inside if not any(window[0] <= layer <= window[1] for layer in excluded)]
 
 
 def most(windows: Iterable[Window]) -> int:
@@ -33,11 +44,16 @@ def most(windows: Iterable[Window]) -> int:
     return count
 
 
-def savings(windows: Iterable[Window], depth: int) -> set[int]:
-    """The numbers of FFNs that disjoint windows, chosen from these, can save."""
+def length(window: Window) -> int:
+    """The number of FFNs that a window saves: all but one."""
+    return window[1] - window[0]
+
+
+def savings(windows: Iterable[Window], depth: int, weight: Callable[[Window], int] = length) -> set[int]:
+    """What disjoint windows, chosen from these, can save: numbers of FFNs, or sums of their `weight`."""
     every, within = list(windows), [{0}]
     for end in range(depth):
-        longer = {gone + last - first for first, last in every if last == end for gone in within[first]}
+        longer = {gone + weight((first, last)) for first, last in every if last == end for gone in within[first]}
         within.append(within[-1] | longer)
     return within[-1] - {0}
 
@@ -52,11 +68,13 @@ def saved(layout: Sequence[Window]) -> int:
     return sum(last - first for first, last in layout)
 
 
-def layouts(costs: Mapping[Window, float], depth: int, keep: int) -> list[tuple[float, tuple[Window, ...]]]:
+def layouts(
+    costs: Mapping[Window, float], depth: int, keep: int, weight: Callable[[Window], int] = length
+) -> list[tuple[float, tuple[Window, ...]]]:
     """(summed cost, disjoint windows), cheapest first.
 
-    For every number of windows and every number of saved layers, the `keep` cheapest. Exact, by dynamic programming
-    over the layers.
+    For every number of windows and every number of saved layers, or sum of `weight`, the `keep` cheapest. Exact, by
+    dynamic programming over the layers.
     """
     ending: dict[int, list[Window]] = {}
     for window in costs:
@@ -68,6 +86,6 @@ def layouts(costs: Mapping[Window, float], depth: int, keep: int) -> list[tuple[
         for window in ending.get(end, []):
             for (count, gone), ways in best[window[0]].items():
                 longer = [(cost + costs[window], (*layout, window)) for cost, layout in ways]
-                found.setdefault((count + 1, gone + window[1] - window[0]), []).extend(longer)
+                found.setdefault((count + 1, gone + weight(window)), []).extend(longer)
         best.append({key: sorted(ways)[:keep] for key, ways in found.items()})
     return sorted(way for key, ways in best[depth].items() if key != (0, 0) for way in ways)

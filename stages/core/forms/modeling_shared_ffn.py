@@ -8,7 +8,7 @@ module's forward pass notices: layers of a group hold the very same parameters, 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -152,32 +152,37 @@ class Sharing:
         return self.ranks.get(str(layer), {}).get(role, self.rank)
 
 
-def install(model: nn.Module, linears: Mapping[str, str], sharing: Sharing) -> None:
+def path_of(paths: str | Sequence[str], layer: int) -> str:
+    """The dotted path of one layer's linear map, from one for all, with `{}` for the layer, or one for each."""
+    return paths.format(layer) if isinstance(paths, str) else paths[layer]
+
+
+def install(model: nn.Module, linears: Mapping[str, str | Sequence[str]], sharing: Sharing) -> None:
     """Give a stock model the structure of `sharing`, in place. A group gets the values of its first layer.
 
-    linears: role of an FFN's linear map -> its dotted path, with `{}` for the number of the layer.
+    linears: role of an FFN's linear map -> its paths, as `path_of` takes them.
     """
     for group in sharing.groups:
-        for role, path in linears.items():
-            owner = model.get_submodule(path.format(group[0]))
+        for role, paths in linears.items():
+            owner = model.get_submodule(path_of(paths, group[0]))
             for layer in group:
-                linear = model.get_submodule(path.format(layer))
+                linear = model.get_submodule(path_of(paths, layer))
                 linear.weight = owner.weight
                 if sharing.biases == "shared":
                     linear.bias = owner.bias
                 if rank := sharing.rank_of(layer, role):
                     delta = SharedLinear(linear, rank, *_sizes(linear)).to(linear.weight.device)
-                    model.set_submodule(path.format(layer), delta)
+                    model.set_submodule(path_of(paths, layer), delta)
     thin = [(FactoredLinear, sharing.ranks)] if sharing.factored else []
     for form, sizes in [*thin, (MaskedLinear, sharing.kept)]:
         for layer, roles in sizes.items():
             for role, size in roles.items():
-                path = linears[role].format(layer)
+                path = path_of(linears[role], int(layer))
                 linear = model.get_submodule(path)
                 model.set_submodule(path, form(size, *_sizes(linear), linear.bias).to(linear.weight.device))
     for group in sharing.bases:
         for role in sharing.ranks[str(group[0])].keys() - {"out"}:
-            owner, *others = (model.get_submodule(linears[role].format(layer)) for layer in group)
+            owner, *others = (model.get_submodule(path_of(linears[role], layer)) for layer in group)
             for other in others:
                 other.B = owner.B
 
@@ -210,7 +215,9 @@ class SharedFfnConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         own = {"sharing": asdict(Sharing(**config_dict["sharing"])), "linears": dict(config_dict["linears"])}
-        return _classes(config_dict["dense_type"])[0].from_dict({**config_dict["dense"], **own}, **kwargs)
+        dense = config_dict["dense"]
+        classes = _classes(config_dict["dense_type"], tuple(dense.get("architectures") or ()))
+        return classes[0].from_dict({**dense, **own}, **kwargs)
 
 
 class _DenseConfig:
@@ -277,10 +284,15 @@ class SharedFfnModel:
 
 
 @cache
-def _classes(model_type: str) -> tuple[type, type]:
-    """The classes of config and model for dense models of a type, registered with the auto class that opens them."""
+def _classes(model_type: str, architectures: tuple[str, ...]) -> tuple[type, type]:
+    """The classes of config and model for dense models of a type, registered with the auto class that opens them.
+
+    architectures: names of stock classes, which choose one where a type has several, as DeiT has.
+    """
     dense = CONFIG_MAPPING[model_type]
-    auto, stock = next((auto, mapping[dense]) for auto, mapping in AUTO.items() if dense in mapping)
+    auto, known = next((auto, mapping[dense]) for auto, mapping in AUTO.items() if dense in mapping)
+    several = known if isinstance(known, (tuple, list)) else [known]
+    stock = next((each for each in several if each.__name__ in architectures), several[0])
     names = {"__module__": __name__, "dense_class": stock.__name__, "auto_class": auto.__name__}
     config = type(f"SharedFfn{dense.__name__}", (_DenseConfig, dense), names)
     # With an `_auto_class`, `save_pretrained` copies this file beside the weights.
@@ -292,7 +304,7 @@ def _classes(model_type: str) -> tuple[type, type]:
 
 def model_class(config: PreTrainedConfig) -> type:
     """The class of the models whose config `SharedFfnConfig.from_dict` made."""
-    return _classes(config.model_type)[1]
+    return _classes(config.model_type, (config.dense_class,))[1]
 
 
 # A copy that came with a checkpoint serves that checkpoint alone.

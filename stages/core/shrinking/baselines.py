@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stages.core.architecture import targets
+from stages.core.architecture import targets, windows
 from stages.core.architecture.depth import influence, keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
@@ -23,10 +23,8 @@ def drop(view: ModelView, calibration: Calibration, spec: Drop) -> tuple[ModelVi
     Men et al. 2024, ShortGPT (arXiv:2403.03853).
     """
     order = influence(view, calibration.watch(calibration.text())).argsort(stable=True).tolist()
-    count = spec.layers
-    if count is None:
-        count = targets.layers(view.shape, spec.target_parameters)
-    return keep_layers(view, sorted(order[count:])), Sharing()
+    gone = targets.dropped(view.shape, order, spec.target_parameters, spec.layers)
+    return keep_layers(view, [layer for layer in range(view.depth) if layer not in gone]), Sharing()
 
 
 @torch.no_grad()
@@ -41,7 +39,7 @@ def low_rank(
     many layers in a row hold the same B for each role but `out` (see lowrank.shared_basis).
     """
     factored = view.copy()
-    shared = [list(group) for group in _groups(view.depth, spec.basis) if len(group) > 1]
+    shared = [list(group) for group in _groups(view, spec.basis) if len(group) > 1]
     sharing = Sharing(ranks=ranks or _ranks(view, calibration, spec), factored=True, bases=shared)
     install(factored, sharing)
     for group, role in calibration.watch(_matrices(view, spec)):
@@ -68,15 +66,16 @@ def low_rank(
     return factored, sharing
 
 
-def _groups(depth: int, size: int) -> list[range]:
-    return [range(first, min(first + size, depth)) for first in range(0, depth, size)]
+def _groups(view: ModelView, size: int) -> list[range]:
+    stages = windows.stages(view.depth, view.borders)
+    return [stage[first : first + size] for stage in stages for first in range(0, len(stage), size)]
 
 
 def _matrices(view: ModelView, spec: LowRank) -> list[tuple[range, str]]:
     """Layers and a role of what is fitted together: the matrices of a basis, or one matrix."""
     return [
         (group, role)
-        for of_basis in _groups(view.depth, spec.basis)
+        for of_basis in _groups(view, spec.basis)
         for role in view.roles
         for group in ([of_basis] if role != "out" else _groups_of(of_basis))
     ]
@@ -101,11 +100,13 @@ def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str
     """The ranks that fill the budget: the same share of every matrix, or by `budgets.factor_or_keep`."""
     shape, together = view.shape, _matrices(view, spec)
     shapes = {
-        (group[0], role): (len(group) * shape.matrices[role][0], shape.matrices[role][1]) for group, role in together
+        (group[0], role): (len(group) * d_out, d_in)
+        for group, role in together
+        for d_out, d_in in [shape.matrices_of(group[0])[role]]
     }
     room = targets.room(shape, spec.target_parameters)
     if spec.ranks == "equal":
-        share = room / (view.depth * shape.ffn_matrices)
+        share = room / shape.all_ffn_matrices
         found = {matrix: int(share * d_out * d_in / (d_out + d_in)) for matrix, (d_out, d_in) in shapes.items()}
     else:
         gains = {}

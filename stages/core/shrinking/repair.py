@@ -27,14 +27,20 @@ RIDGE = 1e-2
 def repair(original: Walk, shallow: Walk, last: int, layer: int, how: str) -> None:
     """Fit the FFN of `layer` of the shallow model, in place, to the stream after layer `last` of the original.
 
-    how: a name of REPAIRS. Both walks have the same text; afterwards they wait before these layers.
+    how: a name of REPAIRS. Both walks have the same text; afterwards they wait before these layers. Where the block
+    scales its FFN's output, one factor is fitted after the scale, the output matrix before it.
     """
     fitted, reads_hidden = REPAIRS[how]
-    stream = MomentStream()
+    stream, scale = MomentStream(), shallow.view.scale(layer)
     for number in range(len(original.batches)):
         target, current = original.advance(number, last), shallow.advance(number, layer)
-        output = current["ffn"][1]
-        missing = target["block"][1] - current["block"][1] + output
+        output, missing = current["ffn"][1], target["block"][1] - current["block"][1]
+        if scale is not None and reads_hidden:
+            # What the output matrix would have to emit; an entry that the scale drops stays as it is.
+            missing = torch.where(scale == 0, 0.0, missing / torch.where(scale == 0, 1.0, scale))
+        elif scale is not None:
+            output = scale * output
+        missing = missing + output
         stream.update(torch.cat([current["out"][0] if reads_hidden else output, missing], dim=1))
     old = shallow.view.read_double(layer)
     shallow.view.write(layer, {**old, **fitted(old, stream.moments())})

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from stages.core.architecture import targets, windows
@@ -58,11 +59,13 @@ def search(
     def cost_per_layer(layout: Layout) -> float:
         return math.log(layout.perplexity / original) / windows.saved(layout.windows)
 
-    singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers)
+    singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
     scored = [measure((window,)) for window in watch(singles)]
     costs = {layout.windows[0]: math.log(layout.perplexity / original) for layout in scored}
     ways = windows.layouts(costs, view.depth, spec.shortlist)
     if isinstance(spec, Budget):
+        weight = partial(targets.saved, view.shape, operation.biases)
+        ways = windows.layouts(costs, view.depth, spec.shortlist, weight)
         plans = list(_plans(view, ways, calibration, operation, spec))
         tried = [measure(layout, chosen) for layout, chosen in watch(plans)]
         return Found(min(tried, key=_perplexity), scored + tried, original)
@@ -90,17 +93,20 @@ def _plans(
 ) -> Iterator[tuple[tuple[Window, ...], Ranks]]:
     """Layouts that leave room in the budget, each with the ranks that fill it."""
     shape = view.shape
-    saving = targets.saving(shape, operation.biases)
+    unit = targets.saving(shape, operation.biases)
     total, target = shape.parameters, targets.target(shape, spec.target_parameters)
-    needed = math.ceil((total - target) / saving)
-    fitting = [way for way in ways if needed <= windows.saved(way[1]) < needed + SPARE]
+    most = (math.ceil((total - target) / unit) + SPARE) * unit
+    by_amount: dict[int, list[tuple[Window, ...]]] = {}
+    for _, layout in ways:
+        amount = sum(targets.saved(shape, operation.biases, window) for window in layout)
+        if total - target <= amount < most:
+            by_amount.setdefault(amount, []).append(layout)
     gains: dict[Window, dict[Matrix, Any]] = {}
-    for extra in range(SPARE):
-        alike = [layout for _, layout in fitting if windows.saved(layout) == needed + extra]
+    for amount, alike in sorted(by_amount.items()):
         for layout in alike[: spec.shortlist]:
             for window in layout:
                 if window not in gains:
                     gains[window] = ranks.gains(view, windows.layers(window), calibration, operation)
-            room = target - (total - windows.saved(layout) * saving)
+            room = target - (total - amount)
             every = {matrix: values for window in layout for matrix, values in gains[window].items()}
-            yield layout, budgets.water_fill(every, shape.matrices, room)
+            yield layout, budgets.water_fill(every, {key: shape.matrices_of(key[0])[key[1]] for key in every}, room)
