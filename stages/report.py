@@ -59,7 +59,7 @@ def main(
         "model": chapters.model(found),
         "facts": chapters.facts(found),
         "chapters": chapters.chapters(found),
-        "prompts": list(dict.fromkeys(row["prompt"] for rows in found.samples.values() for row in rows)),
+        "prompts": list(dict.fromkeys(found.prompts)),
         "drawings": {name: pictures.svg(picture(), name) for name, picture in draw.items()},
     }
     for path, template in ((report, "report.md.j2"), (texts, "samples.md.j2"), (html, "report.html.j2")):

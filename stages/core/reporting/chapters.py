@@ -61,13 +61,14 @@ def _with_perplexity(study: Study, name: str) -> str:
 
 def chapters(study: Study) -> list[Chapter]:
     """All chapters, in reading order."""
+    published = [_published(study)] if study.has("sentiment", "accuracy") else []  # figures of language models
     return [
         _variants(study),
-        _tasks(study),
+        *_tasks(study),
         _recovery(study),
         _windows(study),
         _neighbours(study),
-        _published(study),
+        *published,
         _provenance(study),
     ]
 
@@ -78,8 +79,8 @@ def _variants(study: Study) -> Chapter:
         "Variants",
         [
             "Perplexity is on the test split, which chose nothing, before and after the same fine-tuning; *to control* "
-            "compares with the original model after it. *Stored* counts every tensor once. *Accuracy* is sentiment on "
-            "held-out reviews, *ROUGE-L* is of summaries without their prompt. *Speed-up* is the original's time over "
+            f"compares with the original model after it. *Stored* counts every tensor once. {_measures(study)}"
+            "*Speed-up* is the original's time over "
             "the variant's, both timed in turns in one process: for `original` itself it is the noise of that "
             "comparison.",
             tables.headline(study),
@@ -97,29 +98,45 @@ def _variants(study: Study) -> Chapter:
     )
 
 
-def _tasks(study: Study) -> Chapter:
+def _measures(study: Study) -> str:
+    """What the columns of the headline are that only some tasks have."""
+    said = ""
+    if study.has("perplexity", "accuracy_after"):
+        said += "For images, perplexity is exp of the cross-entropy, and *accuracy* is on the same images. "
+    if study.has("sentiment", "accuracy"):
+        said += "*Accuracy* is sentiment on held-out reviews, *ROUGE-L* is of summaries without their prompt. "
+    return said
+
+
+def _tasks(study: Study) -> list[Chapter]:
+    if study.has("perplexity", "accuracy_after"):
+        images = study.perplexity["original"][study.unit]
+        return [Chapter("Accuracy", [f"On {images:,} test images, which chose nothing.", tables.accuracy(study)])]
     reviews, articles = study.sentiment["original"], study.summarization["original"]
     seeds = "one seed" if articles["seeds"] == 1 else f"mean of {articles['seeds']} seeds"
-    return Chapter(
-        "Two tasks",
-        [
-            f"Sentiment: {reviews['examples']:,} held-out reviews; accuracy, interval and F1 are the first seed's. A "
-            "variant has learnt something where its interval lies above the majority class.",
-            tables.sentiment(study),
-            f"Summaries: {articles['articles']:,} articles, {seeds}; ROUGE is of the continuation only, beside that of "
-            "each article's first three sentences.",
-            tables.summarization(study),
-        ],
-    )
+    return [
+        Chapter(
+            "Two tasks",
+            [
+                f"Sentiment: {reviews['examples']:,} held-out reviews; accuracy, interval and F1 are the first seed's. "
+                "A variant has learnt something where its interval lies above the majority class.",
+                tables.sentiment(study),
+                f"Summaries: {articles['articles']:,} articles, {seeds}; ROUGE is of the continuation only, beside "
+                "that of each article's first three sentences.",
+                tables.summarization(study),
+            ],
+        )
+    ]
 
 
 def _recovery(study: Study) -> Chapter:
-    budgets = " and ".join(sorted({f"{recovery['tokens']:,}" for recovery in study.recovery.values()}))
+    budgets = " and ".join(sorted({f"{recovery[study.unit]:,}" for recovery in study.recovery.values()}))
     return Chapter(
         "Recovery",
         [
-            f"Every variant was trained on {budgets} tokens. What is kept is the best state on the validation split "
-            "of all that were scored, the start included; where it was kept after 0 tokens, training only did harm.",
+            f"Every variant was trained on {budgets} {study.unit}. What is kept is the best state on the validation "
+            f"split of all that were scored, the start included; where it was kept after 0 {study.unit}, training only "
+            "did harm.",
             Picture(
                 "training", "Training loss and validation perplexity of every variant during its recovery", wide=True
             ),
@@ -185,24 +202,40 @@ def _published(study: Study) -> Chapter:
 
 
 def _provenance(study: Study) -> Chapter:
-    read = study.calibration
     return Chapter(
         "Where the figures come from",
         [
             f"Model: {model(study)}, weights sha256 `{study.provenance['sha256']}`.",
-            "Text: " + "; ".join(_shared(study, split) for split in ("test", "validation")) + ".",
-            f"Calibration text: the head of the train split, {read['activation_tokens']:,} tokens of activations and "
-            f"{read['moment_tokens']:,} of moments in sequences of {read['sequence_length']}, token ids sha256 "
-            f"`{read['sha256']}`.",
+            ("Text: " if study.unit == "tokens" else "Images: ")
+            + "; ".join(_shared(study, split) for split in ("test", "validation"))
+            + ".",
+            _calibration(study),
             "*Precision* is that of the arithmetic; weights are kept in float32.",
             tables.environments(study),
         ],
     )
 
 
+def _calibration(study: Study) -> str:
+    """What the model was read on, in words."""
+    read = study.calibration
+    budget = f"{read['activation_tokens']:,} tokens of activations and {read['moment_tokens']:,} of moments"
+    if "images" in read:
+        return (
+            f"Calibration images: the first {read['images']:,} of the train split, {budget}, "
+            f"{read['tokens_per_image']} tokens an image, sha256 `{read['sha256']}`."
+        )
+    return (
+        f"Calibration text: the head of the train split, {budget} in sequences of {read['sequence_length']}, token ids "
+        f"sha256 `{read['sha256']}`."
+    )
+
+
 def _shared(study: Study, split: str) -> str:
     """How much of a split is also in the train split, in words."""
     found = study.overlap[split]
+    if "characters" not in found:
+        return f"{found['shared_rows']:,} of the {split} split's {found['rows']:,} images are in the train split too"
     share = found["shared_characters"] / found["characters"] if found["characters"] else 0
     return (
         f"{found['shared_rows']:,} of the {split} split's {found['rows']:,} rows ({share:.1%} of its characters) are "

@@ -167,12 +167,12 @@ def training(study: Study) -> Any:
         loss = pd.Series([row["loss"] for row in rows]).rolling(max(1, len(rows) // 40), min_periods=1).mean()
         losses.plot([row["tokens"] / 1e3 for row in rows], loss, **thin)
         seen = study.recovery[name]["looks"]
-        points = [(at["tokens"] / 1e3, at["perplexity"]) for at in seen]
+        points = [(at[study.unit] / 1e3, at["perplexity"]) for at in seen]
         validation.plot(*zip(*points), **style, linewidth=1.1, markersize=4, label=name)
     losses.set(title="Training loss, running mean")
     validation.set(title="Validation perplexity")
     for axes in (losses, validation):
-        axes.set_xlabel("tokens, thousands")
+        axes.set_xlabel(f"{study.unit}, thousands")
         _logarithmic(axes)
     return _legend(figure, validation)
 

@@ -11,7 +11,10 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Study:
-    """What the stages measured. A `Figures` has one entry a variant, in the order of params.yaml."""
+    """What the stages measured. A `Figures` has one entry a variant, in the order of params.yaml.
+
+    A figure that the model's task does not have is absent: what a stage did not measure is an empty mapping.
+    """
 
     profile: str
     provenance: Mapping[str, Any]
@@ -26,12 +29,26 @@ class Study:
     latency: Figures
     sentiment: Figures
     summarization: Figures
-    samples: Mapping[str, list[Mapping[str, str]]]
+    samples: Mapping[str, list[Mapping[str, Any]]]
     published: Published
 
     @property
     def variants(self) -> list[str]:
         return list(self.sizes)
+
+    @property
+    def unit(self) -> str:
+        """What trainings and searches count: `tokens`, or `images`."""
+        return next(unit for unit in ("tokens", "images") if unit in self.recovery["original"])
+
+    @property
+    def prompts(self) -> list[str]:
+        """What samples begin with, for each sample; empty where they are no texts."""
+        return [row["prompt"] for rows in self.samples.values() for row in rows if "prompt" in row]
+
+    def has(self, figures: str, key: str) -> bool:
+        """Whether a figure was measured; what was measured of the original was measured of all."""
+        return key in getattr(self, figures)["original"]
 
     @property
     def control(self) -> float:
@@ -41,16 +58,18 @@ class Study:
 
 def summary(study: Study) -> dict[str, dict[str, Any]]:
     """Variant -> its size, perplexity before and after fine-tuning, speed and tasks; the content of summary.json."""
-    return {
+    rows = {
         name: {
             **study.sizes[name],
             "perplexity": _of(study.perplexity[name], "before", "after"),
             "latency": _of(study.latency[name], "prefill_ms", "decode_ms_per_token", "speedup"),
+            "accuracy": _of(study.perplexity[name], "accuracy_before", "accuracy_after", "top5_after"),
             "sentiment": _of(study.sentiment[name], "accuracy"),
             "summarization": _of(study.summarization[name], "rouge1", "rouge2", "rougeL", "rougeLsum"),
         }
         for name in study.variants
     }
+    return {name: {key: value for key, value in row.items() if value != {}} for name, row in rows.items()}
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -112,9 +131,9 @@ def training_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def validation_rows(study: Study) -> list[dict[str, Any]]:
-    """Every evaluation at the validation split during a recovery."""
+    """Every evaluation at the validation split during a recovery; `tokens` counts the study's unit."""
     return [
-        {"variant": name, "tokens": evaluation["tokens"], "perplexity": evaluation["perplexity"]}
+        {"variant": name, "tokens": evaluation[study.unit], "perplexity": evaluation["perplexity"]}
         for name, recovery in study.recovery.items()
         for evaluation in recovery["looks"]
     ]
@@ -158,4 +177,4 @@ def layout(windows: Iterable[Iterable[int]]) -> str:
 
 
 def _of(figures: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: figures[key] for key in keys}
+    return {key: figures[key] for key in keys if key in figures}

@@ -1,7 +1,8 @@
 """The study's figures as tables of text, for whatever page shows them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stages.core.reporting.study import Study, correlation_rows, layout
 
@@ -30,44 +31,76 @@ def perplexity(value: float) -> str:
     return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 
 
+Column = tuple[str, Callable[[str], str]]  # a header, and a variant's cell
+
+
+def _table(study: Study, columns: list[Column], *rest: str, **options: bool) -> Table:
+    """A row for each variant."""
+    rows = [(name, *(cell(name) for _, cell in columns)) for name in study.variants]
+    return Table(("variant", *(header for header, _ in columns)), rows, *rest, **options)
+
+
 def headline(study: Study) -> Table:
     """What every variant costs and keeps, in few columns."""
-    rows = []
-    for name in study.variants:
-        size, found, task = study.sizes[name], study.perplexity[name], study.sentiment[name]
-        rows.append(
-            (
-                name,
-                f"{size['parameters']:,}",
-                f"{size['parameter_ratio']:.3f}",
-                perplexity(found["before"]),
-                perplexity(found["after"]) + (f" ± {found['after_spread']:.3f}" if found["seeds"] > 1 else ""),
-                perplexity(found["after"] / study.control),
-                f"{task['accuracy']:.3f} ({task['accuracy_low']:.3f}–{task['accuracy_high']:.3f})",
-                f"{study.summarization[name]['rougeL']:.3f}",
-                f"{study.latency[name]['speedup']:.2f}",
-            )
-        )
-    header = ("variant", "stored", "ratio", "ppl before", "ppl after", "to control")
-    return Table((*header, "accuracy (95%)", "ROUGE-L", "speed-up"), rows)
+
+    def after(name: str) -> str:
+        found = study.perplexity[name]
+        return perplexity(found["after"]) + (f" ± {found['after_spread']:.3f}" if found["seeds"] > 1 else "")
+
+    columns: list[Column] = [
+        ("stored", lambda name: f"{study.sizes[name]['parameters']:,}"),
+        ("ratio", lambda name: f"{study.sizes[name]['parameter_ratio']:.3f}"),
+        ("ppl before", lambda name: perplexity(study.perplexity[name]["before"])),
+        ("ppl after", after),
+        ("to control", lambda name: perplexity(study.perplexity[name]["after"] / study.control)),
+    ]
+    if study.has("perplexity", "accuracy_after"):
+        columns.append(("accuracy (95%)", lambda name: _accuracy(study.perplexity[name], "_after")))
+    if study.has("sentiment", "accuracy"):
+        columns.append(("accuracy (95%)", lambda name: _accuracy(study.sentiment[name])))
+    if study.has("summarization", "rougeL"):
+        columns.append(("ROUGE-L", lambda name: f"{study.summarization[name]['rougeL']:.3f}"))
+    return _table(study, [*columns, ("speed-up", lambda name: f"{study.latency[name]['speedup']:.2f}")])
+
+
+def _accuracy(found: Mapping[str, Any], when: str = "") -> str:
+    """An accuracy with its interval."""
+    low, high = found[f"accuracy_low{when}"], found[f"accuracy_high{when}"]
+    return f"{found[f'accuracy{when}']:.3f} ({low:.3f}–{high:.3f})"
 
 
 def storage(study: Study) -> Table:
     """Parameters by every way to count them, and where the time goes."""
-    rows = [
-        (
-            name,
-            f"{size['parameters']:,}",
-            f"{size['dense_parameters']:,}",
-            f"{size['ffn_parameters']:,}",
-            f"{size['checkpoint_mb']:.2f}",
-            f"{study.latency[name]['prefill_ms']:.1f}",
-            f"{study.latency[name]['decode_ms_per_token']:.2f}",
-        )
-        for name, size in study.sizes.items()
+    columns: list[Column] = [
+        ("stored", lambda name: f"{study.sizes[name]['parameters']:,}"),
+        ("dense", lambda name: f"{study.sizes[name]['dense_parameters']:,}"),
+        ("FFN stored", lambda name: f"{study.sizes[name]['ffn_parameters']:,}"),
+        ("MB", lambda name: f"{study.sizes[name]['checkpoint_mb']:.2f}"),
     ]
-    header = ("variant", "stored", "dense", "FFN stored", "MB", "prefill ms", "decode ms/token")
-    return Table(header, rows, "Parameters by every count, and where the time goes", folded=True)
+    if study.has("latency", "prefill_ms"):
+        columns += [
+            ("prefill ms", lambda name: f"{study.latency[name]['prefill_ms']:.1f}"),
+            ("decode ms/token", lambda name: f"{study.latency[name]['decode_ms_per_token']:.2f}"),
+        ]
+    for key in study.latency["original"]:
+        if key.startswith("images_per_second_"):
+            size = key.removeprefix("images_per_second_")
+            columns.append((f"images/s, {size} at a time", lambda name, key=key: f"{study.latency[name][key]:,.0f}"))
+    return _table(study, columns, "Parameters by every count, and where the time goes", folded=True)
+
+
+def accuracy(study: Study) -> Table:
+    """Accuracy of an image classifier before and after fine-tuning, with its interval, macro F1 and top 5."""
+    found = study.perplexity
+    return _table(
+        study,
+        [
+            ("before", lambda name: f"{found[name]['accuracy_before']:.3f}"),
+            ("after (95%)", lambda name: _accuracy(found[name], "_after")),
+            ("macro F1", lambda name: f"{found[name]['macro_f1_after']:.3f}"),
+            ("among the 5 best", lambda name: f"{found[name]['top5_after']:.3f}"),
+        ],
+    )
 
 
 def sentiment(study: Study) -> Table:
@@ -102,11 +135,11 @@ def recovery(study: Study) -> Table:
             name,
             perplexity(recovery["validation_before"]),
             perplexity(recovery["validation_after"]),
-            f"{recovery['kept_tokens']:,}",
+            f"{recovery[f'kept_{study.unit}']:,}",
         )
         for name, recovery in study.recovery.items()
     ]
-    return Table(("variant", "validation before", "validation after", "kept after tokens"), rows)
+    return Table(("variant", "validation before", "validation after", f"kept after {study.unit}"), rows)
 
 
 def groups(study: Study) -> Table:
@@ -135,7 +168,7 @@ def searches(study: Study) -> list[Table]:
             for candidate in found["candidates"]
         ]
         title = (
-            f"`{name}`: {len(rows)} windows on {found['tokens']:,} validation tokens, "
+            f"`{name}`: {len(rows)} windows on {found[study.unit]:,} validation {study.unit}, "
             f"where the original has {perplexity(found['original_perplexity'])}"
         )
         tables.append(Table(("window", "perplexity", "to the original"), rows, title, folded=True))
@@ -169,8 +202,8 @@ def beside(study: Study) -> list[Table]:
         ]
         return Table(("variant", *columns, "published"), rows, title, narrow=True)
 
-    def task(key: str) -> Callable:
-        return lambda name: study.summarization[name].get(key)
+    def of(figures: str, key: str) -> Callable:
+        return lambda name: getattr(study, figures)[name].get(key)
 
     return [
         table(
@@ -183,29 +216,29 @@ def beside(study: Study) -> list[Table]:
         ),
         table(
             "Perplexity after fine-tuning",
-            lambda name: study.perplexity[name]["after"],
-            lambda name: study.perplexity[name].get("seed_after"),
+            of("perplexity", "after"),
+            of("perplexity", "seed_after"),
             "perplexity",
             2,
         ),
         table(
             "Latency, ms",
-            lambda name: study.latency[name]["decode_ms_per_token"],
-            lambda name: study.latency[name].get("seed_ms"),
+            of("latency", "decode_ms_per_token"),
+            of("latency", "seed_ms"),
             "latency_ms",
             1,
             ("ours (token)", "notes' protocol"),
         ),
         table(
             "Sentiment accuracy",
-            lambda name: study.sentiment[name]["accuracy"],
-            lambda name: study.sentiment[name].get("seed_accuracy"),
+            of("sentiment", "accuracy"),
+            of("sentiment", "seed_accuracy"),
             "accuracy",
             3,
         ),
-        table("ROUGE-1", task("rouge1"), task("seed_rouge1"), "rouge1", 3),
-        table("ROUGE-2", task("rouge2"), task("seed_rouge2"), "rouge2", 3),
-        table("ROUGE-L", task("rougeL"), task("seed_rougeL"), "rougeL", 3),
+        table("ROUGE-1", of("summarization", "rouge1"), of("summarization", "seed_rouge1"), "rouge1", 3),
+        table("ROUGE-2", of("summarization", "rouge2"), of("summarization", "seed_rouge2"), "rouge2", 3),
+        table("ROUGE-L", of("summarization", "rougeL"), of("summarization", "seed_rougeL"), "rougeL", 3),
     ]
 
 
@@ -231,6 +264,8 @@ def environments(study: Study) -> Table:
     taken: dict[tuple, dict[str, list[str]]] = {}
     for stage in ("recovery", "perplexity", "latency", "sentiment", "summarization"):
         for name, figures in getattr(study, stage).items():
+            if not figures:
+                continue
             place = tuple(figures["environment"].items())
             taken.setdefault(place, {}).setdefault(stage, []).append(name)
     keys = list(dict.fromkeys(key for place in taken for key, _ in place))

@@ -114,7 +114,8 @@ def _parsed(text: str) -> Params:
 def section(profile: str, name: str) -> Section:
     """One section of a profile, `profiles.<profile>.<name>`."""
     found = getattr(load().profiles[profile], name)
-    memory.note(f"profiles.{profile}.{name}", found)
+    if found is not None:  # a section that means nothing for the task
+        memory.note(f"profiles.{profile}.{name}", found)
     return found
 
 
