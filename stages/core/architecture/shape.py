@@ -205,7 +205,7 @@ def of_folder(folder: Path) -> Shape:
 def task_of(folder: Path) -> str:
     """What the model in a folder is studied at: the task of its family."""
     config = read_mapping(folder / "config.json")
-    return family_of((config.get("dense") or config).get("model_type")).task
+    return family_of(config.get("dense_type") or config.get("model_type")).task
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
