@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes the environment first, in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help repro check models test test-hub verify export harness ablation
+.PHONY: help repro check models test test-hub bench verify export harness ablation
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -34,6 +34,9 @@ test: .venv/ready ## Run the tests
 
 test-hub: .venv/ready ## Run profiles gpt2 and smollm2, cut short, from a hub here
 	python -m pytest -n 0 -m hub tests/test_hub_box.py
+
+bench: .venv/ready ## Measure what is fast against peers and limits (ONLY=align)
+	@python -m tests.benchmarks --only "$(ONLY)"
 
 verify: .venv/ready ## Compare every file with its hash in dvc.lock
 	@python -m stages.commands.verify

@@ -1,0 +1,47 @@
+"""Measure what is fast here against a peer or this machine's limit: `make bench`, or `make bench ONLY=align`.
+
+A line for each figure, `name: ratio (ours, other)`. Both ways of a pair are measured in one run, by turns; a line has
+their medians and spread. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from stages.core.process import devices
+from tests.benchmarks import figures
+from tests.benchmarks.measuring import Figure
+
+
+def main(only: str, to: Path) -> None:
+    print(f"{devices._processor()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {to}", flush=True)
+    records = []
+    begin = time.perf_counter()
+    for figure in measured(only):
+        print(figure.line(), flush=True)
+        records.append(figure.record())
+        to.parent.mkdir(parents=True, exist_ok=True)
+        where = devices.environment(torch.device("cpu"))
+        to.write_text(json.dumps({"where": where, "load": os.getloadavg()[0], "figures": records}, indent=2) + "\n")
+    print(f"{len(records)} figures in {time.perf_counter() - begin:.0f} s")
+
+
+def measured(only: str) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, measure in figures.FIGURES.items():
+            if only in name:
+                yield from measure(Path(folder))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="the figures whose group has this in its name")
+    parser.add_argument("--to", type=Path, default=Path("exported/bench.json"))
+    arguments = parser.parse_args()
+    main(arguments.only, arguments.to)
