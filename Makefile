@@ -41,8 +41,9 @@ bench: .venv/ready ## Measure what is fast against peers and limits (ONLY=align)
 verify: .venv/ready ## Compare every file with its hash in dvc.lock
 	@python -m stages.commands.verify
 
-export: .venv/ready ## Write a plain checkpoint: VARIANT=softshare TO=exported/softshare
-	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(or $(TO),exported/$(VARIANT))"
+export: .venv/ready ## Write a checkpoint to take away: VARIANT=softshare FORM=shared
+	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(or $(TO),exported/$(VARIANT))" \
+		--form "$(or $(FORM),dense)" --dtype "$(DTYPE)"
 
 # Once: .venv/bin/python -m pip install lm_eval==0.4.13
 harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=reviews

@@ -31,6 +31,7 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
             **source.model_dump(),
             "resolved_revision": revision,
             "sha256": digest,
+            "dtype": opening.dtype(source.model, revision or source.revision, source.gguf_file),
             "model_type": dense.config.model_type,
             "layers": view.depth,
             "parameters": sum(parameter.numel() for parameter in dense.parameters()),

@@ -105,7 +105,7 @@ CODE = {
         "sentiment summarize",
         "sentiment summarize report",
     ),
-    "core/reporting/{__init__ chapters page pictures published study tables}": ("report", "report"),
+    "core/reporting/{__init__ card chapters page pictures published study tables}": ("report", "report"),
     "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers repository resolved screen server"
     " verification wire}": ("", ""),  # of commands
     "run": ("", ""),

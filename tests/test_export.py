@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from closure import ROOT
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from stages import base
 from stages.commands import export, finished
 from stages.core.architecture import opening
-from stages.core.forms.structure import Sharing
+from stages.core.forms.structure import Sharing, deltas, install
+from stages.core.process.artifacts import write_json
 from stages.core.process.errors import UserError
+from stages.core.settings.profiles import Base
 from stages.core.text.tokenizer import open_tokenizer
 
 
@@ -38,6 +43,116 @@ def test_an_export_writes_as_the_original_is_meant_to(says, tmp_path, monkeypatc
     assert found.config.eos_token_id == written.eos_token_id == ends
     assert (written.temperature, bool(written.do_sample)) == ((0.6, True) if says else (written.temperature, False))
     assert AutoTokenizer.from_pretrained(tmp_path / "exported").get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A folder with what `make export` reads of a finished study: a bfloat16 source, and variants of it."""
+    monkeypatch.chdir(tmp_path)
+    source = tiny.model("llama", vocab_size=2048, eos_token_id=3).to(torch.bfloat16)
+    source.save_pretrained("source")
+    tokenizer = open_tokenizer(ROOT / "data" / "model")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained("source")
+    Path("source/README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model")
+    monkeypatch.setattr(base.params, "section", lambda *_: Base(model=f"{tmp_path}/source"))
+    monkeypatch.setattr(base.rules, "validate_shape", lambda *_: None)
+    base.main("tiny", *map(Path, ("artifacts/model", "artifacts/tokenizer", "artifacts/provenance.json")))
+    write_json(Path("artifacts/calibration.json"), {"sha256": "c0ffee"})
+    for name, value in (("deltas", 7.25), ("original", 6.5)):
+        write_json(Path(f"metrics/variants/{name}.json"), {"perplexity": {"after": value}, "latency": {"ms": 1.5}})
+    original = opening.open_snapshot(Path("artifacts/model"))
+    tiny.save(original, Sharing(), Path("artifacts/finetuned/original"))
+    sharing = Sharing(groups=tiny.GROUPS, rank=3, biases="own")
+    install(tiny.view(original), sharing)
+    with torch.no_grad():
+        for delta in deltas(original):
+            delta.A.normal_(), delta.B.normal_()
+    tiny.save(original, sharing, Path("artifacts/finetuned/deltas"))
+    return original
+
+
+@pytest.mark.parametrize("form", ["dense", "shared"])
+@pytest.mark.parametrize("dtype", ["", "float32", "float16"])
+def test_an_export_is_of_the_sources_type_unless_asked(form, dtype, study, capsys):
+    export.main("deltas", Path("out"), form, dtype)
+    found = AutoModelForCausalLM.from_pretrained("out")
+    assert {str(p.dtype) for p in found.parameters()} == {f"torch.{dtype or 'bfloat16'}"}
+    opened = found.float()
+    assert tiny.gap(opened, study) <= {"": 0.5, "float16": 0.05, "float32": 1e-4}[dtype]
+    record = json.loads(Path("out/export.json").read_text())
+    assert record["form"] == form and record["dtype"] == (dtype or "bfloat16")
+    assert f"largest logit difference {record['largest_logit_difference']:.1e}" in capsys.readouterr().out
+    assert {file.stat().st_mode for file in Path("out").glob("*.safetensors")} == {
+        Path("out/config.json").stat().st_mode
+    }
+
+
+@pytest.mark.parametrize("form", ["dense", "shared"])
+def test_an_export_is_complete_and_in_parts(form, study, monkeypatch):
+    monkeypatch.setattr(export, "SHARD", "60KB")
+    export.main("deltas", Path("out"), form, "float32")
+    assert len(list(Path("out").glob("model-*.safetensors"))) > 2 and not Path("out/model.safetensors").exists()
+    found = AutoModelForCausalLM.from_pretrained("out")
+    assert tiny.gap(found, study) <= (1e-4 if form == "dense" else 0)
+    stored = sum(tensor.numel() for file in Path("out").glob("*.safetensors") for tensor in load_file(file).values())
+    assert stored == tiny.count(study)["dense_parameters" if form == "dense" else "parameters"]
+    assert Path("out/modeling_shared_ffn.py").is_file() == (form == "shared")
+    kept = {path.name: path.read_bytes() for path in Path("artifacts/tokenizer").iterdir()}
+    assert {name: Path("out", name).read_bytes() for name in kept} == kept and "chat_template.jinja" in kept
+    assert json.loads(Path("out/generation_config.json").read_text())["eos_token_id"] == 3
+    card = Path("out/README.md").read_text()
+    for said in (
+        "license: apache-2.0", "Layers 0, 1, 2 (from 0) share one FFN", "rank 3", "| perplexity after | 7.25 | 6.5 |",
+        "sha256 `c0ffee`", json.loads(Path("artifacts/provenance.json").read_text())["sha256"], "## Limits",
+    ):  # fmt: skip
+        assert said in card
+    assert ("trust_remote_code=True" in card) == (form == "shared") and "latency" not in card
+
+
+def test_the_shared_form_of_what_shares_nothing_is_a_stock_one(study):
+    export.main("original", Path("out"), "shared", "")
+    assert json.loads(Path("out/config.json").read_text())["model_type"] == "llama"
+    assert (
+        not Path("out/modeling_shared_ffn.py").exists() and "No two layers share" in Path("out/README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("sparse", ""), ("dense", "int8"), ("", "float32")])
+def test_a_form_or_type_that_there_is_not_is_one_line(form, dtype, study):
+    with pytest.raises(UserError, match="^(FORM|DTYPE) = (sparse|int8|): "):
+        export.main("deltas", Path("out"), form, dtype)
+    assert not Path("out").exists()
+
+
+def test_an_export_that_shares_is_no_source(study):
+    export.main("deltas", Path("out"), "shared", "")
+    with pytest.raises(UserError, match="'out': its layers share or factor weights: give its dense form"):
+        opening.open_external("out", None, open_tokenizer(Path("out")), 2048)
+
+
+@pytest.mark.parametrize(("stated", "wanted"), [("float16", "float16"), (None, "bfloat16")])
+def test_the_type_of_a_source_is_that_of_its_config_or_of_its_tensors(stated, wanted, tmp_path):
+    tiny.model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="60KB")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": stated}))
+    assert opening.dtype(str(tmp_path), None, None) == wanted
+    assert opening.dtype(str(tmp_path), None, "a.gguf") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("files", "gguf", "wanted"),
+    [
+        ({"LICENSE": ""}, None, {"file": "LICENSE"}),
+        ({"a.gguf.LICENSE": "", "b.gguf.TERMS.html": ""}, "b.gguf", {"file": "b.gguf.TERMS.html"}),
+        ({"README.md": "# license: none"}, None, {}),
+    ],
+)
+def test_a_licence_is_named_where_the_source_has_one(files, gguf, wanted, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = export.licence_of({"model": str(tmp_path), "gguf_file": gguf})
+    assert found == {key: f"{tmp_path}/{name}" for key, name in wanted.items()}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "keep", "keep/notes.txt"])

@@ -1,44 +1,88 @@
-"""Write a variant as a dense checkpoint that stock transformers opens, tokenizer beside it.
+"""Write a variant as a checkpoint to take away: weights, tokenizer, generation config and a model card.
 
-Run from the repository's root after `make repro`: make export VARIANT=softshare TO=exported/softshare
+FORM=dense (the default) opens in the stock class, wherever transformers does. FORM=shared keeps the weights shared: it
+opens with the module that is copied beside it (trust_remote_code=True), or after an import of that module. DTYPE is the
+source's unless given. Run from the repository's root after `make repro`:
+make export VARIANT=softshare FORM=shared DTYPE=bfloat16 TO=exported/softshare
 """
 
+import re
+import shutil
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from stages.commands.finished import checkpoint_of
-from stages.core.architecture.opening import open_snapshot
 from stages.core.architecture.tokens import state_end_tokens
+from stages.core.architecture.weights import auto_class
 from stages.core.forms import checkpoint
 from stages.core.forms.dense import to_dense
-from stages.core.process import command
-from stages.core.process.artifacts import replacing, write_json
+from stages.core.forms.structure import Sharing
+from stages.core.process import command, hub
+from stages.core.process.artifacts import read_json, replacing, write_json, write_text
 from stages.core.process.errors import UserError
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.reporting import card
+from stages.core.settings import params
 
 RECORD = "export.json"  # beside the checkpoint: what it is, and that this command wrote the folder
+SHARD = "4GB"  # the largest file of weights
+FORMS = ("dense", "shared")
+TEMPLATES = Path(__file__).parents[2] / "templates"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def main(variant: str, to: Path) -> None:
+def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     import torch
     from transformers import GenerationConfig
 
-    source = checkpoint_of(variant)
+    if form not in FORMS:
+        raise UserError(f"FORM = {form}: {' or '.join(FORMS)}")
+    source = known("artifacts/provenance.json")
+    dtype = dtype or source.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UserError(f"DTYPE = {dtype}: one of {', '.join(DTYPES)}, or nothing for the source's")
+    folder = checkpoint_of(variant)
     refuse_to_replace(to)
-    view, _ = checkpoint.load(source)
-    shared, plain = view.model, to_dense(view)
+    view, sharing = checkpoint.load(folder)
+    probe, auto = probed(view.model.config), auto_class(view.model.config.model_type).__name__
+    with torch.no_grad():
+        wanted = view.model(probe).logits
+    model = to_dense(view) if form == "dense" else view.model
     # The original's way to generate: a variant's checkpoint has only its end tokens.
     with suppress(OSError):
-        plain.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)
-    state_end_tokens(plain)
+        model.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)
+    state_end_tokens(model)
     with replacing(to) as draft:
-        plain.save_pretrained(draft)
-        open_tokenizer(Path("artifacts/tokenizer")).save_pretrained(draft)
-        ids = torch.arange(64).remainder(shared.config.vocab_size)[None]
+        model.to(getattr(torch, dtype)).save_pretrained(draft, max_shard_size=SHARD)
+        if Path("artifacts/tokenizer").is_dir():
+            shutil.copytree("artifacts/tokenizer", draft, dirs_exist_ok=True)
         with torch.no_grad():
-            difference = (open_snapshot(draft)(ids).logits - shared(ids).logits).abs().max().item()
-        write_json(draft / RECORD, {"variant": variant, "largest_logit_difference": difference})
-    print(f"{to}: open it with AutoModelForCausalLM.from_pretrained; largest logit difference {difference:.1e}")
+            difference = (checkpoint.load(draft)[0].model(probe).logits - wanted).abs().max().item()
+        record = {"variant": variant, "form": form, "dtype": dtype, "largest_logit_difference": difference}
+        shares = form == "shared" and sharing != Sharing()
+        write_text(
+            draft / "README.md",
+            card.render(
+                TEMPLATES,
+                name=to.name,
+                record=record,
+                auto=auto,
+                shares=shares,
+                structure=asdict(sharing),
+                recipe=recipe_of(variant),
+                figures=known(f"metrics/variants/{variant}.json"),
+                original=known("metrics/variants/original.json"),
+                calibration=known("artifacts/calibration.json"),
+                source=source,
+                licence=licence_of(source),
+            ),
+        )
+        write_json(draft / RECORD, record)
+        for file in draft.glob("*.safetensors"):
+            file.chmod((draft / RECORD).stat().st_mode)  # that of any new file; safetensors writes for its owner alone
+    opener = f'{auto}.from_pretrained("{to}"{", trust_remote_code=True" if shares else ""})'
+    print(f"{to}: {form}, {dtype}, largest logit difference {difference:.1e}. Open it with {opener}")
 
 
 def refuse_to_replace(to: Path) -> None:
@@ -46,6 +90,61 @@ def refuse_to_replace(to: Path) -> None:
     if to == Path() or to.is_file() or (to.is_dir() and any(to.iterdir()) and not (to / RECORD).is_file()):
         shown = "" if to == Path() else to
         raise UserError(f"TO = {shown}: a new folder or an earlier export is needed, such as exported/softshare")
+
+
+def probed(config: Any) -> Any:
+    """A batch of one that a model of this config takes: 64 tokens, or noise as an image."""
+    import torch
+
+    if size := getattr(config, "vocab_size", None):
+        length = min(64, getattr(config, "max_position_embeddings", None) or 64)
+        return torch.arange(length).remainder(size)[None]
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    return torch.randn(1, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def known(path: str) -> dict[str, Any]:
+    """What a JSON file of the study says; nothing where it has not been made."""
+    return read_json(Path(path)) if Path(path).is_file() else {}
+
+
+def recipe_of(variant: str) -> dict[str, Any]:
+    """What params.yaml says of a variant, defaults left out; nothing where it has no such variant any more."""
+    found = params.load().variants.get(variant) if Path(params.PARAMS).is_file() else None
+    return found.model_dump(mode="json", exclude_defaults=True) if found else {}
+
+
+def licence_of(source: dict[str, Any]) -> dict[str, str]:
+    """The licence of a source: its `license` in the README's header, or the `file` that holds it; empty if unknown."""
+    if not (model := source.get("model")):
+        return {}
+    folder = Path(model)
+    readme = folder / "README.md" if folder.is_dir() else _of_hub(model, source.get("resolved_revision"))
+    if readme and readme.is_file():
+        text = readme.read_text(encoding="utf-8", errors="replace")
+        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        if found := header and re.search(r"^license:\s*(\S+)", header[1], re.MULTILINE):
+            return {"license": found[1]}
+    if folder.is_dir():
+        beside = [path.name for path in sorted(folder.iterdir()) if re.search("licen[cs]e|terms", path.name, re.I)]
+        # A folder of several models has the name of each in its licence's.
+        own = [name for name in beside if (source.get("gguf_file") or "").partition(".gguf")[0] in name]
+        if own:
+            return {"file": f"{folder}/{own[0]}"}
+    return {}
+
+
+def _of_hub(model: str, revision: str | None) -> Path | None:
+    """The README of a repository of the hub, where the hub or its cache has it."""
+    from transformers.utils import cached_file
+
+    hub.settle()
+    lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    try:
+        found = cached_file(model, "README.md", revision=revision, **lenient)
+    except (OSError, ValueError):
+        return None
+    return Path(found) if found else None
 
 
 if __name__ == "__main__":

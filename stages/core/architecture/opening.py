@@ -1,5 +1,6 @@
 """Opening the model under study, by the library's own means."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ from stages.core.architecture import shape, tokens, weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
 from stages.core.process.errors import UserError
+
+# As safetensors names them.
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def commit(model: str, revision: str | None, gguf_file: str | None) -> str | None:
@@ -22,6 +26,27 @@ def commit(model: str, revision: str | None, gguf_file: str | None) -> str | Non
         return extract_commit_hash(cached_file(model, gguf_file or "config.json", revision=revision), None)
     except (OSError, ValueError):  # opening it says why
         return None
+
+
+def dtype(model: str, revision: str | None, gguf_file: str | None) -> str:
+    """The type of a source's weights, such as `bfloat16`; `float32` for GGUF, whose blocks have none."""
+    if gguf_file:
+        return "float32"
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    options = _reach(model) | ({"revision": revision} if revision else {})
+    if (stated := AutoConfig.from_pretrained(model, **options).dtype) is not None:
+        return str(stated).removeprefix("torch.")
+    from safetensors import safe_open
+
+    name = "model.safetensors"
+    if not weights.holds(model, name, **options):
+        index = json.loads(Path(cached_file(model, f"{name}.index.json", **options)).read_text(encoding="utf-8"))
+        name = next(iter(index["weight_map"].values()))
+    with safe_open(cached_file(model, name, **options), framework="pt") as file:
+        kinds = [file.get_slice(key).get_dtype() for key in file.keys()]
+    return next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), "float32")
 
 
 def open_source(model: str, revision: str | None, gguf_file: str | None) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,6 @@ from pathlib import Path
 from stages.core.process import memory
 from stages.core.process.errors import UserError
 from stages.core.process.guard import guarded
-
-# Models and data sets come from the folders and hub ids that params.yaml names; nothing is reported anywhere.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# A stage has one bar for each long loop of its own; those of the libraries ("Loading weights") say nothing of it.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def entry(main: Callable[..., None]) -> None:

@@ -1,0 +1,82 @@
+"""The model card of an exported variant."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.core.reporting.page import render as fill
+
+UNTOLD = ("latency",)  # groups of figures that belong to a machine, not to a model
+
+
+def render(
+    templates: Path,
+    *,
+    name: str,
+    record: Mapping[str, Any],
+    auto: str,
+    shares: bool,
+    structure: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    original: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    source: Mapping[str, Any],
+    licence: Mapping[str, str],
+) -> str:
+    """The card as Markdown, with the header that the hub reads. What is not known (an empty mapping) is left out.
+
+    name: the export's folder. record: its variant, form, dtype and largest_logit_difference. auto: the auto class that
+    opens it. shares: whether it needs the module beside it. structure: its `Sharing`. recipe: what params.yaml says of
+    the variant. figures, original: its figures and the control's. source: the provenance of the model under study.
+    licence: `license` by the source's README, or the `file` that holds it.
+    """
+    own, control = rows(figures), rows(original)
+    return fill(
+        templates,
+        "model_card.md.j2",
+        title=name,
+        record=record,
+        auto=auto,
+        shares=shares,
+        done=done(structure),
+        recipe=recipe,
+        figures=[(what, value, control.get(what, "")) for what, value in own.items()],
+        calibration=calibration,
+        source=source,
+        licence=licence,
+    )
+
+
+def done(structure: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing that a `Sharing` says of a model's FFNs."""
+    told = []
+    for group in structure["groups"]:
+        told.append(f"Layers {', '.join(map(str, group))} (from 0) share one FFN.")
+    if structure["groups"]:
+        ranks = {rank for roles in structure["ranks"].values() for rank in roles.values()} or {structure["rank"]}
+        most = f"rank {max(ranks)}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
+        told.append(f"Each adds a low-rank delta, {most}." if max(ranks) else "None adds a delta.")
+        told.append("Biases are shared too." if structure["biases"] == "shared" else "Biases are each layer's own.")
+    if structure["factored"]:
+        count = sum(len(roles) for roles in structure["ranks"].values())
+        told.append(f"{count} FFN matrices are products of two thin ones.")
+    if structure["bases"]:
+        told.append(f"Groups of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")
+    if structure["pruned"]:
+        told.append("Entries of FFN matrices are zero, and stay so in training.")
+    return told or ["No two layers share weights."]
+
+
+def rows(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Figure -> value as text, nested names joined by spaces; a sentence's worth of digits."""
+    found: dict[str, str] = {}
+    for key, value in figures.items():
+        what = f"{prefix} {key}".strip().replace("_", " ")
+        if isinstance(value, Mapping):
+            found |= {} if key in UNTOLD else rows(value, what)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found[what] = f"{value:,}"
+        elif isinstance(value, float):
+            found[what] = f"{value:.4g}"
+    return found
