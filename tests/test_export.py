@@ -65,9 +65,11 @@ def study(tmp_path, monkeypatch):
     tiny.save(original, Sharing(), Path("artifacts/finetuned/original"))
     sharing = Sharing(groups=tiny.GROUPS, rank=3, biases="own")
     install(tiny.view(original), sharing)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for delta in deltas(original):
-            delta.A.normal_(), delta.B.normal_()
+            for factor in (delta.A, delta.B):
+                factor.normal_(0, 0.2, generator=generator)
     tiny.save(original, sharing, Path("artifacts/finetuned/deltas"))
     return original
 
