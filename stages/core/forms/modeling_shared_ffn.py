@@ -216,7 +216,7 @@ class SharedFfnConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         own = {"sharing": asdict(Sharing(**config_dict["sharing"])), "linears": dict(config_dict["linears"])}
         dense = config_dict["dense"]
-        classes = _classes(config_dict["dense_type"], tuple(dense.get("architectures") or ()))
+        classes = _classes(config_dict["dense_type"], dense.get("architectures") or ())
         return classes[0].from_dict({**dense, **own}, **kwargs)
 
 
@@ -283,16 +283,20 @@ class SharedFfnModel:
             super()._adjust_bias(output, source)
 
 
-@cache
-def _classes(model_type: str, architectures: tuple[str, ...]) -> tuple[type, type]:
-    """The classes of config and model for dense models of a type, registered with the auto class that opens them.
+def _classes(model_type: str, architectures: Sequence[str]) -> tuple[type, type]:
+    """The classes of config and model for dense models of a type.
 
     architectures: names of stock classes, which choose one where a type has several, as DeiT has.
     """
     dense = CONFIG_MAPPING[model_type]
     auto, known = next((auto, mapping[dense]) for auto, mapping in AUTO.items() if dense in mapping)
     several = known if isinstance(known, (tuple, list)) else [known]
-    stock = next((each for each in several if each.__name__ in architectures), several[0])
+    return _made(dense, next((each for each in several if each.__name__ in architectures), several[0]), auto)
+
+
+@cache
+def _made(dense: type, stock: type, auto: type) -> tuple[type, type]:
+    """The classes made from a stock config and a stock model, registered with the auto class that opens them."""
     names = {"__module__": __name__, "dense_class": stock.__name__, "auto_class": auto.__name__}
     config = type(f"SharedFfn{dense.__name__}", (_DenseConfig, dense), names)
     # With an `_auto_class`, `save_pretrained` copies this file beside the weights.

@@ -63,8 +63,9 @@ def done(structure: Mapping[str, Any]) -> list[str]:
         told.append(f"{count} FFN matrices are products of two thin ones.")
     if structure["bases"]:
         told.append(f"Groups of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")
-    if structure["pruned"]:
-        told.append("Entries of FFN matrices are zero, and stay so in training.")
+    if structure["kept"]:
+        count = sum(len(roles) for roles in structure["kept"].values())
+        told.append(f"{count} FFN matrices are sparse: most entries are zero, and stay so in training.")
     return told or ["No two layers share weights."]
 
 
