@@ -284,7 +284,10 @@ def headings() -> dict[str, list[type[BaseModel]]]:
         models(get_args(fields["profiles"].annotation)[1]),
         models(get_args(fields["variants"].annotation)[1]),
     )
-    found = {f"profiles.NAME.{name}": models(f.annotation) for name, f in profile[0].model_fields.items()}
+    language, images = ({name: models(f.annotation) for name, f in kind.model_fields.items()} for kind in profile)
+    found = {f"profiles.NAME.{name}": sections for name, sections in language.items() if sections}
+    own = {name: sections for name, sections in images.items() if sections != language[name]}
+    found |= {f"images: profiles.NAME.{name}": sections for name, sections in own.items() if sections}
     found |= {f"variants.NAME.{name}": models(f.annotation) for name, f in variant[0].model_fields.items()}
     return found | {"pretrain": models(fields["pretrain"].annotation)}
 

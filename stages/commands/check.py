@@ -54,7 +54,8 @@ def missing_files(name: str, profile: Profile) -> list[str]:
     """A line for every file of this machine that a source of the profile names in vain."""
     lines = []
     for section in ("prepare", "reviews", "articles"):
-        for split, file in (getattr(getattr(profile, section).source, "data_files", None) or {}).items():
+        source = getattr(getattr(profile, section), "source", None)
+        for split, file in (getattr(source, "data_files", None) or {}).items():
             if "://" not in file and not glob.glob(str(Path(file).expanduser()), recursive=True):
                 lines.append(f"profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")
     return lines

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.core.architecture import targets, windows
+from stages.core.architecture.families import family_of
 from stages.core.architecture.shape import Shape, of_folder
 from stages.core.process.errors import UserError
 from stages.core.settings import params
@@ -53,6 +54,9 @@ def refuse(broken: list[str]) -> None:
 
 def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
     """One line for every value of a profile or a variant that a model of this shape does not allow."""
+    said, task = found.profiles[profile].task, family_of(shape.model_type).task
+    if said != task:
+        return [f"profiles.{profile}.task = {said}: the task of a model of type {shape.model_type} is {task}"]
     lines = list(lengths(profile, found.profiles[profile], shape))
     for name, variant in found.variants.items():
         lines += _variant(f"variants.{name}", variant, shape)

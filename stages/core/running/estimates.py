@@ -7,6 +7,7 @@ and SmolLM2-135M on one core of an AMD EPYC, GPT-2's shape in an earlier version
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stages.core.architecture import targets, windows
 from stages.core.architecture.shape import Shape
@@ -50,7 +51,9 @@ def estimate(profile: Profile, variants: Mapping[str, Variant], shape: Shape) ->
     """Stage -> what it costs, for the stages that cost something."""
     before = (base, extract, correlate, align, control)
     chain = (search, surgery, finetune, perplexity, sentiment, summarize, generation)
-    return {part.__name__: part(profile, variants, shape) for part in before + chain}
+    # A section that is null means nothing for the task.
+    there = [part for part in before + chain if getattr(profile, part.__name__, part) is not None]
+    return {part.__name__: part(profile, variants, shape) for part in there}
 
 
 def base(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
@@ -67,7 +70,7 @@ def extract(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     spec = profile.extract
     moments = shape.layers * DOUBLE * (shape.width**2 + shape.hidden**2)
     table = len(spec.sites) * spec.max_tokens * shape.layers * FLOAT * shape.hidden
-    batch = spec.batch_size * spec.sequence_length
+    batch = spec.batch_size * _length(spec, shape)
     seen = batch * (shape.layers * FLOAT * (2 * shape.hidden + shape.width) + DOUBLE * (shape.width + shape.hidden))
     spare = 2 * DOUBLE * shape.hidden**2
     products = 2 * spec.moment_tokens * shape.layers * (shape.width**2 + shape.hidden**2)
@@ -114,7 +117,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
         if isinstance(variant.windows, Blocks) or variant.windows.choose == "none":
             continue
         chosen = variant.windows
-        single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers)
+        single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist
         layouts = layouts if isinstance(chosen, Budget) or chosen.count > 1 else 0
         scored += 1 + len(single) + layouts
@@ -122,8 +125,8 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
     return Cost(
         LIBRARIES
         + 2 * FLOAT * shape.parameters
-        + max(_scoring(shape, spec.batch_size, spec.context), _fit(shape, variants)),
-        work=forward(shape, scored * spec.max_tokens) + fitted * FIT * shape.hidden**3,
+        + max(_scoring(shape, spec.batch_size, _answers(spec)), _fit(shape, variants)),
+        work=forward(shape, scored * (_budget(spec, shape) or 0)) + fitted * FIT * shape.hidden**3,
         runs=len(variants),
     )
 
@@ -159,14 +162,15 @@ def finetune(profile: Profile, variants: Mapping[str, Variant], shape: Shape) ->
 def perplexity(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
     """Before and after training, every token in as many windows as overlap there."""
     spec = profile.perplexity
-    tokens = 2 * (spec.max_tokens or 0) * spec.context / spec.stride
-    if spec.seed_protocol:
-        tokens += 2 * spec.seed_protocol.rows * spec.seed_protocol.length
+    budget, unknown = _budget(spec, shape), _key(spec, "perplexity")
+    tokens = 2 * (budget or 0) * _answers(spec) / getattr(spec, "stride", 1)
+    if protocol := getattr(spec, "seed_protocol", None):
+        tokens += 2 * protocol.rows * protocol.length
     return Cost(
-        LIBRARIES + FLOAT * shape.parameters + _scoring(shape, spec.batch_size, spec.context),
+        LIBRARIES + FLOAT * shape.parameters + _scoring(shape, spec.batch_size, _answers(spec)),
         work=forward(shape, len(variants) * tokens),
         runs=len(variants),
-        unknown="" if spec.max_tokens else "perplexity.max_tokens",
+        unknown="" if budget else unknown,
     )
 
 
@@ -206,8 +210,18 @@ def summarize(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -
 
 
 def generation(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
-    """The stages `generate` and `latency`: tokens one by one, twice before and after; rounds beside the original."""
+    """The stages `generate` and `latency`: tokens one by one, twice before and after; rounds beside the original.
+
+    Of images: forward passes, before and after, and rounds at every size of a batch.
+    """
     samples, spec = profile.generate, profile.latency
+    if hasattr(spec, "batch_sizes"):
+        rounds = 2 * (spec.warmup + spec.repeats) * sum(spec.batch_sizes) * shape.positions
+        return Cost(
+            LIBRARIES + 2 * FLOAT * shape.parameters + _activations(shape, max(spec.batch_sizes) * shape.positions),
+            work=forward(shape, len(variants) * (rounds + 2 * (_budget(samples, shape) or 0))),
+            runs=2 * len(variants),
+        )
     alone = 4 * len(samples.prompts) * samples.new_tokens + 2 * (spec.warmup + spec.repeats) * spec.new_tokens
     if spec.seed_protocol:
         alone += spec.seed_protocol.repeats * (spec.seed_protocol.length - spec.seed_protocol.prompt_tokens)
@@ -241,7 +255,7 @@ def stored(variant: Variant, shape: Shape) -> int:
     if not isinstance(surgery, Share | Collapse):
         return shape.parameters
     if isinstance(chosen, Blocks):
-        sizes = [len(group) for group in windows.blocks(shape.layers, chosen.size)]
+        sizes = [len(group) for group in windows.blocks(shape.layers, chosen.size, shape.borders)]
     else:
         sizes = [min(chosen.sizes)] * chosen.count
     gone = sum(size - 1 for size in sizes)
@@ -257,20 +271,42 @@ def _recoveries(profile: Profile, shape: Shape, sizes: list[int], trained: int, 
     A checkpoint for each seed, of models that store `sizes`; as many are `trained`, with `train: all`, and `taught`.
     """
     spec = profile.finetune
-    batch = spec.batch_size * spec.sequence_length
-    tokens = spec.epochs * (spec.max_tokens or 0) * len(spec.seeds)
-    evaluations = (1 + spec.validation.times) * spec.validation.max_tokens * len(spec.seeds)
+    batch, budget = spec.batch_size * _length(spec, shape), _budget(spec, shape)
+    tokens = spec.epochs * (budget or 0) * len(spec.seeds)
+    evaluations = (1 + spec.validation.times) * (_budget(spec.validation, shape) or 0) * len(spec.seeds)
     return Cost(
         LIBRARIES
         + (5 + bool(taught)) * FLOAT * shape.parameters
         + _activations(shape, batch)
-        + batch * FLOAT * shape.vocabulary * (TRAINED + (TAUGHT if taught else 0)),
+        + spec.batch_size * _answers(spec) * FLOAT * shape.vocabulary * (TRAINED + (TAUGHT if taught else 0)),
         FLOAT * len(spec.seeds) * sum(sizes),
         forward(shape, trained * (3 * tokens + evaluations) + taught * tokens),
         len(sizes),
-        "" if spec.max_tokens else "finetune.max_tokens",
+        "" if budget else _key(spec, "finetune"),
         STATES * 4 * FLOAT * shape.parameters,
     )
+
+
+def _length(section: Any, shape: Shape) -> int:
+    """Tokens of a row: of a sequence, or those that a model makes of an image."""
+    return getattr(section, "sequence_length", shape.positions)
+
+
+def _budget(section: Any, shape: Shape) -> int | None:
+    """The tokens that a section asks for, those of its images counted; None where that is all there are."""
+    if not hasattr(section, "max_images"):
+        return section.max_tokens
+    return section.max_images and section.max_images * shape.positions
+
+
+def _answers(section: Any) -> int:
+    """The logits of a row over the vocabulary, or the labels: one for each token, or for an image one."""
+    return getattr(section, "context", None) or getattr(section, "sequence_length", 1)
+
+
+def _key(section: Any, name: str) -> str:
+    """The key that says how many rows there are."""
+    return f"{name}.max_images" if hasattr(section, "max_images") else f"{name}.max_tokens"
 
 
 def _activations(shape: Shape, tokens: int) -> float:
