@@ -1,10 +1,11 @@
 # `make` lists the targets. Each makes the environment first, in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help repro check models test test-hub bench verify export harness ablation
+.PHONY: help repro check models test test-hub bench verify export harness ablation curve
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
 RECOVER ?= yes
+SIZES ?= 0.95,0.9,0.8,0.7,0.6,0.5
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
@@ -51,6 +52,9 @@ harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=r
 
 ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
 	@python -m stages.commands.ablate --window "$(WINDOW)" --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
+
+curve: .venv/ready ## Every method at several sizes: SIZES=0.9,0.8 RECOVER=0.8
+	@python -m stages.commands.curve --sizes "$(SIZES)" --recover "$(if $(filter yes,$(RECOVER)),no,$(RECOVER))" --to metrics/curve
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -49,13 +49,14 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
 
     calibration, watch = statistics.read(permutations, moments, device), partial(progress, what=f"search {variant}")
     if windows_spec.choose == "forms":
-        original, tried = mixing.search(view, calibration, windows_spec, score, watch)
+        probed = mixing.probe_all(view, calibration, windows_spec.forms, score, watch)
+        tried = mixing.search(view, calibration, windows_spec, probed, score, watch)
         return {
             "groups": [],
             "candidates": [],
             "forms": tried[0].plan,
             "tried": [{"forms": one.forms, "trusted": one.trusted, "perplexity": one.perplexity} for one in tried],
-            "original_perplexity": original,
+            "original_perplexity": probed.original,
             task.unit: len(held_out),
         }
     found = search(view, calibration, operation, windows_spec, score, watch)

@@ -63,8 +63,11 @@ def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, sh
             return math.exp(changed.model(text, labels=text).loss.item())
 
     spec = Forms(choose="forms", target_parameters=share)
-    original, tried = mixing.search(view, known, spec, score)
-    assert original == score(view) and [one.perplexity for one in tried] == sorted(one.perplexity for one in tried)
+    probed = mixing.probe_all(view, known, spec.forms, score)
+    tried = mixing.search(view, known, spec, probed, score)
+    assert probed.original == score(view) and [one.perplexity for one in tried] == sorted(
+        one.perplexity for one in tried
+    )
     assert {tuple(one.forms) for one in tried} == {("low_rank", "sparse"), ("low_rank",), ("sparse",)}
     target = targets.target(view.shape, share)
     for one in tried:

@@ -59,7 +59,7 @@ def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
         return [f"profiles.{profile}.task = {said}: the task of a model of type {shape.model_type} is {task}"]
     lines = list(lengths(profile, found.profiles[profile], shape))
     for name, variant in found.variants.items():
-        lines += _variant(f"variants.{name}", variant, shape)
+        lines += variant_mistakes(f"variants.{name}", variant, shape)
     return lines
 
 
@@ -98,7 +98,7 @@ def warnings(found: Params, shape: Shape) -> list[str]:
     return lines
 
 
-def _variant(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
+def variant_mistakes(where: str, variant: Variant, shape: Shape) -> Iterator[str]:
     """A line for every value of a variant that needs more layers, neurons or parameters than the model has."""
     chosen, surgery = variant.windows, variant.surgery
     broken = list(_windows(f"{where}.windows", chosen, shape))

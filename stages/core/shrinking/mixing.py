@@ -61,34 +61,55 @@ class Tried:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a search needs to know whatever the budget: the original's perplexity, all options, and their probes."""
+
+    original: float
+    options: dict[Matrix, list[Option]]
+    probes: dict[Matrix, list[tuple[float, float]]]
+
+
+@torch.no_grad()
+def probe_all(
+    view: ModelView,
+    calibration: Calibration,
+    forms: Iterable[str],
+    score: Callable[[ModelView], float],
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Probed:
+    """The options of every matrix, two of them tried alone. `score` maps a model to its held-out perplexity."""
+    original, found, probes = score(view), {}, {}
+    for layer, role in watch(matrices(view)):
+        found[layer, role] = options(view, calibration, layer, role, forms)
+        probes[layer, role] = probe(view, calibration, (layer, role), found[layer, role], score, original)
+    return Probed(original, found, probes)
+
+
 @torch.no_grad()
 def search(
     view: ModelView,
     calibration: Calibration,
     spec: Forms,
+    probed: Probed,
     score: Callable[[ModelView], float],
     watch: Callable[[Iterable], Iterable] = iter,
-) -> tuple[float, list[Tried]]:
-    """The original's perplexity, and every plan that was scored, the best first.
+) -> list[Tried]:
+    """Every plan that was scored, the best first.
 
-    `score` maps a model to its perplexity on held-out text. Each form alone is tried, too, as its baseline spends the
-    budget. So the best plan is no worse there than the best of these baselines.
+    Each form alone is tried, too, as its baseline spends the budget. So the best plan is no worse on the text of
+    `score` than the best of these baselines.
     """
-    original = score(view)
-    found = {(layer, role): options(view, calibration, layer, role, spec.forms) for layer, role in matrices(view)}
-    probes = {
-        matrix: probe(view, calibration, matrix, found[matrix], score, original) for matrix in watch(matrices(view))
-    }
     room = targets.room(view.shape, spec.target_parameters)
     plans = [
-        (list(forms), trusted, _plan(allot(_of_forms(found, forms), harm_by(probes, trusted), room)))
+        (list(forms), trusted, _plan(allot(_of_forms(probed.options, forms), harm_by(probed.probes, trusted), room)))
         for forms in dict.fromkeys([tuple(spec.forms), *((form,) for form in spec.forms)])
         for trusted in TRUSTED
     ] + [([form], None, plan) for form in spec.forms for plan in SINGLE[form](view, calibration, room)]
     tried = [
         Tried(forms, trusted, score(mix(view, calibration, plan)[0]), plan) for forms, trusted, plan in watch(plans)
     ]
-    return original, sorted(tried, key=_perplexity)
+    return sorted(tried, key=_perplexity)
 
 
 def _perplexity(tried: Tried) -> float:

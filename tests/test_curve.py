@@ -1,0 +1,36 @@
+"""Every method at a given size: it stores at most that, and a size that it cannot reach is left out."""
+
+import pytest
+import tiny
+
+from stages.commands import curve as command
+from stages.core.architecture import targets
+from stages.core.process.errors import UserError
+from stages.core.shrinking import curve
+
+
+def test_every_method_stores_at_most_the_size():
+    model = tiny.model("llama")
+    view, known, asked = tiny.view(model), tiny.calibration(model), []
+
+    def score(changed):
+        asked.append(changed)
+        return 2.0 + len(asked) / 1000
+
+    found = list(curve.made(view, known, [0.9], score))
+    assert [name for name, *_ in found] == [name for name in curve.METHODS if curve.fits(name, 0.9, view.shape)]
+    assert {"softshare", "mix", "pruned", "dropped", "basis_2"} <= {name for name, *_ in found}
+    for name, share, changed, _ in found:
+        assert tiny.count(changed.model)["parameters"] <= targets.target(view.shape, share), name
+
+
+def test_a_size_out_of_reach_is_left_out():
+    shape = tiny.view(tiny.model("gpt2")).shape
+    assert not curve.fits("svd", 0.01, shape) and curve.fits("svd", 0.9, shape)
+
+
+@pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%"])
+def test_sizes_are_shares(said):
+    with pytest.raises(UserError, match="SIZES = .*: shares of the original's parameters are needed"):
+        command._shares("SIZES", said)
+    assert command._shares("SIZES", "0.8,0.9,0.8") == [0.9, 0.8]
