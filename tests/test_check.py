@@ -147,12 +147,12 @@ def test_a_gguf_file_that_is_damaged_is_named(tmp_path):
             shape.of_gguf(path)
     with pytest.raises(UserError, match="nowhere.gguf"):
         shape.of_source(str(tmp_path), None, "nowhere.gguf")
-    GGUFWriter(path, "bloom").write_header_to_file()
-    writer = GGUFWriter(path, "bloom")
+    GGUFWriter(path, "mamba").write_header_to_file()
+    writer = GGUFWriter(path, "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(UserError, match="model.gguf: model type 'bloom' is not supported"):
+    with pytest.raises(UserError, match="model.gguf: model type 'mamba' is not supported"):
         shape.of_gguf(path)
 
 
@@ -544,8 +544,9 @@ def test_more_of_anything_costs_more(tmp_path):
 # The command
 
 
-def test_the_command_imports_no_torch_and_passes_here():
-    heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'gguf'}"
+def test_the_command_opens_no_model_and_passes_here():
+    """Torch is there to count a model's parameters without memory for them."""
+    heavy = "{'datasets', 'gguf', 'pyarrow'}"
     program = f"import sys; from stages.commands import check; check.main(); print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -121,7 +121,7 @@ SAME = {
         "gemma2", TIED | {"query_pre_attn_scalar": 12}, WIDTHS | {"attention.sliding_window": 6}, {},
     ),
     "gemma 3": (
-        "gemma3_text", {"query_pre_attn_scalar": 12, "num_hidden_layers": 7},
+        "gemma3_text", {"query_pre_attn_scalar": 12, "num_hidden_layers": 7, "layer_types": None},
         WIDTHS | {"attention.sliding_window": 6}, {},
     ),
     "gemma 3 scaled": (
@@ -129,7 +129,7 @@ SAME = {
         {"query_pre_attn_scalar": 12, "rope_parameters": {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-        }, "num_hidden_layers": 7},
+        }, "num_hidden_layers": 7, "layer_types": None},
         WIDTHS | {"attention.sliding_window": 6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
                   "rope.freq_base_swa": 100.0}, {},
     ),

@@ -33,23 +33,74 @@ _LLAMA = {
     "max_position_embeddings": POSITIONS,
     "tie_word_embeddings": False,
 }
+_WIDE_HEADS = {**_LLAMA, "head_dim": 12}
+_GPT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": POSITIONS}
+_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 # Tied and untied embeddings, FFNs with and without biases and gates, attention with and without biases.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": POSITIONS},
+    "gpt2": _GPT,
+    "gpt_neo": {
+        "hidden_size": WIDTH,
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2], [["local"], 1]],
+        "window_size": 4,
+        "max_position_embeddings": POSITIONS,
+    },
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "starcoder2": {**_LLAMA, "sliding_window": 6},
+    "gpt_neox": {**_LLAMA, "rope_parameters": _PARTIAL},
+    "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4},
+    "falcon": {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": POSITIONS,
+    },
+    "opt": {**_LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 24, "tie_word_embeddings": True},
+    "phi": {**_LLAMA, "rope_parameters": _PARTIAL},
+    "phi3": {**_LLAMA, "sliding_window": 6},
     "llama": {**_LLAMA, "tie_word_embeddings": True, "mlp_bias": True},
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
-    "qwen3": {**_LLAMA, "head_dim": 12},
-    "gemma": {**_LLAMA, "head_dim": 12, "tie_word_embeddings": True},
-    "gemma2": {**_LLAMA, "head_dim": 12, "sliding_window": 6},
-    "gemma3_text": {**_LLAMA, "head_dim": 12, "sliding_window": 6, "tie_word_embeddings": True},
+    "qwen3": _WIDE_HEADS,
+    "stablelm": {**_LLAMA, "rope_parameters": _PARTIAL},
+    "cohere": {**_LLAMA, "tie_word_embeddings": True},
+    "gemma": {**_WIDE_HEADS, "tie_word_embeddings": True},
+    "smollm3": {**_LLAMA, "no_rope_layers": [1, 0, 1, 1, 0]},
+    "granite": {**_LLAMA, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 3.0},
+    "gemma2": {**_WIDE_HEADS, "sliding_window": 6},
+    "gemma3_text": {
+        **_WIDE_HEADS,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+        "tie_word_embeddings": True,
+    },
+    "olmo2": _LLAMA,
 }
-every_family = pytest.mark.parametrize("name", CONFIGS)
+# Other configs of a family that change its modules or what its blocks add.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2 numbered": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False}),
+    "gpt_neox in turn": ("gpt_neox", {"use_parallel_residual": False}),
+    "bloom normed": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "falcon new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon in turn": ("falcon", {"parallel_attn": False, "alibi": True}),
+    "opt normed after": ("opt", {"do_layer_norm_before": False}),
+    "opt without biases": ("opt", {"enable_bias": False, "word_embed_proj_dim": WIDTH}),
+    "llama without biases": ("llama", {"mlp_bias": False, "attention_bias": True}),
+    "qwen2 with windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}),
+    "stablelm parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "cohere normed": ("cohere", {"use_qk_norm": True}),
+    "phi normed": ("phi", {"qk_layernorm": True}),
+}
+# What holds for the algebra of FFNs holds for these; `test_families` runs every family.
+every_family = pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen2"])
 
 
 def model(name: str, seed: int = 0, **options: Any) -> Any:
     """A model in evaluation mode with all parameters drawn anew, norms about 1, all else about 0."""
-    config = AutoConfig.for_model(name, **{**_COMMON, **CONFIGS[name], **options})
+    name, more = VARIANTS.get(name, (name, {}))
+    config = AutoConfig.for_model(name, **{**_COMMON, **CONFIGS[name], **more, **options})
     built = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

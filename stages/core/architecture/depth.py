@@ -17,7 +17,8 @@ from stages.core.architecture.weights import described
 # Keys of config.json that number the outputs of a model used as a backbone; an image classifier is none.
 BACKBONE = {"out_features", "out_indices", "_out_features", "_out_indices", "stage_names"}
 
-# Layer -> module (`block`, `ffn`, or `out`, the FFN's output matrix) -> its input and its output, (tokens, d) each.
+# Layer -> its input and its output, (tokens, d) each, of: `block`; `ffn`, from the input of its matrices to the output
+# of its matrix `out`; `out`, that matrix; `norm`, the norm after the FFN, where there is one.
 Records = dict[int, dict[str, tuple[Tensor, Tensor]]]
 
 
@@ -30,10 +31,11 @@ def keep_layers(view: ModelView, kept: list[int]) -> ModelView:
     family, config = view.family, described(view.model)
     for key in family.per_layer & config.keys():
         if config[key] is not None:
-            config[key] = [config[key][layer] for layer in kept]
+            config[key] = _cut(config[key], kept)
     for key in BACKBONE & config.keys():
         del config[key]
-    *above, key = family.config["layers"].split(".")
+    *above, key = family.depth.split(".")
+    key = view.model.config.attribute_map.get(key, key)
     inner = reduce(getitem, above, config)
     depths = [sum(first <= layer < first + depth for layer in kept) for first, depth in view.stacks]
     inner[key] = depths if isinstance(inner[key], (list, tuple)) else len(kept)
@@ -53,6 +55,14 @@ def keep_layers(view: ModelView, kept: list[int]) -> ModelView:
     return shallow
 
 
+def _cut(entries: list[Any], kept: list[int]) -> list[Any]:
+    """The entries of the layers `kept`, one for each layer or, in the same form, patterns and how often they come."""
+    if not isinstance(entries[0], list):
+        return [entries[layer] for layer in kept]
+    every = [entry for pattern, times in entries for entry in pattern * times]
+    return [[[every[layer] for layer in kept], 1]]
+
+
 @contextmanager
 def record_blocks(view: ModelView, layers: Iterable[int]) -> Iterator[Records]:
     """Within the context, every forward pass leaves the inputs and outputs of the modules of `layers` in the records.
@@ -62,8 +72,12 @@ def record_blocks(view: ModelView, layers: Iterable[int]) -> Iterator[Records]:
     records: Records = {layer: {} for layer in layers}
     handles = []
     for layer, record in records.items():
-        modules = {"block": view.blocks[layer], "ffn": view.ffn(layer), "out": view.linears(layer)["out"]}
-        handles += [module.register_forward_hook(_recorder(record, name)) for name, module in modules.items()]
+        linears, norm = view.linears(layer), view.norm_after(layer)
+        handles.append(view.blocks[layer].register_forward_hook(_recorder(record, "block")))
+        handles.append(linears["in"].register_forward_hook(_recorder(record, "in")))
+        handles.append(linears["out"].register_forward_hook(_recorder(record, "out")))
+        if norm is not None:
+            handles.append(norm.register_forward_hook(_recorder(record, "norm")))
     try:
         yield records
     finally:
@@ -75,7 +89,14 @@ def _recorder(record: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
     """A forward hook that keeps a module's input and output under a name."""
 
     def hook(_: Any, args: tuple, output: Any) -> None:
+        if name == "in":
+            record["ffn"] = _rows(args[0]), torch.empty(0)
+            return
         record[name] = _rows(args[0]), _rows(output)
+        if name == "out":
+            # A copy: some families add attention's output to this very tensor.
+            record[name] = record[name][0], record[name][1].clone()
+            record["ffn"] = record["ffn"][0], record[name][1]
 
     return hook
 
@@ -96,6 +117,7 @@ class Walk:
         """batches: inputs of forward passes, as `ModelView.run` takes them, on the model's device."""
         self.view, self.batches = view, batches
         self.positions: list[tuple[int, Tensor | None]] = [(0, None)] * len(batches)
+        self.packed = False  # whether a block gives its output as the first of several
 
     @torch.no_grad()
     def advance(self, number: int, layer: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -117,7 +139,7 @@ class Walk:
     def fork(self, view: ModelView | None = None) -> "Walk":
         """Another walk from the same positions, through `view` if given, whose layers up to there must be the same."""
         other = Walk(view or self.view, self.batches)
-        other.positions = list(self.positions)
+        other.positions, other.packed = list(self.positions), self.packed
         return other
 
     @contextmanager
@@ -128,18 +150,22 @@ class Walk:
         """
         blocks, reached = self.view.blocks, []
 
-        def stop(_: Any, args: tuple, __: Any) -> None:
+        def stop(_: Any, args: tuple, output: Any) -> None:
+            self.packed = isinstance(output, tuple)
             reached.append(args[0])
             raise _StopForward
 
         def resume(_: Any, args: tuple) -> tuple:
             return (states, *args[1:])
 
+        def skip(states: Tensor, *_: Any, **__: Any) -> Any:
+            return (states, None) if self.packed else states
+
         handles = [blocks[last].register_forward_hook(stop)]
         if states is not None:
             handles.append(blocks[start].register_forward_pre_hook(resume))
         for block in blocks[:start]:
-            block.forward = _skip_pair if self.view.family.pairs else _skip
+            block.forward = skip
         try:
             yield reached
         finally:
@@ -147,16 +173,6 @@ class Walk:
                 handle.remove()
             for block in blocks[:start]:
                 del block.forward
-
-
-def _skip(states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """The forward pass of a block that is passed over."""
-    return states
-
-
-def _skip_pair(states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-    """The same of a block that returns a pair."""
-    return states, None
 
 
 class _StopForward(Exception):

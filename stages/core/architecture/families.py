@@ -2,7 +2,7 @@
 
 A family is one row, which `stages.core.architecture.view` reads. The roles of an FFN's matrices are `in` (d_model to
 d_ff), `gate` (the other such matrix of a gated FFN, whose output goes through the activation function) and `out` (d_ff
-to d_model).
+to d_model). What a row does not say, such as sizes, biases, norms and tied embeddings, is read off the model itself.
 """
 
 from collections.abc import Mapping
@@ -18,25 +18,24 @@ class Family:
 
     model_types: the values of `config.model_type` that it describes.
     layers: dotted path from the model to its list of blocks; `*` stands for every stage of a model that has stages.
-    ffn: dotted path from a block to its FFN.
-    matrices: role -> attribute of the FFN that holds that linear map.
+    ffn: dotted path from a block to its FFN; empty where the block itself holds the matrices.
+    matrices: role -> dotted path from the FFN to that linear map.
     activated: the role whose output is the pre-activation, which goes through the activation function.
+    activation: attribute of the FFN that holds the activation function.
     transposed: True where a weight is stored as (d_in, d_out), as in GPT-2's Conv1D.
-    config: size that `stages.core.architecture.shape` reads -> its key in config.json.
-    biases: `qkv`, `o` (attention) and `ffn` -> whether they have biases, or the key in config.json that says so.
-    norm_vectors: the number of vectors that a norm stores.
-    norms: the norms of d_model in a block.
-    head_norms: whether queries and keys have a norm, of the width of a head, each.
-    learned_positions: whether positions have an embedding.
-    tied: whether the embeddings are tied if config.json does not say.
-    hidden_per_width: d_ff / d_model if config.json does not give d_ff; None where config.json must give it.
-    per_layer: the keys of config.json that hold one entry for each layer.
+    fused: attribute of the FFN that holds several linear maps as one -> their roles, in the order of its rows. The
+        path of such a role is the attribute, a dot, and the role.
+    norm_after: dotted path from a block to the norm that the FFN's output goes through before it is added to the
+        residual stream; None where there is none.
+    multiplier: the key of config.json with a number that the FFN's output is multiplied by before it is added.
+    per_layer: the keys of config.json that hold one entry for each layer, or patterns of entries with how often each
+        pattern comes.
     numbered: the key of config.json that makes layer n divide its attention scores by n + 1; None where there is none.
     queries: dotted path from a block to the linear map whose first d_model outputs are the queries.
+    depth: dotted path in config.json to the number of layers, or to one number a stage.
     task: what such models are studied at, a key of `stages.core.tasks.choice.TASKS`.
     options: what a forward pass is told besides its batch.
     scale: dotted path from a block to the vector that multiplies its FFN's output; None where there is none.
-    pairs: whether a block returns a pair, of which the second is not the residual stream's.
     """
 
     model_types: tuple[str, ...]
@@ -44,84 +43,78 @@ class Family:
     ffn: str
     matrices: Mapping[str, str]
     activated: str
-    config: Mapping[str, str]
-    biases: Mapping[str, bool | str]
-    norm_vectors: int
-    learned_positions: bool
-    tied: bool
-    norms: int = 2
-    head_norms: bool = False
+    activation: str
     transposed: bool = False
-    hidden_per_width: int | None = None
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    norm_after: str | None = None
+    multiplier: str | None = None
     per_layer: frozenset[str] = frozenset({"layer_types"})
     numbered: str | None = None
     queries: str | None = None
+    depth: str = "num_hidden_layers"
     task: str = "language"
     options: Mapping[str, Any] = field(default_factory=lambda: {"use_cache": False})
     scale: str | None = None
-    pairs: bool = False
 
 
+_GPT = Family(
+    model_types=(),
+    layers="transformer.h",
+    ffn="mlp",
+    matrices={"in": "c_fc", "out": "c_proj"},
+    activated="in",
+    activation="act",
+)
+_NEOX = replace(_GPT, layers="gpt_neox.layers", matrices={"in": "dense_h_to_4h", "out": "dense_4h_to_h"})
 _LLAMA = Family(
-    model_types=("llama",),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "stablelm", "cohere", "gemma"),
     layers="model.layers",
     ffn="mlp",
     matrices={"gate": "gate_proj", "in": "up_proj", "out": "down_proj"},
     activated="gate",
-    config={
-        "layers": "num_hidden_layers",
-        "width": "hidden_size",
-        "hidden": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "vocabulary": "vocab_size",
-        "heads": "num_attention_heads",
-        "key_heads": "num_key_value_heads",
-        "head_width": "head_dim",
-    },
-    biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": "mlp_bias"},
-    norm_vectors=1,
-    learned_positions=False,
-    tied=False,
+    activation="act_fn",
 )
-_GEMMA = replace(_LLAMA, biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": False}, tied=True)
 
 FAMILIES = (
-    Family(
+    replace(
+        _GPT,
         model_types=("gpt2",),
-        layers="transformer.h",
-        ffn="mlp",
-        matrices={"in": "c_fc", "out": "c_proj"},
-        activated="in",
-        config={
-            "layers": "n_layer",
-            "width": "n_embd",
-            "hidden": "n_inner",
-            "positions": "n_positions",
-            "vocabulary": "vocab_size",
-            "heads": "n_head",
-        },
-        biases={"qkv": True, "o": True, "ffn": True},
-        norm_vectors=2,
-        learned_positions=True,
-        tied=True,
         transposed=True,
-        hidden_per_width=4,
         numbered="scale_attn_by_inverse_layer_idx",
         queries="attn.c_attn",
     ),
-    _LLAMA,
-    replace(_LLAMA, model_types=("mistral",), biases={"qkv": False, "o": False, "ffn": False}),
-    replace(_LLAMA, model_types=("qwen2",), biases={"qkv": True, "o": False, "ffn": False}),
+    replace(_GPT, model_types=("gpt_neo",), per_layer=frozenset({"attention_types", "attention_layers"})),
+    replace(_GPT, model_types=("gptj",), matrices={"in": "fc_in", "out": "fc_out"}),
+    replace(_GPT, model_types=("starcoder2",), layers="model.layers"),
+    replace(_NEOX, model_types=("gpt_neox",)),
+    replace(_NEOX, model_types=("bloom",), layers="transformer.h", activation="gelu_impl"),
+    replace(_NEOX, model_types=("falcon",), layers="transformer.h"),
+    replace(
+        _GPT,
+        model_types=("opt",),
+        layers="model.decoder.layers",
+        ffn="",
+        matrices={"in": "fc1", "out": "fc2"},
+        activation="activation_fn",
+    ),
+    replace(
+        _GPT,
+        model_types=("phi",),
+        layers="model.layers",
+        matrices={"in": "fc1", "out": "fc2"},
+        activation="activation_fn",
+    ),
     replace(
         _LLAMA,
-        model_types=("qwen3",),
-        biases={"qkv": "attention_bias", "o": "attention_bias", "ffn": False},
-        head_norms=True,
+        model_types=("phi3",),
+        matrices={"gate": "gate_up_proj.gate", "in": "gate_up_proj.in", "out": "down_proj"},
+        fused={"gate_up_proj": ("gate", "in")},
+        activation="activation_fn",
     ),
-    replace(_GEMMA, model_types=("gemma",)),
-    # Gemma 2 and 3 have norms after attention and after the FFN, too.
-    replace(_GEMMA, model_types=("gemma2",), norms=4),
-    replace(_GEMMA, model_types=("gemma3_text",), norms=4, head_norms=True),
+    _LLAMA,
+    replace(_LLAMA, model_types=("smollm3",), per_layer=frozenset({"layer_types", "no_rope_layers"})),
+    replace(_LLAMA, model_types=("granite",), multiplier="residual_multiplier"),
+    replace(_LLAMA, model_types=("gemma2", "gemma3_text", "olmo2"), norm_after="post_feedforward_layernorm"),
 )
 
 

@@ -190,8 +190,16 @@ def blank(config: dict[str, Any]) -> Any:
     return model
 
 
+def outline(config: dict[str, Any]) -> Any:
+    """A stock model of this config whose parameters take no memory: shapes without values, on torch's meta device."""
+    import torch
+
+    with torch.device("meta"):
+        return blank(config)
+
+
 def check_fits(model: Any, key: str, length: int) -> None:
     """Raise UserError where sequences of `length` tokens exceed the model's positions."""
-    most = model.config.max_position_embeddings
-    if length > most:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
         raise UserError(f"params.yaml: {key} = {length}: this model takes at most {most} positions")

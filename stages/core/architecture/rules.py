@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.core.architecture import targets, windows
 from stages.core.architecture.families import family_of
-from stages.core.architecture.shape import Shape, of_folder
+from stages.core.architecture.shape import Shape, longest, of_folder
 from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.params import Params
@@ -38,7 +38,7 @@ def validate(profile: str, model: Path) -> None:
 
 def validate_variant(profile: str, checkpoint: Path) -> None:
     """Raise UserError where a length exceeds the positions of a variant, which may have lost layers."""
-    refuse(list(lengths(profile, params.load().profiles[profile], of_folder(checkpoint))))
+    refuse(list(lengths(profile, params.load().profiles[profile], longest(checkpoint))))
 
 
 def validate_shape(profile: str, shape: Shape) -> None:
@@ -57,17 +57,17 @@ def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
     said, task = found.profiles[profile].task, family_of(shape.model_type).task
     if said != task:
         return [f"profiles.{profile}.task = {said}: the task of a model of type {shape.model_type} is {task}"]
-    lines = list(lengths(profile, found.profiles[profile], shape))
+    lines = list(lengths(profile, found.profiles[profile], shape.positions))
     for name, variant in found.variants.items():
         lines += variant_mistakes(f"variants.{name}", variant, shape)
     return lines
 
 
-def lengths(name: str, profile: Profile, shape: Shape) -> Iterator[str]:
-    """A line for every length that exceeds the model's positions, in tokens."""
+def lengths(name: str, profile: Profile, positions: int | None) -> Iterator[str]:
+    """A line for every length that exceeds the model's positions, in tokens. None: any length is allowed."""
     for key, length in profile.lengths.items():
-        if length > shape.positions:
-            yield f"profiles.{name}.{key} = {length}: this model takes at most {shape.positions} positions"
+        if positions is not None and length > positions:
+            yield f"profiles.{name}.{key} = {length}: this model takes at most {positions} positions"
 
 
 def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""A model's sizes before it is opened: from config.json, a GGUF header, or the hub. Imports no torch."""
+"""A model's sizes before it is opened: from config.json, a GGUF header, or the hub.
+
+The model that a config describes is built without memory, and measured. Only that imports torch.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.architecture import gguf_config, gguf_header
-from stages.core.architecture.families import Family, family_of
+from stages.core.architecture.families import family_of
 from stages.core.process.errors import UserError
 
 TIMEOUT = 1.0  # seconds for the hub to answer
 
-# Size, as in a family's `config` -> its key in GGUF, after the name of the architecture and a dot.
+# The sizes that a config.json must give where its class has a default for them, which is one checkpoint's.
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+# Setting of config.json -> its key in GGUF, after the name of the architecture and a dot.
 GGUF = {
-    "layers": "block_count",
-    "width": "embedding_length",
-    "hidden": "feed_forward_length",
-    "positions": "context_length",
-    "vocabulary": "vocab_size",
-    "heads": "attention.head_count",
-    "key_heads": "attention.head_count_kv",
-    "head_width": "rope.dimension_count",
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
 }
 
 
@@ -40,25 +44,29 @@ class Stage:
 class Shape:
     """Sizes of a decoder all of whose layers are alike.
 
-    width: d_model. hidden: d_ff. positions: the longest sequence. biases: those of `qkv`, `o` and `ffn` that it has.
+    width: d_model. hidden: d_ff. positions: the longest sequence, None where there is no longest one. key_heads: heads
+    of keys and values. biases: `ffn` where the FFN has biases. parts: its stages. parameters: all, tied embeddings
+    counted once.
     """
 
     model_type: str
     layers: int
     width: int
     hidden: int
-    positions: int
+    positions: int | None
     vocabulary: int
     heads: int
     key_heads: int
     head_width: int
     tied: bool
     biases: frozenset[str]
+    parts: tuple[Stage, ...]
+    parameters: int
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of a model, only within which layers can share: here one."""
-        return (Stage(0, self.layers, self.width, self.hidden, self.block),)
+        """The stages of a model, only within which layers can share: layers of equal sizes that follow each other."""
+        return self.parts
 
     @property
     def deepest(self) -> Stage:
@@ -107,70 +115,96 @@ class Shape:
 
     @property
     def block(self) -> int:
-        """Parameters of one layer: attention, FFN and norms."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        attention = 2 * self.width * (queries + keys)
-        attention += (queries + 2 * keys) * ("qkv" in self.biases) + self.width * ("o" in self.biases)
-        family = family_of(self.model_type)
-        norms = family.norms * self._norm + 2 * family.head_norms * self.head_width
-        return attention + self.ffn_matrices + self.ffn_biases + norms
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, tied embeddings counted once."""
-        embeddings = self.vocabulary * (1 if self.tied else 2)
-        embeddings += self.positions if family_of(self.model_type).learned_positions else 0
-        return embeddings * self.width + self.layers * self.block + self._norm
-
-    @property
-    def _norm(self) -> int:
-        return family_of(self.model_type).norm_vectors * self.width
+        """Parameters of one layer of the deepest stage."""
+        return self.deepest.block
 
     def __str__(self) -> str:
+        longest = "any number of" if self.positions is None else self.positions
         return (
             f"{self.model_type}, {self.layers} layers, width {self.width}, FFN {self.hidden}, {self.heads} heads, "
-            f"{self.positions} positions, vocabulary {self.vocabulary}, {'' if self.tied else 'un'}tied embeddings, "
+            f"{longest} positions, vocabulary {self.vocabulary}, {'' if self.tied else 'un'}tied embeddings, "
             f"{self.parameters:,} parameters"
         )
 
 
 def of_config(config: Mapping[str, Any], where: str) -> Shape:
     """The shape that a config.json describes. Raises UserError with the prefix `where` if it describes none."""
+    from stages.core.architecture import opening, vision_shape
+
+    model_type = config.get("model_type")
     try:
         refuse_odd(config)
-        family = family_of(config.get("model_type"))
+        if family_of(model_type).task == "image_classification":
+            return vision_shape.of_config(config, where)
+        _refuse_sizes(config)
+        return measure(opening.outline(dict(config)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    if family.task == "image_classification":
-        from stages.core.architecture import vision_shape
+    except Exception as error:  # transformers raises nearly anything at a config that makes no sense
+        raise UserError(f"{where}: describes no {model_type}: {' '.join(str(error).split())[:200]}") from error
 
-        return vision_shape.of_config(config, where)
 
-    def size(what: str, otherwise: int | None = None) -> int:
-        name = family.config.get(what)
-        value = config.get(name)
-        value = otherwise if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where}: {name} = {value!r}: a whole number from 1 is needed")
-        return value
+def of_model(model: Any) -> Shape:
+    """The sizes of a model by its config, those of the dense model where weights are shared or factored."""
+    from stages.core.architecture.weights import described
 
-    def says(key: bool | str | None, otherwise: bool) -> bool:
-        return bool(config.get(key, otherwise)) if isinstance(key, str) else bool(key)
+    return of_config(described(model), type(model).__name__)
 
-    width, heads = size("width"), size("heads")
+
+def measure(stock: Any) -> Shape:
+    """The sizes of a stock model, read off its modules. Raises UserError where its layers are not all alike."""
+    from stages.core.architecture.view import ModelView
+    from stages.core.architecture.weights import is_tied
+
+    view, config = ModelView(stock), stock.config
+    first, *others = ({name: p.shape for name, p in block.named_parameters()} for block in view.blocks)
+    if differing := [layer for layer, shapes in enumerate(others, 1) if shapes != first]:
+        raise UserError(f"layer {differing[0]} has other sizes than layer 0: all layers have to be alike")
+    width, heads = view.width(0), config.num_attention_heads
     return Shape(
-        model_type=config["model_type"],
-        layers=size("layers"),
+        model_type=config.model_type,
+        layers=view.depth,
         width=width,
-        hidden=size("hidden", family.hidden_per_width and family.hidden_per_width * width),
-        positions=size("positions"),
-        vocabulary=size("vocabulary"),
+        hidden=view.neurons(0),
+        positions=getattr(config, "max_position_embeddings", None),
+        vocabulary=config.vocab_size,
         heads=heads,
-        key_heads=size("key_heads", heads),
-        head_width=size("head_width", width // heads),
-        tied=says("tie_word_embeddings", family.tied),
-        biases=frozenset(part for part, key in family.biases.items() if says(key, False)),
+        key_heads=getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads,
+        head_width=getattr(config, "head_dim", None) or width // heads,
+        tied=is_tied(stock),
+        biases=frozenset({"ffn"} if view.linears(0)["in"].bias is not None else ()),
+        parts=(Stage(0, view.depth, width, view.neurons(0), sum(shape.numel() for shape in first.values())),),
+        parameters=sum(parameter.numel() for parameter in stock.parameters()),
     )
+
+
+def longest(folder: Path) -> int | None:
+    """The longest sequence of the model in a folder, by its config.json alone; None where it says none."""
+    config = read_mapping(folder / "config.json")
+    dense = config.get("dense")
+    config = dense if isinstance(dense, dict) else config
+    return config.get("max_position_embeddings", config.get("n_positions"))
+
+
+def _refuse_sizes(config: Mapping[str, Any]) -> None:
+    """Raise UserError where a size of a config.json is no number, or missing where its class would make one up."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[config["model_type"]]
+    for size in SIZES:
+        name = kind.attribute_map.get(size, size)
+        needed = isinstance(default := getattr(kind, name, None), int)
+        value = config.get(name, config.get(size))
+        if needed and not {name, size} & config.keys():
+            # A class may know the size by an older name as well.
+            built = getattr(kind(**config), name)
+            value = None if built == default else built
+        if (value is not None or needed) and not _counts(value):
+            raise UserError(f"{name} = {value!r}: a whole number from 1 is needed")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def refuse_odd(config: Mapping[str, Any]) -> None:
@@ -184,11 +218,6 @@ def refuse_odd(config: Mapping[str, Any]) -> None:
         raise UserError("it names code of its own (auto_map), which is not run: the stock class may compute otherwise")
     if config.get("per_layer_config"):
         raise UserError("it has a per_layer_config: layers of different shapes are not supported")
-
-
-def of_model(model: Any) -> Shape:
-    """The shape of a stock model."""
-    return of_config(model.config.to_dict(), type(model).__name__)
 
 
 def of_folder(folder: Path) -> Shape:
@@ -225,11 +254,15 @@ def of_gguf(path: Path) -> Shape:
     kind = values.get("general.architecture")
     model_type = gguf_config.MODEL_TYPES.get(kind, kind)
     try:
-        family: Family = family_of(model_type)
+        family_of(model_type)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    config = {name: values.get(f"{kind}.{GGUF[what]}") for what, name in family.config.items()}
-    config[family.config["vocabulary"]] = values.get(f"{kind}.vocab_size", values.get("tokenizer.ggml.tokens"))
+    from transformers import CONFIG_MAPPING
+
+    names = CONFIG_MAPPING[model_type].attribute_map
+    config = {names.get(name, name): values.get(f"{kind}.{key}") for name, key in GGUF.items()}
+    config = {name: value for name, value in config.items() if value is not None}
+    config["vocab_size"] = int(values.get(f"{kind}.vocab_size", values.get("tokenizer.ggml.tokens", 0)))
     config |= {"tie_word_embeddings": "output.weight" not in tensors, "model_type": model_type}
     return of_config(config | gguf_config.changes(path, values, tensors), str(path))
 

@@ -5,6 +5,7 @@ that only runs a model, such as an evaluation, takes the model itself.
 """
 
 import copy
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from stages.core.architecture.families import family_of
 from stages.core.architecture.ffn import Ffn
+from stages.core.architecture.fused import FusedLinear
 from stages.core.architecture.shape import Shape, of_model
 
 
@@ -26,7 +28,8 @@ class ModelView:
     blocks: the blocks themselves.
     stacks: (first layer, number of layers) of every stage; most models have one.
 
-    Raises UserError where the model is of no supported family.
+    Linear maps that the stock model holds as one are apart from now on (see stages.core.architecture.fused). `fuse`
+    gives their tensors under the stock names. Raises UserError where the model is of no supported family.
     """
 
     def __init__(self, model: Any):
@@ -37,6 +40,11 @@ class ModelView:
         self.blocks = [model.get_submodule(name) for name in self.names]
         starts = accumulate([0, *map(len, found)])
         self.stacks = [(first, len(names)) for first, names in zip(starts, found) if names]
+        for layer in range(self.depth):
+            for attribute, roles in self.family.fused.items():
+                linear = getattr(self.ffn(layer), attribute)
+                if isinstance(linear, nn.Linear):
+                    setattr(self.ffn(layer), attribute, FusedLinear(linear, roles))
 
     def _within(self, path: str) -> list[str]:
         """The names of the blocks of a stack that have an FFN."""
@@ -87,17 +95,43 @@ class ModelView:
         return paths if blocks is self.names else {role: each[0] for role, each in paths.items()}
 
     def ffn(self, layer: int) -> nn.Module:
-        """The FFN module of a layer."""
+        """The module of a layer that holds its FFN's linear maps; it may hold more."""
         return self.blocks[layer].get_submodule(self.family.ffn)
 
     def linears(self, layer: int) -> dict[str, nn.Module]:
         """Role -> linear map of a layer's FFN."""
         ffn = self.ffn(layer)
-        return {role: getattr(ffn, name) for role, name in self.family.matrices.items()}
+        return {role: ffn.get_submodule(path) for role, path in self.family.matrices.items()}
 
     def replace(self, layer: int, role: str, linear: nn.Module) -> None:
         """Put another linear map in the place of one of a layer's FFN."""
-        setattr(self.ffn(layer), self.family.matrices[role], linear)
+        self.ffn(layer).set_submodule(self.family.matrices[role], linear)
+
+    def parameters(self, layer: int) -> list[nn.Parameter]:
+        """The parameters of a layer's FFN."""
+        return [parameter for linear in self.linears(layer).values() for parameter in linear.parameters()]
+
+    def compute(self, layer: int, x: Tensor) -> Tensor:
+        """The output of a layer's FFN for x, (..., d_model): what its matrix `out` gives, before any norm."""
+        linears = self.linears(layer)
+        hidden = getattr(self.ffn(layer), self.family.activation)(linears[self.family.activated](x))
+        for role, linear in linears.items():
+            if role not in ("out", self.family.activated):
+                hidden = hidden * linear(x)
+        return linears["out"](hidden)
+
+    def norm_after(self, layer: int) -> nn.Module | None:
+        """The norm between a layer's FFN and the residual stream, None where the output is added as it is."""
+        path = self.family.norm_after
+        return None if path is None else self.blocks[layer].get_submodule(path)
+
+    @torch.no_grad()
+    def scale_norm(self, layer: int, factor: float) -> None:
+        """Multiply what the norm after a layer's FFN gives by a number, in place."""
+        norm = self.norm_after(layer)
+        # Gemma's norms multiply by 1 + weight.
+        offset = (norm(torch.ones_like(norm.weight)) - norm.weight).mean().round()
+        norm.weight.copy_(factor * (norm.weight + offset) - offset)
 
     def canonical(self, weight: Tensor) -> Tensor:
         """A stored weight as (d_out, d_in), or the other way round: GPT-2's Conv1D stores (d_in, d_out). No copy."""
@@ -145,10 +179,12 @@ class ModelView:
             linear.bias[:width] /= divisor
 
     def scale(self, layer: int) -> Tensor | None:
-        """What a block multiplies its FFN's output by, (d_model,), before the residual stream takes it; None: nothing.
+        """What a block multiplies its FFN's output by before the residual stream takes it, (d_model,) or one number.
 
-        Such a vector belongs to its layer whatever the layer's FFN becomes.
+        None where it takes the output as it is. Such a vector belongs to its layer whatever the layer's FFN becomes.
         """
+        if self.family.multiplier:
+            return torch.tensor(float(getattr(self.model.config, self.family.multiplier)), device=self.device)
         if self.family.scale is None:
             return None
         path, _, name = self.family.scale.rpartition(".")
@@ -164,10 +200,19 @@ class ModelView:
 
     def tensors(self) -> dict[str, Tensor]:
         """Name -> tensor that a checkpoint stores: every parameter once, and the buffers that the model saves."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        state = self.model.state_dict(keep_vars=True)
-        buffers = {name: tensor for name, tensor in state.items() if name not in parameters}
-        return dict(self.model.named_parameters()) | buffers
+        return stored(self.model)
+
+    def fuse(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors, those of split linear maps as the stock model holds and names them."""
+        found = dict(tensors)
+        for name in self.names:
+            for attribute, roles in self.family.fused.items():
+                stem = ".".join(filter(None, (name, self.family.ffn, attribute)))
+                for kind in ("weight", "bias"):
+                    parts = [found.pop(f"{stem}.{role}.{kind}", None) for role in roles]
+                    if parts[0] is not None:
+                        found[f"{stem}.{kind}"] = torch.cat(parts)
+        return found
 
     def to(self, device: Any) -> "ModelView":
         """This view, its model moved to a device."""
@@ -195,3 +240,10 @@ def _has(model: Any, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def stored(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor that a checkpoint of a model stores: every parameter once, and the buffers that it saves."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in parameters}
+    return dict(model.named_parameters()) | buffers

@@ -1,7 +1,6 @@
 """The rows of vision transformers in the table of families (see stages.core.architecture.families).
 
-Their sizes need no keys of config.json: stages.core.architecture.vision_shape reads them off a model without memory.
-Only the key with the number of layers is named, for models that lose some.
+Their sizes are read off a model without memory by stages.core.architecture.vision_shape.
 """
 
 from dataclasses import replace
@@ -14,11 +13,7 @@ _VIT = Family(
     ffn="mlp",
     matrices={"in": "fc1", "out": "fc2"},
     activated="in",
-    config={"layers": "num_hidden_layers"},
-    biases={},
-    norm_vectors=2,
-    learned_positions=True,
-    tied=False,
+    activation="activation_fn",
     per_layer=frozenset(),
     task="image_classification",
     options={},
@@ -27,7 +22,7 @@ _CLIP = replace(
     _VIT,
     model_types=("clip",),
     layers="vision_model.encoder.layers",
-    config={"layers": "vision_config.num_hidden_layers"},
+    depth="vision_config.num_hidden_layers",
 )
 
 FAMILIES = (
@@ -42,9 +37,7 @@ FAMILIES = (
         scale="layer_scale2.lambda1",
     ),
     # A shorter stage keeps its first blocks' windows: a block takes the shift of its place.
-    replace(
-        _VIT, model_types=("swin",), layers="swin.encoder.layers.*.blocks", config={"layers": "depths"}, pairs=True
-    ),
+    replace(_VIT, model_types=("swin",), layers="swin.encoder.layers.*.blocks", depth="depths"),
     _CLIP,
     replace(_CLIP, model_types=("siglip",)),
 )

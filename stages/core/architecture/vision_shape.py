@@ -15,27 +15,8 @@ SPECIAL = {"cls_token", "class_embedding", "distillation_token", "register_token
 class VisionShape(Shape):
     """Sizes of a vision transformer. `width` and `hidden` are those of its deepest stage.
 
-    positions: the most tokens that a layer sees of an image. vocabulary: its labels. parts: its stages. counted: all
-    parameters.
+    positions: the most tokens that a layer sees of an image. vocabulary: its labels.
     """
-
-    parts: tuple[Stage, ...]
-    counted: int
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages: layers of equal sizes that follow each other."""
-        return self.parts
-
-    @property
-    def parameters(self) -> int:
-        """All parameters."""
-        return self.counted
-
-    @property
-    def block(self) -> int:
-        """Parameters of a layer of the deepest stage."""
-        return self.deepest.block
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{part.depth} layers of width {part.width} with FFN {part.hidden}" for part in self.parts)
@@ -81,7 +62,7 @@ def of_config(config: Mapping[str, Any], where: str) -> VisionShape:
         tied=False,
         biases=frozenset({"ffn"} if view.linears(deepest.first)["in"].bias is not None else ()),
         parts=tuple(parts),
-        counted=sum(parameter.numel() for parameter in view.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in view.model.parameters()),
     )
 
 

@@ -14,7 +14,7 @@ from stages.core.architecture.families import family_of
 from stages.core.process.errors import UserError
 
 # Buffers that older versions of transformers stored: masks and angles, which a model computes itself.
-BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 ADAPTER = "adapter_config.json"
 SHOWN = 4  # tensors that a message names
 

@@ -25,7 +25,8 @@ def save(view: ModelView, sharing: Sharing, folder: Path) -> None:
     with replacing(folder) as draft:
         draft.mkdir()
         write_text(draft / "config.json", config_of(view, sharing).to_json_string())
-        write_tensors(draft / "model.safetensors", view.tensors())
+        tensors = view.tensors()
+        write_tensors(draft / "model.safetensors", view.fuse(tensors) if sharing == Sharing() else tensors)
 
 
 def config_of(view: ModelView, sharing: Sharing) -> Any:

@@ -12,7 +12,7 @@ def count(view: ModelView) -> dict[str, int]:
     parameters: all that the model stores. ffn_parameters: those of FFNs. dense_parameters: all of the dense model of
     the same depth. A pruned matrix stores its entries that are not zero and a mask of one bit an entry.
     """
-    ffns = {id(p): p for layer in range(view.depth) for p in view.ffn(layer).parameters()}
+    ffns = {id(p): p for layer in range(view.depth) for p in view.parameters(layer)}
     matrices = [linear for layer in range(view.depth) for linear in view.linears(layer).values()]
     dense_ffn = sum(_dense_size(linear) for linear in matrices)
     outside = sum(parameter.numel() for parameter in view.model.parameters() if id(parameter) not in ffns)

@@ -6,23 +6,23 @@ import torch
 from torch import nn
 
 from stages.core.architecture.opening import blank
-from stages.core.architecture.view import ModelView
+from stages.core.architecture.view import ModelView, stored
 from stages.core.architecture.weights import described
 from stages.core.forms.modeling_shared_ffn import FactoredLinear, MaskedLinear, SharedLinear
 
 
 def to_dense(view: ModelView) -> Any:
     """A stock model that computes the same: no weight is shared, and A B is added to the base in float64."""
-    dense, folded = ModelView(blank(described(view.model))), view.copy()
+    dense, folded = blank(described(view.model)), view.copy()
     for layer in range(folded.depth):
         for role, linear in folded.linears(layer).items():
             if isinstance(linear, (SharedLinear, FactoredLinear, MaskedLinear)):
                 folded.replace(layer, role, _folded(folded, linear))
-    values = dict(folded.model.named_parameters(remove_duplicate=False)) | folded.tensors()
+    values = folded.fuse(dict(folded.model.named_parameters(remove_duplicate=False)) | folded.tensors())
     with torch.no_grad():
-        for name, tensor in dense.tensors().items():
+        for name, tensor in stored(dense).items():
             tensor.copy_(values[name])
-    return dense.model.eval()
+    return dense.eval()
 
 
 def _folded(view: ModelView, linear: SharedLinear | FactoredLinear | MaskedLinear) -> nn.Module:

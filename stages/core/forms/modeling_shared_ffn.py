@@ -126,6 +126,20 @@ class MaskedLinear(nn.Module):
         return self.__dict__ | {"_laid_out": None}
 
 
+class FusedLinear(nn.Module):
+    """Linear maps of the same input, by role, that the stock model holds as one; their outputs one after the other."""
+
+    def __init__(self, linear: nn.Linear, roles: list[str]):
+        super().__init__()
+        d_out, d_in = linear.weight.shape
+        options = {"bias": linear.bias is not None, "device": linear.weight.device, "dtype": linear.weight.dtype}
+        for role in roles:
+            self.add_module(role, nn.Linear(d_in, d_out // len(roles), **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.children()], dim=-1)
+
+
 @dataclass(frozen=True)
 class Sharing:
     """The structure of a model, as its config stores it.
@@ -185,6 +199,20 @@ def install(model: nn.Module, linears: Mapping[str, str | Sequence[str]], sharin
             owner, *others = (model.get_submodule(path_of(linears[role], layer)) for layer in group)
             for other in others:
                 other.B = owner.B
+
+
+def split(model: nn.Module, linears: Mapping[str, str | Sequence[str]]) -> None:
+    """Put a blank `FusedLinear` in the place of each stock linear map that several roles of `linears` lie in."""
+    parts: dict[str, list[str]] = {}
+    for paths in linears.values():
+        if isinstance(paths, str):
+            parent, _, name = paths.rpartition(".")
+            parts.setdefault(parent, []).append(name)
+    for parent, roles in parts.items():
+        for layer in range(model.config.num_hidden_layers):
+            path = parent.format(layer)
+            if isinstance(linear := model.get_submodule(path), nn.Linear):
+                model.set_submodule(path, FusedLinear(linear, roles))
 
 
 def _sizes(linear: nn.Module) -> tuple[int, int]:
@@ -266,6 +294,7 @@ class SharedFfnModel:
 
     def post_init(self) -> None:
         """The stock class calls this when its modules are there."""
+        split(self, self.config.linears)
         install(self, self.config.linears, Sharing(**self.config.sharing))
         first: dict[int, str] = {}
         names = [(name, first.setdefault(id(p), name)) for name, p in self.named_parameters(remove_duplicate=False)]

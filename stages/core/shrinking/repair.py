@@ -30,6 +30,11 @@ def repair(original: Walk, shallow: Walk, last: int, layer: int, how: str) -> No
     how: a name of REPAIRS. Both walks have the same text; afterwards they wait before these layers. Where the block
     scales its FFN's output, one factor is fitted after the scale, the output matrix before it.
     """
+    if shallow.view.norm_after(layer) is not None:
+        if how == "least_squares":
+            _fit_before_norm(original, shallow, last, layer)
+        _fit_norm(original, shallow, last, layer)
+        return
     fitted, reads_hidden = REPAIRS[how]
     stream, scale = MomentStream(), shallow.view.scale(layer)
     for number in range(len(original.batches)):
@@ -46,6 +51,41 @@ def repair(original: Walk, shallow: Walk, last: int, layer: int, how: str) -> No
     shallow.view.write(layer, {**old, **fitted(old, stream.moments())})
 
 
+def _fit_before_norm(original: Walk, shallow: Walk, last: int, layer: int) -> None:
+    """Least squares where an RMS norm follows, whose output for y is g y / rms(y).
+
+    The division by rms(y) is taken as it was before the fit: W is fitted to missing / g on a / rms(y).
+    """
+    view, stream = shallow.view, MomentStream()
+    norm, old = view.norm_after(layer), view.read_double(layer)
+    gain = norm(torch.ones_like(norm.weight))
+    gain = torch.where(gain.abs() < 1e-6, torch.inf, gain)
+    for number in range(len(original.batches)):
+        target, current = original.advance(number, last), shallow.advance(number, layer)
+        output, normed = current["norm"]
+        size = output.pow(2).mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+        missing = target["block"][1] - current["block"][1] + normed
+        bias = old["b_out"].to(output) if "b_out" in old else 0.0
+        stream.update(torch.cat([current["out"][0] / size, missing / gain - bias / size], dim=1))
+    without_bias = {name: tensor for name, tensor in old.items() if name != "b_out"}
+    view.write(layer, {**old, **least_squares(without_bias, stream.moments())})
+
+
+def _fit_norm(original: Walk, shallow: Walk, last: int, layer: int) -> None:
+    """Multiply what the norm after the FFN gives by the number that minimises E|missing - s normed|^2.
+
+    Whatever the output matrix is multiplied by, the norm divides by.
+    """
+    crossed = squared = 0.0
+    for number in range(len(original.batches)):
+        target, current = original.advance(number, last), shallow.advance(number, layer)
+        normed = current["norm"][1].double()
+        missing = (target["block"][1] - current["block"][1]).double() + normed
+        crossed, squared = crossed + (missing * normed).sum().item(), squared + (normed**2).sum().item()
+    if squared:
+        shallow.view.scale_norm(layer, crossed / squared)
+
+
 @torch.no_grad()
 def refit(original: Walk, shared: ModelView, group: list[int], own_biases: bool) -> None:
     """Fit the output matrix that `group` shares, in place, to sum_l E|y_l - W a_l - b|^2 by least squares.
@@ -59,11 +99,11 @@ def refit(original: Walk, shared: ModelView, group: list[int], own_biases: bool)
     width, own = old["w_out"].shape[1], own_biases and "b_out" in old
     second, means = 0.0, []
     for layer in group:
-        stream, shared_ffn = MomentStream(), shared.ffn(layer)
+        stream = MomentStream()
         for number in range(len(original.batches)):
             inputs, outputs = original.advance(number, layer)["ffn"]
             with record_blocks(shared, [layer]) as records:
-                shared_ffn(inputs)
+                shared.compute(layer, inputs)
             stream.update(torch.cat([records[layer]["out"][0], outputs], dim=1))
         moments = stream.moments()
         means.append(moments.mean)

@@ -112,7 +112,7 @@ def parts(view: ModelView, groups: list[list[int]], what: str) -> dict[str, list
     if what == "deltas":
         return {"deltas": factors}
     layers, of_deltas = [layer for group in groups for layer in group], {id(p) for p in factors}
-    shared = {id(p): p for layer in layers for p in view.ffn(layer).parameters() if id(p) not in of_deltas}
+    shared = {id(p): p for layer in layers for p in view.parameters(layer) if id(p) not in of_deltas}
     vectors = {id(p): p for layer in layers for p in view.blocks[layer].parameters() if p.ndim < 2}
     return {
         "deltas": factors,
@@ -184,7 +184,7 @@ def layer_by_layer(
         with torch.no_grad(), record_blocks(teacher, layers) as records:
             teacher.run(task.inputs(rows[batch].to(view.device)))
         pairs = {layer: record["ffn"] for layer, record in records.items()}
-        error = torch.stack([relative_error(view.ffn(layer)(x), y) for layer, (x, y) in pairs.items()]).mean()
+        error = torch.stack([relative_error(view.compute(layer, x), y) for layer, (x, y) in pairs.items()]).mean()
         return error, error
 
     return objective
