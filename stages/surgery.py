@@ -14,7 +14,7 @@ from stages.core.process.artifacts import read_json, write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
 from stages.core.shrinking import operations
-from stages.core.text.tokenizer import open_tokenizer
+from stages.core.tasks import choice
 
 
 def main(
@@ -25,8 +25,7 @@ def main(
     device = devices.start(params.section(profile, "runtime"))
     view, spec = ModelView(opening.open_snapshot(model).to(device)), params.variant(variant, "surgery")
     if spec.method == "external":
-        vocabulary = view.model.config.vocab_size
-        external = opening.open_external(spec.model, spec.revision, open_tokenizer(tokenizer), vocabulary)
+        external = choice.task_of(model).external(spec.model, spec.revision, view, tokenizer)
         changed, sharing = ModelView(external), Sharing()
     else:
         watch = partial(progress, what=f"surgery {variant}")

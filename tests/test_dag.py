@@ -80,11 +80,11 @@ CODE = {
         f"articles reviews {PREPARE}",
     ),
     "core/tasks/{__init__ choice images interface intervals language notes timing}": (
-        "pretrain extract control search finetune perplexity sentiment generate latency",
+        "pretrain extract control search surgery finetune perplexity sentiment generate latency",
         f"control {EXTRACT}",
     ),
     "core/images/{__init__ sources table}": (
-        "prepare extract control search finetune perplexity generate latency",
+        "prepare extract control search surgery finetune perplexity generate latency",
         PREPARE,
     ),
     "core/forms/{__init__ checkpoint counting dense modeling_shared_ffn structure}": (SHARED, f"control {SEARCH}"),

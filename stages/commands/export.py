@@ -99,8 +99,9 @@ def probed(config: Any) -> Any:
     if size := getattr(config, "vocab_size", None):
         length = min(64, getattr(config, "max_position_embeddings", None) or 64)
         return torch.arange(length).remainder(size)[None]
-    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    return torch.randn(1, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    seen = getattr(config, "vision_config", config)
+    height, width = (seen.image_size,) * 2 if isinstance(seen.image_size, int) else seen.image_size
+    return torch.randn(1, seen.num_channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def known(path: str) -> dict[str, Any]:

@@ -110,11 +110,8 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
     Opened as `open_source` opens it, but it need not bring a tokenizer. Raises UserError where its vocabulary has
     another size, or where the tokenizer that it brings has other tokens: their perplexities could not be compared.
     """
+    external = read_external(model, revision)
     options = {"revision": revision} if revision else {}
-    hub.refuse_missing_folder("surgery.model", model)
-    with _refusing(f"cannot open surgery.model = {model!r}"):
-        external = weights.read(model, **_reach(model), **options)
-    family_of(external.config.model_type)
     with _refusing(f"cannot open the tokenizer of surgery.model = {model!r}"):
         own = _tokenizer(model, options)
     if external.config.vocab_size != vocabulary or (own and own.get_vocab() != tokenizer.get_vocab()):
@@ -122,6 +119,16 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
             f"params.yaml: surgery.model = {model!r} has another vocabulary ({external.config.vocab_size} entries, the "
             f"model under study has {vocabulary}): perplexities over different tokens cannot be compared"
         )
+    return external
+
+
+def read_external(model: str, revision: str | None) -> Any:
+    """The model of another checkpoint, float32, on the CPU. Raises UserError where it is of no supported family."""
+    options = {"revision": revision} if revision else {}
+    hub.refuse_missing_folder("surgery.model", model)
+    with _refusing(f"cannot open surgery.model = {model!r}"):
+        external = weights.read(model, **_reach(model), **options)
+    family_of(external.config.model_type)
     return external
 
 

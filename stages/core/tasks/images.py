@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.core.architecture import opening
 from stages.core.architecture.depth import record_blocks
 from stages.core.architecture.view import ModelView
 from stages.core.images import table as tables
@@ -121,6 +122,18 @@ class ImageClassification:
         if images.labels.max() >= known:
             raise UserError(f"a label is {int(images.labels.max())}, and the model knows labels 0 to {known - 1}")
         return torch.cat(found)
+
+    @classmethod
+    def external(cls, model: str, revision: str | None, original: ModelView, processor: Path) -> Any:
+        """Another classifier of the same labels, which reads what the original's image processor makes."""
+        found = opening.read_external(model, revision)
+        wanted, labels = original.model.config.num_labels, getattr(found.config, "num_labels", None)
+        if ModelView(found).family.task != original.family.task or labels != wanted:
+            raise UserError(
+                f"params.yaml: surgery.model = {model!r} has {labels} labels and the model under study has {wanted}: "
+                "only classifiers of the same labels can be compared"
+            )
+        return found
 
     @classmethod
     def samples(

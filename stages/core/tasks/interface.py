@@ -101,6 +101,11 @@ class Task(Protocol):
         ...
 
     @classmethod
+    def external(cls, model: str, revision: str | None, original: ModelView, processor: Path) -> Any:
+        """Another checkpoint, which is to be measured as the original is. Raises UserError where it cannot be."""
+        ...
+
+    @classmethod
     def samples(cls, model: Any, processor: Path, table: Path, section: Any, watch: Watch = iter) -> list[dict]:
         """What a model answers, for people to look at. processor: the folder of the tokenizer or image processor."""
         ...

@@ -117,6 +117,11 @@ class Language:
         return found
 
     @classmethod
+    def external(cls, model: str, revision: str | None, original: ModelView, processor: Path) -> Any:
+        """Another model over the same tokens."""
+        return opening.open_external(model, revision, open_tokenizer(processor), original.model.config.vocab_size)
+
+    @classmethod
     @torch.no_grad()
     def samples(
         cls, model: Any, processor: Path, table: Path, section: Generate,

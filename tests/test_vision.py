@@ -1,0 +1,225 @@
+"""The invariants of the language families on every row of the vision families, and what only models with stages have."""
+
+import methods
+import pytest
+import tiny_vision
+import torch
+
+from stages.core.architecture import depth, ffn, rules, shape, targets, vision_families, windows
+from stages.core.architecture.view import ModelView
+from stages.core.calibration import activations
+from stages.core.forms import checkpoint, counting
+from stages.core.forms.dense import to_dense
+from stages.core.process.errors import UserError
+from stages.core.settings.variants import Drop
+from stages.core.shrinking import operations
+from stages.core.tasks.images import ImageClassification
+from stages.core.training import recovery
+
+
+def test_every_row_has_a_tiny_model():
+    rows = {name for family in vision_families.FAMILIES for name in family.model_types}
+    assert rows == {name.split()[0] for name in tiny_vision.CONFIGS}
+
+
+@tiny_vision.every_family
+def test_a_permutation_of_neurons_leaves_the_logits(name):
+    view = tiny_vision.view(name)
+    changed, broken = view.copy(), view.copy()
+    for layer in range(view.depth):
+        order = torch.randperm(view.neurons(layer), generator=torch.Generator().manual_seed(layer))
+        changed.write(layer, ffn.permute(view.read(layer), order))
+        broken.write(layer, ffn.permute(view.read(layer), order) | {"b_in": view.read(layer)["b_in"]})
+    assert tiny_vision.gap(view.model, changed.model) < 1e-5
+    assert tiny_vision.gap(view.model, broken.model) > 0.1
+
+
+@tiny_vision.every_family
+def test_the_canonical_ffn_is_the_module_and_its_scale_is_its_block_s(name):
+    view = tiny_vision.view(name)
+    with depth.record_blocks(view, range(view.depth)) as records, torch.no_grad():
+        view.run(tiny_vision.pixels())
+    for layer, record in records.items():
+        found, (x, y) = view.read(layer), record["ffn"]
+        inner = torch.nn.functional.linear(x, found["w_in"], found["b_in"])
+        act = getattr(view.ffn(layer), "activation_fn", None) or view.ffn(layer).act_fn
+        torch.testing.assert_close(act(inner) @ found["w_out"].T + found["b_out"], y, atol=1e-5, rtol=1e-5)
+        # Without an FFN, the block gives what it gave less the scaled output.
+        silent, scale = view.copy(), view.scale(layer)
+        silent.write(layer, {key: torch.zeros_like(value) for key, value in found.items()})
+        with depth.record_blocks(silent, [layer]) as others, torch.no_grad():
+            silent.run(tiny_vision.pixels())
+        less = record["block"][1] - others[layer]["block"][1]
+        torch.testing.assert_close(less, y if scale is None else scale * y, atol=1e-4, rtol=1e-4)
+
+
+@tiny_vision.every_family
+def test_a_shape_is_the_model_s(name):
+    view = tiny_vision.view(name)
+    found = view.shape
+    assert found.parameters == sum(parameter.numel() for parameter in view.model.parameters())
+    assert found.layers == view.depth and found.borders == view.borders
+    for layer in range(view.depth):
+        assert found.matrices_of(layer) == {role: view.matrix_shape(layer, role) for role in view.roles}
+        assert found.stage_of(layer).block == sum(p.numel() for p in view.blocks[layer].parameters())
+    (seen,) = activations.stream(view, ("input",), [tiny_vision.pixels(1)])
+    with depth.record_blocks(view, range(view.depth)) as records, torch.no_grad():
+        view.run(tiny_vision.pixels(1))
+    tokens = [len(record["ffn"][0]) for record in records.values()]
+    assert max(tokens) == found.positions and {len(rows) for rows in seen["input"]} == {min(tokens)}
+
+
+@tiny_vision.every_family
+def test_fewer_layers_compute_what_they_did(name):
+    """Of swin, only where a block keeps its place in its stage: a stock Swin shifts every second block's windows."""
+    view, last = tiny_vision.view(name), [0, 1, 2, 3]
+    shallow = depth.keep_layers(view, last)
+    full, part = (depth.Walk(found, [tiny_vision.pixels()]) for found in (view, shallow))
+    for layer in last:
+        before, after = full.advance(0, layer)["block"], part.advance(0, layer)["block"]
+        torch.testing.assert_close(before[1], after[1], atol=1e-5, rtol=1e-5)
+    assert shallow.depth == 4 and shallow.shape.layers == 4
+    buffers = dict(view.model.named_buffers())
+    assert all(torch.equal(buffers[key], value) for key, value in shallow.model.named_buffers() if key in buffers)
+
+
+@pytest.mark.parametrize("method", ["share cost centre own", "collapse regression least_squares", "low_rank svd filled",
+                                    "drop target", "prune all"])  # fmt: skip
+@tiny_vision.every_family
+def test_every_method_saves_loads_and_goes_back_to_dense(name, method, tmp_path):
+    view = tiny_vision.view(name)
+    changed, sharing = operations.operate(
+        view, tiny_vision.GROUPS, tiny_vision.calibration(view), methods.METHODS[method]
+    )
+    checkpoint.save(changed, sharing, tmp_path / "made")
+    loaded, structure = checkpoint.load(tmp_path / "made")
+    assert structure == sharing and tiny_vision.gap(changed.model, loaded.model) == 0
+    dense = to_dense(changed)
+    assert type(dense) is type(view.model) and tiny_vision.gap(changed.model, dense) < 1e-4
+    counts = counting.count(changed), counting.count(view)
+    assert counts[0]["parameters"] < counts[1]["parameters"]
+    if "target" in method or "prune" in method or "low_rank" in method:
+        assert counts[0]["parameters"] <= targets.target(view.shape, methods.METHODS[method].target_parameters)
+
+
+@tiny_vision.every_family
+def test_a_repair_by_least_squares_lowers_what_is_missing_of_the_stream(name):
+    """With a layer scale it is fitted to what the output matrix emits; the scale itself stays as it was."""
+    view = tiny_vision.view(name)
+    calibration, errors = tiny_vision.calibration(view), {}
+    for repair in ("none", "least_squares"):
+        spec = methods.COLLAPSES["collapse first none"].model_copy(update={"repair": repair, "alignment": "identity"})
+        shallow, _ = operations.operate(view, [[2, 3, 4]], calibration, spec)
+        ours, theirs = (depth.Walk(found, calibration.text()) for found in (view, shallow))
+        pairs = [(ours.advance(n, 4)["block"][1], theirs.advance(n, 2)["block"][1]) for n in range(2)]
+        errors[repair] = sum((a - b).square().mean().item() for a, b in pairs)
+        if view.scale(2) is not None:
+            assert torch.equal(view.scale(2), shallow.scale(2))
+    assert errors["least_squares"] < errors["none"]
+
+
+@tiny_vision.every_family
+def test_merging_equal_layers_changes_nothing(name):
+    view = tiny_vision.view(name)
+    for group in tiny_vision.GROUPS:
+        for layer in group:
+            view.write(layer, view.read(group[0]))
+    calibration = tiny_vision.calibration(view)
+    for biases, base in (("own", "mean"), ("shared", "first")):
+        spec = methods.SHARES["share identity first shared"].model_copy(
+            update={"biases": biases, "base": base, "delta": "none", "rank": 0, "bias_correction": False}
+        )
+        shared, _ = operations.operate(view, tiny_vision.GROUPS, calibration, spec)
+        assert tiny_vision.gap(view.model, shared.model) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_distilled_step_counts_labels_states_and_teacher(name):
+    from stages.core.images.table import Batch
+    from stages.core.settings.variants import Distill
+
+    class Rows:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, chosen):
+            return Batch(tiny_vision.pixels(6)[chosen], torch.arange(6)[chosen])
+
+    task, model, teacher = ImageClassification(2), tiny_vision.model(name), tiny_vision.model(name, seed=1)
+    distill = Distill(logits=0.5, temperature=2.0, hidden=1.0)
+    batch = torch.tensor([4, 1, 3])
+    loss, minimised = recovery.end_to_end(task, model, Rows(), teacher, distill, None)(batch)
+    wanted = torch.nn.functional.cross_entropy(model(tiny_vision.pixels(6)[batch]).logits, batch)
+    torch.testing.assert_close(loss, wanted)
+    same, only = recovery.end_to_end(task, model, Rows(), model, distill, None)(batch)
+    torch.testing.assert_close(only, 0.5 * same, atol=1e-5, rtol=1e-5)
+    assert minimised > 0.5 * loss
+    view, other = ModelView(model), ModelView(teacher)
+    error, _ = recovery.layer_by_layer(task, view, Rows(), other, [1, 2])(batch)
+    assert error > 0 and recovery.layer_by_layer(task, view, Rows(), view, [1, 2])(batch)[0] == 0
+
+
+def test_stochastic_depth_is_a_dropout(tmp_path):
+    model = tiny_vision.model("beit", drop_path_rate=0.5)
+    recovery.set_dropout(model, 0.0)
+    torch.testing.assert_close(model.train()(tiny_vision.pixels()).logits, tiny_vision.logits(model.eval()))
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def test_blocks_and_windows_end_where_a_stage_ends():
+    """Depths 2, 2, 6 and 2, as Swin-T and TinyViT have them."""
+    borders = [2, 4, 10]
+    assert windows.blocks(12, 4, borders) == [[4, 5, 6, 7], [8, 9]]
+    assert windows.blocks(12, 6, borders) == [[4, 5, 6, 7, 8, 9]] and windows.blocks(12, 8, borders) == []
+    assert windows.blocks(12, 2, borders) == [[first, first + 1] for first in range(0, 12, 2)]
+    assert windows.contiguous(12, [2, 6], [], borders) == [
+        (0, 1),
+        (2, 3),
+        *((n, n + 1) for n in range(4, 9)),
+        (10, 11),
+        (4, 9),
+    ]
+
+
+def test_what_cannot_exist_is_said_at_the_door(tmp_path):
+    from ruamel.yaml import YAML
+    from test_vision_stages import settings
+
+    from stages.core.settings import params
+
+    values = settings()
+    values["profiles"]["tiny"]["correlate"]["reach"] = 10
+    values["variants"]["merged_2"]["windows"]["size"] = 4
+    values["variants"]["dropped"] = values["variants"]["original"] | {"surgery": {"method": "drop", "layers": 4}}
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(values, file)
+    found = params.load(tmp_path / "params.yaml")
+    lines = rules.mistakes(found, "tiny", tiny_vision.view("swin").shape)
+    assert sorted(lines) == [
+        "variants.dropped.surgery.layers = 4: the stages of this model have 2, 3 layers, so 1 to 3 are allowed",
+        "variants.merged_2.windows.size = 4: the stages of this model have 2, 3 layers, so 2 to 3 are allowed",
+    ]
+
+
+def test_a_profile_of_another_task_is_refused(tmp_path):
+    from closure import ROOT
+
+    from stages.core.settings import params
+
+    found = params.load(ROOT / "params.yaml")
+    (line,) = rules.mistakes(found, found.profile, tiny_vision.view("vit").shape)
+    assert line == f"profiles.{found.profile}.task = language: the task of a model of type vit is image_classification"
+
+
+def test_no_stage_loses_its_last_layer():
+    view = tiny_vision.view("swin")
+    shallow, _ = operations.operate(view, [], tiny_vision.calibration(view), Drop(method="drop", layers=3))
+    assert [depth for _, depth in shallow.stacks] == [1, 1]
+    assert tiny_vision.logits(shallow.model).isfinite().all()
+
+
+def test_a_config_that_makes_no_model_is_named():
+    with pytest.raises(UserError, match="config.json"):
+        shape.of_config({"model_type": "vit", "hidden_size": "wide"}, "config.json")
