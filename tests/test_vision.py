@@ -1,4 +1,4 @@
-"""The invariants of the language families on every row of the vision families, and what only models with stages have."""
+"""The invariants of the language families on every row of vision families, and what only models with stages have."""
 
 import methods
 import pytest
