@@ -12,6 +12,8 @@ from stages.core.process.artifacts import read_json, write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
 
+MOMENTS = 4e9  # bytes of moments that stay in memory between windows
+
 
 def main(
     profile: str, variant: str, model: Path, provenance: Path, tokens: Path, permutations: Path, moments: Path,
@@ -47,7 +49,10 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     def score(changed: ModelView) -> float:
         return task.score(changed.to(device).model, held_out)
 
-    calibration, watch = statistics.read(permutations, moments, device), partial(progress, what=f"search {variant}")
+    calibration, watch = (
+        statistics.read(permutations, moments, device, MOMENTS),
+        partial(progress, what=f"search {variant}"),
+    )
     if windows_spec.choose == "forms":
         probed = mixing.probe_all(view, calibration, windows_spec.forms, score, watch)
         tried = mixing.search(view, calibration, windows_spec, probed, score, watch)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.calibration.moments import Moments, MomentStream, from_tensors, to_tensors
+from stages.core.calibration.moments import Moments, MomentStream, cholesky, from_tensors, to_tensors
 from stages.core.shrinking import fitting, lowrank, merging, operations
 
 NO_MOMENTS = None  # the plain fits do not look at them
@@ -55,6 +55,46 @@ def test_moments_survive_a_file():
     there = to_tensors({"input": skewed(4, 0), "hidden": skewed(6, 1)})
     back = from_tensors(there)
     assert back.keys() == {"input", "hidden"} and tiny.same(to_tensors(back), there)
+
+
+def scaled_error(found, rows):
+    """The largest error of second moments, relative to the sizes of the two coordinates of an entry."""
+    exact = rows.double().T @ rows.double() / len(rows)
+    size = exact.diagonal().sqrt()
+    return ((found.second - exact).abs() / torch.outer(size, size)).max().item()
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+@pytest.mark.parametrize("width", [7, 520])
+def test_float32_rows_cost_a_millionth_at_most(width, offset):
+    """Also where one coordinate is a thousand times the others, as massive activations are."""
+    rows = (residual(3000, width, 0) + offset).float()
+    rows[:, 0] *= 1e3
+    stream = MomentStream()
+    for part in rows.split(1300):
+        stream.update(part)
+    found = stream.moments()
+    assert scaled_error(found, rows) < 1e-6 and torch.equal(found.second, found.second.T)
+    # What is left of a large mean is as exact.
+    exact, spread = torch.cov(rows.double().T, correction=0), rows.double().std(0, correction=0)
+    assert ((found.centred().second - exact).abs() / torch.outer(spread, spread)).max() < 1e-6
+
+
+def test_where_float32_products_matter_the_factor_is_still_one():
+    """Fewer rows than coordinates leave directions without length, where rounding exceeds the ridge."""
+    rows = (residual(40, 600, 0) @ torch.diag(torch.logspace(-3, 3, 600, dtype=torch.float64))).float()
+    stream = MomentStream()
+    stream.update(rows)
+    found = stream.moments()
+    assert scaled_error(found, rows) < 1e-6
+    factor = found.factor(1e-12)
+    assert torch.isfinite(factor).all()
+    assert (factor @ factor.T - found.second).abs().max() < 1e-3 * found.second.diagonal().max()
+
+
+def test_what_is_not_positive_definite_but_for_more_than_rounding_has_no_factor():
+    with pytest.raises(torch.linalg.LinAlgError):
+        cholesky(torch.diag(torch.tensor([1.0, -1.0])).double())
 
 
 def test_directions_that_no_row_uses_do_not_break_the_factor():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.core.architecture import windows
 from stages.core.settings.variants import Best, Budget
-from stages.core.shrinking import budgets, operations, ranks
+from stages.core.shrinking import budgets, operations, ranks, window_search
 from stages.core.shrinking.window_search import search
 
 
@@ -125,6 +125,30 @@ def test_one_window_is_the_cheapest_for_each_layer_saved():
     ]
     price = {s.windows: math.log(s.perplexity / result.original) / windows.saved(s.windows) for s in result.scored}
     assert price[result.chosen.windows] == min(price.values())
+
+
+@pytest.mark.parametrize("most", [window_search.STATES, 9000, 0])
+@pytest.mark.parametrize("kind", ["share", "collapse"])
+def test_recorded_states_change_no_perplexity(kind, most, monkeypatch):
+    monkeypatch.setattr(window_search, "STATES", most)
+    built = tiny.model("gpt2")
+    spec = tiny.share(2, base="regression", delta="weighted") if kind == "share" else tiny.collapse()
+    view, calibration = tiny.view(built), tiny.calibration(built)
+    found = search(view, calibration, spec, Best(choose="best", sizes=[2]), lambda changed: score(changed.model))
+    for layout in found.scored:
+        alone, _ = operations.operate(view, [windows.layers(layout.windows[0])], calibration, spec)
+        assert layout.perplexity == pytest.approx(score(alone.model), rel=1e-6)
+
+
+def test_a_window_starts_from_recorded_states(monkeypatch):
+    built, runs = tiny.model("gpt2"), {layer: [] for layer in range(tiny.LAYERS)}
+    view = tiny.view(built)
+    for layer, block in enumerate(view.blocks):
+        block.attn.register_forward_hook(lambda *_, layer=layer: runs[layer].append(1))
+    wanted = Best(choose="best", sizes=[2])
+    search(view, tiny.calibration(built), tiny.share(), wanted, lambda changed: tiny.logits(changed.model).exp().mean())
+    # The original, and the windows that start there or before.
+    assert [len(runs[layer]) for layer in range(tiny.LAYERS)] == [2, 3, 4, 5, 5]
 
 
 def test_two_windows_are_disjoint_and_scored_together():

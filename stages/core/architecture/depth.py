@@ -106,6 +106,55 @@ def _rows(value: Any) -> Tensor:
     return (value[0] if isinstance(value, tuple) else value).detach().flatten(0, -2)
 
 
+@contextmanager
+def record_states(view: ModelView, layers: Iterable[int], most: float) -> Iterator[dict[int, list[Tensor]]]:
+    """Layer -> the residual stream before it in every forward pass within the context, in order.
+
+    Where they would take more than `most` bytes, every second layer is left out, as often as it takes.
+    """
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int, states: Tensor) -> None:
+        if layer in found:
+            found[layer].append(states.detach())
+        while sum(kept.nbytes for passes in found.values() for kept in passes) > most:
+            for dropped in sorted(found)[::2]:
+                del found[dropped]
+
+    handles = [
+        view.blocks[layer].register_forward_pre_hook(lambda _, args, layer=layer: keep(layer, args[0]))
+        for layer in found
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def resume_at(view: ModelView, layer: int, states: Sequence[Tensor]) -> Iterator[None]:
+    """Within the context the forward passes start at `layer`, each with the next of `states`.
+
+    They give what they would give without it where the inputs are those of the recorded passes, in the same order, and
+    the earlier layers those that made the states.
+    """
+    following = iter(states)
+
+    def resume(_: Any, args: tuple) -> tuple:
+        return (next(following), *args[1:])
+
+    handle = view.blocks[layer].register_forward_pre_hook(resume)
+    for block in view.blocks[:layer]:
+        block.forward = _skip_pair if view.family.pairs else _skip
+    try:
+        yield
+    finally:
+        handle.remove()
+        for block in view.blocks[:layer]:
+            del block.forward
+
+
 class Walk:
     """Batches of text that go through a model layer by layer, and never twice through the same block.
 

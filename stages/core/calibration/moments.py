@@ -29,8 +29,12 @@ class Moments:
         """The moments of x - E[x], for a fit whose bias absorbs the mean.
 
         A coordinate that never varies has exact zeros. Rounding could leave a negative value, which has no Cholesky
-        factor.
+        factor. Computed once.
         """
+        return self._less_mean
+
+    @cached_property
+    def _less_mean(self) -> "Moments":
         second = self.second - torch.outer(self.mean, self.mean)
         varies = second.diagonal() > 1e-13 * self.second.diagonal()
         return Moments(torch.zeros_like(self.mean), torch.where(varies & varies[:, None], second, 0.0))
@@ -50,10 +54,13 @@ class Moments:
 
     def ridged(self, ridge: float = 1e-6) -> Tensor:
         """C + ridge * mean(diag C) * I: positive definite also where no row has used some direction."""
-        scale = self.second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        return self.second + ridge * scale * torch.eye(
-            len(self.second), dtype=self.second.dtype, device=self.second.device
-        )
+        found = self.second.clone()
+        found.diagonal().add_(self.ridge(ridge))
+        return found
+
+    def ridge(self, ridge: float = 1e-6) -> Tensor:
+        """ridge * mean(diag C), a scalar above 0."""
+        return ridge * self.second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def cholesky(gram: Tensor) -> Tensor:
@@ -65,8 +72,9 @@ def cholesky(gram: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(gram)
     ridge = 1e-6
     while failed and ridge <= 0.1:
-        more = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor, failed = torch.linalg.cholesky_ex(gram + more)
+        raised = gram.clone()
+        raised.diagonal().add_(ridge * gram.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(raised)
         ridge *= 10
     return torch.linalg.cholesky(gram) if failed else factor
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from stages.core.calibration.moments import Moments, from_tensors
 from stages.core.process.artifacts import read_arrays, read_tensors
 
+KEPT = 4  # times a layer's moments: themselves, less their mean, and a root of each
 TOKENS_PER_BATCH = 2048  # of the calibration text
 
 
@@ -33,9 +35,14 @@ class Calibration:
     walk: Any = field(default=None, init=False)
 
 
-def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
-    """The calibration that stages `align` and `extract` wrote, with its tensors on `device`."""
+def read(permutations: Path, moments: Path, device: Any = "cpu", keep: float = 0) -> Calibration:
+    """The calibration that stages `align` and `extract` wrote, with its tensors on `device`.
+
+    keep: bytes for the moments of the layers that were asked for last, and what fits compute of them.
+    """
     found = read_arrays(permutations)
+    size = (moments / "layer_00.safetensors").stat().st_size
+    moments_of = lru_cache(int(keep // (KEPT * size)))(partial(read_moments, moments, device=device))
 
     def permutation_of(alignment: str, reference: str, first: int, other: int) -> Tensor:
         return torch.from_numpy(found[key(alignment, reference, first, other)]).to(device)
@@ -45,7 +52,7 @@ def read(permutations: Path, moments: Path, device: Any = "cpu") -> Calibration:
         rows, tokens = stored["rows"].to(device), int(stored.get("tokens_per_row", stored["rows"].shape[1]))
         return list(rows.split(max(1, TOKENS_PER_BATCH // tokens)))
 
-    return Calibration(permutation_of, lambda layer: read_moments(moments, layer, device), text)
+    return Calibration(permutation_of, moments_of, text)
 
 
 def read_moments(folder: Path, layer: int, device: Any = "cpu") -> dict[str, Moments]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.core.calibration.moments import Moments
+from stages.core.calibration.moments import Moments, cholesky
 from stages.core.shrinking.lowrank import DELTAS, weighted
-from stages.core.shrinking.merging import BASES, regression
+from stages.core.shrinking.merging import BASES
 
 ROUNDS = 5  # of the joint fit of more than two layers: more of them lower the error by 2% and perplexity hardly at all
 
@@ -45,25 +45,32 @@ def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], round
     chooses. Last, every delta is fitted to the final base.
     """
     grams = [m.ridged() for m in moments]
-    whole = torch.linalg.cholesky(sum(grams))
+    total = sum(grams)
+    whole = cholesky(total)
     others = [sum(gram for other, gram in enumerate(grams) if other != layer) for layer in range(len(grams))]
-    factors = [torch.linalg.cholesky(other) for other in others]
     metrics = [Moments(m.mean, _parallel(gram, other, whole)) for m, gram, other in zip(moments, grams, others)]
-    rest = list(weights)
+    factors = [cholesky(other) for other in others]
+    del total, others
+    own = [weight @ gram for weight, gram in zip(weights, grams)]
+    rest = list(own)  # (W_l - A_l B_l) C_l
     for _ in range(rounds if len(weights) > 2 else 1):
         for layer in (layer for layer, rank in enumerate(ranks) if rank):
-            right = sum(rest[other] @ gram for other, gram in enumerate(grams) if other != layer)
+            right = sum(product for other, product in enumerate(rest) if other != layer)
             centre = torch.cholesky_solve(right.T, factors[layer]).T
             a, b = weighted(weights[layer] - centre, ranks[layer], metrics[layer])
-            rest[layer] = weights[layer] - a @ b
-    base = regression(rest, moments)
+            rest[layer] = own[layer] - a @ (b @ grams[layer])
+    base = torch.cholesky_solve(sum(rest).T, whole).T
     return Fit(base, _deltas(weighted, [weight - base for weight in weights], moments, ranks))
 
 
 def _parallel(gram: Tensor, other: Tensor, whole: Tensor) -> Tensor:
-    """The parallel sum G (G + H)^-1 H of G and H, from the Cholesky factor of G + H."""
-    found = gram @ torch.cholesky_solve(other, whole)
-    return (found + found.T) / 2
+    """The parallel sum G (G + H)^-1 H of G and H, from the Cholesky factor of G + H.
+
+    It is S - S (G + H)^-1 S for both. The smaller S of the two loses no digits to the difference.
+    """
+    smaller = min(gram, other, key=lambda matrix: matrix.diagonal().sum().item())
+    half = torch.linalg.solve_triangular(whole, smaller, upper=False)
+    return smaller - half.T @ half
 
 
 def _deltas(method, residuals: list[Tensor], moments: list[Moments], ranks: list[int]) -> list:

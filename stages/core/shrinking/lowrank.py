@@ -19,16 +19,21 @@ def zero(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]
 
 def svd(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
     """The best product in Frobenius norm (Eckart & Young 1936)."""
-    u = torch.linalg.svd(residual, full_matrices=False).U[:, :rank]
+    u = _leading(residual, rank)
     return _balanced(u, u.T @ residual)
 
 
 def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
     """The product that minimises E|(R - A B) x|^2: A B = U U'R, U the leading left singular vectors of R C^(1/2).
 
-    The Cholesky factor of C is its root up to a rotation on the right, which does not change U.
+    U are the leading eigenvectors of R C R'. A tall R needs a root of C: its Cholesky factor is one up to a rotation on
+    the right, which does not change U.
     """
-    u = _leading(residual @ moments.root, rank)
+    if residual.shape[0] <= residual.shape[1]:
+        weighed = (residual @ moments.second).add_(residual, alpha=moments.ridge().item())
+        u = torch.linalg.eigh(weighed @ residual.T).eigenvectors[:, -rank:]
+    else:
+        u = _leading(residual @ moments.root, rank)
     return _balanced(u, u.T @ residual)
 
 

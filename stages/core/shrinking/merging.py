@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stages.core.calibration.moments import Moments
+from stages.core.calibration.moments import Moments, cholesky
 
 
 def first(weights: list[Tensor], moments: list[Moments]) -> Tensor:
@@ -23,7 +23,7 @@ def regression(weights: list[Tensor], moments: list[Moments]) -> Tensor:
     """
     grams = [m.ridged() for m in moments]
     right = sum(weight @ gram for weight, gram in zip(weights, grams))
-    return torch.cholesky_solve(right.T, torch.linalg.cholesky(sum(grams))).T
+    return torch.cholesky_solve(right.T, cholesky(sum(grams))).T
 
 
 BASES = {"first": first, "mean": mean, "regression": regression}

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from stages.core.architecture import targets, windows
+from stages.core.architecture.depth import record_states, resume_at
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import SPARE, Window
 from stages.core.calibration.statistics import Calibration
@@ -15,6 +17,7 @@ from stages.core.shrinking import budgets, ranks
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.operations import Ranks, operate
 
+STATES = 2e9  # bytes of the original's residual streams that a search keeps
 Way = tuple[float, tuple[Window, ...]]  # the summed costs of single windows, and the windows
 
 
@@ -49,17 +52,23 @@ def search(
     `score` maps a model to its perplexity. The cost of a window is log(perplexity / original's). Every single window is
     scored; layouts of several windows are shortlisted by their summed costs, then scored as a whole. The best layout
     has the lowest cost per saved layer or, within a budget, the lowest perplexity.
+
+    What comes before a window is the original: its forward passes are recorded once, within STATES bytes, and those of
+    a changed model start from there. `score` must run a model on the same inputs in the same order every time.
     """
-    original = score(view)
+    singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
+    with record_states(view, sorted({first for first, _ in singles} - {0}), STATES) as states:
+        original = score(view)
 
     def measure(layout: tuple[Window, ...], chosen: Ranks | None = None) -> Layout:
-        groups = [windows.layers(window) for window in layout]
-        return Layout(layout, score(operate(view, groups, calibration, operation, chosen)[0]), chosen)
+        changed, _ = operate(view, [windows.layers(window) for window in layout], calibration, operation, chosen)
+        start = max((layer for layer in states if layer <= layout[0][0]), default=None)
+        with nullcontext() if start is None else resume_at(changed, start, states[start]):
+            return Layout(layout, score(changed), chosen)
 
     def cost_per_layer(layout: Layout) -> float:
         return math.log(layout.perplexity / original) / windows.saved(layout.windows)
 
-    singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
     scored = [measure((window,)) for window in watch(singles)]
     costs = {layout.windows[0]: math.log(layout.perplexity / original) for layout in scored}
     ways = windows.layouts(costs, view.depth, spec.shortlist)
