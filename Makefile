@@ -1,6 +1,6 @@
 # `make` lists the targets. Each makes the environment first, in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help repro check models test test-hub bench verify export harness ablation curve
+.PHONY: help repro check models test test-hub bench verify export push quantise harness ablation curve
 PYTHON ?= python3
 JOBS ?= auto
 RANK ?= 8
@@ -45,6 +45,14 @@ verify: .venv/ready ## Compare every file with its hash in dvc.lock
 export: .venv/ready ## Write a checkpoint to take away: VARIANT=softshare FORM=shared
 	@python -m stages.commands.export --variant "$(VARIANT)" --to "$(or $(TO),exported/$(VARIANT))" \
 		--form "$(or $(FORM),dense)" --dtype "$(DTYPE)"
+
+push: .venv/ready ## List what would go to a hub: VARIANT=softshare REPO=me/softshare
+	@python -m stages.commands.push --variant "$(VARIANT)" --repo "$(REPO)" --form "$(or $(FORM),dense)" \
+		--confirm "$(or $(CONFIRM),no)"
+
+# Once: .venv/bin/python -m pip install torchao==0.18.0
+quantise: .venv/ready ## Measure a variant in 8 bits, dense and shared: VARIANT=softshare
+	@python -m stages.commands.quantise --variant "$(VARIANT)" --to "exported/quantised/$(VARIANT).json"
 
 # Once: .venv/bin/python -m pip install lm_eval==0.4.13
 harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=reviews

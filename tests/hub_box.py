@@ -4,6 +4,7 @@ The folder has models/OWNER/NAME and datasets/OWNER/NAME with files laid out, na
 that profiles gpt2 and smollm2 name; contents are made up, sizes are a matter of `Shape`.
 """
 
+import base64
 import hashlib
 import json
 import random
@@ -82,6 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+|refs/[^/]+/[^/]+)/(.+)", path):
             data, name, _, file = found.groups()
             self._file(self.root / ("datasets" if data else "models") / name, file)
+        elif path in ("/api/repos/create", "/api/validate-yaml"):
+            self._made(path, json.loads(body))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path):
+            repo, what = found.groups()
+            self._taken(self.root / "models" / repo, what, body)
         elif found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+?)(/.*)?", path):
             kind, name, rest = found.groups()
             self._about(self.root / kind / name, name, (rest or "").strip("/"), parse_qs(address.query), body)
@@ -128,6 +134,34 @@ class _Handler(BaseHTTPRequestHandler):
             listed = [path for path in folders + files if below in path.parents]
             return self._json([_entry(repo, path) for path in listed if deep or path.parent == below])
         self._send(404, b"{}")
+
+    def _made(self, path: str, asked: dict) -> None:
+        """A new repository for models, private or not; or the header of a model card, which is always right."""
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if not self.headers.get("Authorization", "").startswith("Bearer hf_"):
+            return self._send(401, b"{}")
+        name = f"{asked['organization']}/{asked['name']}"
+        (self.root / "models" / name).mkdir(parents=True, exist_ok=True)
+        write(self.root / "models" / name, ".visibility", asked.get("visibility"))
+        self._json({"url": f"{self._address()}/{name}"})
+
+    def _taken(self, repo: Path, what: str, body: bytes) -> None:
+        """An upload: first how each file is to be sent (within the commit itself), then the commit."""
+        if what == "preupload":
+            asked = [file["path"] for file in json.loads(body)["files"]]
+            files = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]
+            return self._json({"files": files})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                path = repo / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(line["value"]["content"]))
+        url = f"{self._address()}/{repo.parent.name}/{repo.name}/commit/{_commit(repo)}"
+        self._json({"success": True, "commitOid": _commit(repo), "commitUrl": url})
+
+    def _address(self) -> str:
+        return "http://{}:{}".format(*self.server.server_address)
 
     def _json(self, value) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

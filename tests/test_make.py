@@ -50,7 +50,9 @@ def test_make_alone_lists_every_target_in_a_line_and_makes_nothing(folder):
     assert make(folder, "help") == listed and not (folder / ".venv").exists()
 
 
-@pytest.mark.parametrize("target", ["repro", "check", "models", "test", "verify", "export", "harness", "ablation"])
+@pytest.mark.parametrize(
+    "target", ["repro", "check", "models", "test", "verify", "export", "push", "quantise", "harness", "ablation"]
+)
 def test_every_target_works_in_a_path_with_a_space(target, folder):
     ran = [line for line in make(folder, target).splitlines() if "/.venv/bin/python -m " in line or "pip" in line]
     module = {"test": "pytest", "ablation": "stages.commands.ablate"}.get(target, f"stages.commands.{target}")
