@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -106,47 +107,64 @@ def _rows(value: Any) -> Tensor:
     return (value[0] if isinstance(value, tuple) else value).detach().flatten(0, -2)
 
 
+@dataclass
+class States:
+    """What forward passes left: layer -> the residual stream before it in every pass, in order.
+
+    packed: whether a block gives its output as the first of several.
+    """
+
+    before: dict[int, list[Tensor]]
+    packed: bool = False
+
+
 @contextmanager
-def record_states(view: ModelView, layers: Iterable[int], most: float) -> Iterator[dict[int, list[Tensor]]]:
-    """Layer -> the residual stream before it in every forward pass within the context, in order.
+def record_states(view: ModelView, layers: Iterable[int], most: float) -> Iterator[States]:
+    """Within the context, every forward pass leaves the residual streams before `layers` in the states.
 
     Where they would take more than `most` bytes, every second layer is left out, as often as it takes.
     """
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    states = States({layer: [] for layer in layers})
 
-    def keep(layer: int, states: Tensor) -> None:
-        if layer in found:
-            found[layer].append(states.detach())
-        while sum(kept.nbytes for passes in found.values() for kept in passes) > most:
-            for dropped in sorted(found)[::2]:
-                del found[dropped]
+    def keep(layer: int, rows: Tensor) -> None:
+        if layer in states.before:
+            states.before[layer].append(rows.detach())
+        while sum(kept.nbytes for passes in states.before.values() for kept in passes) > most:
+            for dropped in sorted(states.before)[::2]:
+                del states.before[dropped]
 
-    handles = [
+    def look(_: Any, __: tuple, output: Any) -> None:
+        states.packed = isinstance(output, tuple)
+
+    handles = [view.blocks[0].register_forward_hook(look)] + [
         view.blocks[layer].register_forward_pre_hook(lambda _, args, layer=layer: keep(layer, args[0]))
-        for layer in found
+        for layer in states.before
     ]
     try:
-        yield found
+        yield states
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def resume_at(view: ModelView, layer: int, states: Sequence[Tensor]) -> Iterator[None]:
-    """Within the context the forward passes start at `layer`, each with the next of `states`.
+def resume_at(view: ModelView, layer: int, states: States) -> Iterator[None]:
+    """Within the context the forward passes start at `layer`, each with the next of its states.
 
     They give what they would give without it where the inputs are those of the recorded passes, in the same order, and
     the earlier layers those that made the states.
     """
-    following = iter(states)
+    following = iter(states.before[layer])
 
     def resume(_: Any, args: tuple) -> tuple:
         return (next(following), *args[1:])
 
+    def skip(rows: Tensor, *_: Any, **__: Any) -> Any:
+        return (rows, None) if states.packed else rows
+
     handle = view.blocks[layer].register_forward_pre_hook(resume)
     for block in view.blocks[:layer]:
-        block.forward = _skip_pair if view.family.pairs else _skip
+        block.forward = skip
     try:
         yield
     finally:

@@ -62,8 +62,8 @@ def search(
 
     def measure(layout: tuple[Window, ...], chosen: Ranks | None = None) -> Layout:
         changed, _ = operate(view, [windows.layers(window) for window in layout], calibration, operation, chosen)
-        start = max((layer for layer in states if layer <= layout[0][0]), default=None)
-        with nullcontext() if start is None else resume_at(changed, start, states[start]):
+        start = max((layer for layer in states.before if layer <= layout[0][0]), default=None)
+        with nullcontext() if start is None else resume_at(changed, start, states):
             return Layout(layout, score(changed), chosen)
 
     def cost_per_layer(layout: Layout) -> float:
