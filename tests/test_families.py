@@ -4,7 +4,9 @@ import pytest
 import tiny
 import torch
 from closure import ROOT
+from transformers import AutoModelForCausalLM
 
+from stages.core.architecture import depth, ffn, shape
 from stages.core.architecture.families import FAMILIES, family_of
 from stages.core.calibration import activations
 from stages.core.process.errors import UserError
@@ -111,3 +113,131 @@ def test_activations_that_are_not_finite_are_named(name):
         tiny.view(model).linears(3)["in"].weight.fill_(torch.inf)
     with pytest.raises(UserError, match="layer 3 .* batch 0"):
         list(activations.stream(tiny.view(model), ("input", "post_activation"), [tiny.ids()]))
+
+
+# Every family, and configs that change its modules
+
+EVERY = [*tiny.CONFIGS, *tiny.VARIANTS]
+each = pytest.mark.parametrize("name", EVERY)
+
+
+def relative(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@each
+def test_the_order_of_neurons_does_not_matter(name):
+    model = tiny.model(name)
+    before, view = tiny.logits(model), tiny.view(model)
+    for layer in range(view.depth):
+        stored = view.read(layer)
+        view.write(layer, stored)
+        assert tiny.same(view.read(layer), stored)
+        view.write(layer, ffn.permute(stored, tiny.shuffle(view.neurons(layer), layer)))
+        assert not tiny.same(view.read(layer), stored)
+    assert relative(tiny.logits(model), before) <= 1e-5
+
+
+@each
+def test_sizes_are_those_of_the_model(name):
+    model = tiny.model(name)
+    found, view = shape.of_config(model.config.to_dict(), "here"), tiny.view(model)
+    assert found == shape.of_model(model) == view.shape
+    assert found.parameters == sum(p.numel() for p in model.parameters()) == tiny.count(model)["parameters"]
+    assert found.block == sum(p.numel() for p in view.blocks[1].parameters())
+    assert found.matrices == {role: view.matrix_shape(2, role) for role in view.roles}
+    assert found.ffn_biases == sum(value.numel() for key, value in view.read(0).items() if key.startswith("b_"))
+    assert found.layers * (found.ffn_matrices + found.ffn_biases) == tiny.count(model)["ffn_parameters"]
+
+
+@torch.no_grad()
+@each
+def test_what_is_recorded_is_what_the_ffn_computes_and_adds(name):
+    """A block whose FFN gives zero lacks what the FFN added: its output, scaled or after a norm."""
+    model = tiny.model(name)
+    view, ids = tiny.view(model), tiny.ids()
+    with depth.record_blocks(view, range(view.depth)) as whole:
+        model(ids, use_cache=False)
+    layer = view.depth - 1
+    last, scale = whole[layer], view.scale(layer)
+    for number, record in whole.items():
+        assert relative(view.compute(number, record["ffn"][0]), record["ffn"][1]) <= 1e-5
+        assert relative(computed(view.ffn(number), view.family, view.read(number), record["ffn"][0])[1],
+                        record["ffn"][1]) <= 1e-5  # fmt: skip
+    (seen,) = activations.stream(view, ("input", "post_activation"), [ids])
+    for number, record in whole.items():
+        assert torch.equal(seen["input"][number], record["ffn"][0])
+        assert torch.equal(seen["post_activation"][number], record["out"][0])
+    added = last["norm"][1] if view.norm_after(layer) is not None else last["ffn"][1]
+    added = added if scale is None else scale * added
+    view.write(layer, {key: torch.zeros_like(value) for key, value in view.read(layer).items()})
+    with depth.record_blocks(view, [layer]) as without:
+        model(ids, use_cache=False)
+    if name != "opt normed after":  # a norm of the whole stream ends its blocks
+        assert relative(without[layer]["block"][1] + added, last["block"][1]) <= 1e-5
+
+
+@each
+def test_fewer_layers_compute_what_the_model_does_without_the_others(name):
+    model = tiny.model(name)
+    view, kept = tiny.view(model), [0, 2, 3]
+    shallow = depth.keep_layers(view, kept)
+    assert shallow.depth == len(kept) == shallow.model.config.num_hidden_layers
+    for layer in set(range(view.depth)) - set(kept):
+        view.blocks[layer].register_forward_hook(
+            lambda _, args, output: (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+        )
+    assert relative(tiny.logits(shallow.model), tiny.logits(model)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_shared_it_survives_the_disk_and_generates_and_its_dense_form_is_stock(name, tmp_path):
+    model, sharing = tiny.shared(name, rank=2)
+    tiny.save(model, sharing, tmp_path / "shared")
+    loaded, found = tiny.load(tmp_path / "shared")
+    assert found == sharing and type(loaded).__name__.startswith("SharedFfn")
+    assert tiny.same(tiny.state(loaded), tiny.state(model)) and tiny.gap(loaded, model) == 0
+    assert tiny.count(loaded, found) == tiny.count(model, sharing)
+    assert tiny.count(loaded, found)["parameters"] < tiny.count(tiny.model(name))["parameters"]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    cached, plain = (loaded.generate(tiny.ids(1, 9), use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached, plain)
+    tiny.dense(loaded).save_pretrained(tmp_path / "dense")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    assert type(stock) is type(tiny.model(name))
+    assert tiny.state(stock).keys() == tiny.state(tiny.model(name)).keys()
+    assert relative(tiny.logits(stock), tiny.logits(model)) <= 1e-5
+
+
+@each
+def test_sharing_layers_that_are_alike_is_exact(name):
+    twins = tiny.twins(name, "equal")
+    shared, _ = tiny.operate(twins, tiny.GROUPS, tiny.calibration(twins), tiny.share(alignment="identity"))
+    assert relative(tiny.logits(shared), tiny.logits(twins)) <= 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["scale", "least_squares"])
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "opt", "bloom", "falcon", "granite", "gemma3_text", "olmo2"])
+def test_a_repair_brings_the_stream_nearer_to_the_original_s(name, how):
+    model = tiny.model(name)
+    known, text = tiny.calibration(model), tiny.ids(8, seed=0)
+
+    def error(repair):
+        shallow, _ = tiny.operate(model, [[1, 2]], known, tiny.collapse(repair=repair))
+        with (
+            depth.record_blocks(tiny.view(model), [2]) as wanted,
+            depth.record_blocks(tiny.view(shallow), [1]) as found,
+        ):
+            model(text, use_cache=False), shallow(text, use_cache=False)
+        return (wanted[2]["block"][1] - found[1]["block"][1]).pow(2).mean().item()
+
+    assert error(how) < (0.999 if how == "scale" else 0.9) * error("none")
+
+
+def test_norms_after_the_ffn_stay_each_layer_s_own():
+    shared, _ = tiny.shared("gemma3_text")
+    view = tiny.view(shared)
+    norms = [view.norm_after(layer).weight for layer in range(view.depth)]
+    assert len({id(norm) for norm in norms}) == view.depth
+    assert len({id(view.linears(layer)["out"].weight) for layer in range(view.depth)}) == len(tiny.GROUPS)
