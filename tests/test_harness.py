@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from closure import ROOT
 
-from stages.commands import harness
+from stages.commands import export, harness
 from stages.core.architecture.opening import open_snapshot
 from stages.core.forms import structure
 from stages.core.forms.structure import Sharing
@@ -26,6 +27,21 @@ def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):
     harness.main("shared", "reviews", Path("found.json"))
     (scores,) = json.loads(Path("found.json").read_text())["results"].values()
     assert any(key.startswith("acc") and 0 <= value <= 1 for key, value in scores.items())
+
+
+@pytest.mark.parametrize("form", ["dense", "shared"])
+def test_an_export_is_opened_as_it_is(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sharing = Sharing(groups=[[0, 1]], rank=2, biases="own")
+    model = tiny.model("mistral", vocab_size=2048)
+    structure.install(tiny.view(model), sharing)
+    tiny.save(model, sharing, Path("artifacts/finetuned/shared"))
+    open_tokenizer(ROOT / "data/model").save_pretrained("artifacts/tokenizer")
+    export.main("shared", Path("out"), form, "bfloat16")
+    for source, kind in (("shared", torch.float32), ("out", torch.bfloat16)):
+        found, tokenizer = harness.open_variant(source)
+        assert {p.dtype for p in found.parameters()} == {kind} and len(tokenizer) == 2048
+        assert tiny.gap(found.float(), model) <= (0 if source == "shared" else 0.5)
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):

@@ -1,11 +1,13 @@
-"""Run EleutherAI's lm-evaluation-harness on a variant, as the pipeline keeps it (shared weights and all).
+"""Run EleutherAI's lm-evaluation-harness on a variant, as the pipeline keeps it, or on the folder of an export.
 
 Needs the extra of pyproject.toml: pip install '.[harness]'. Run from the repository's root after `make repro`:
-make harness VARIANT=softshare TASK=reviews. Tasks of data/harness run offline; any other name is the harness's own.
+make harness VARIANT=softshare TASK=reviews (or VARIANT=exported/softshare). Tasks of data/harness run offline; any
+other name is the harness's own.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from stages.commands.finished import checkpoint_of
 from stages.core.forms import checkpoint
@@ -27,18 +29,13 @@ def main(variant: str, task: str, to: Path) -> None:
         raise UserError(
             f"the harness is not installed ({error}): .venv/bin/python -m pip install lm_eval==0.4.13"
         ) from error
-    source = checkpoint_of(variant)
+    opened, tokenizer = open_variant(variant)
     write_reviews(Path("artifacts/harness/reviews.jsonl"))
     tasks = TaskManager(include_path="data/harness")
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:
         raise UserError(f"task {missing[0]!r} is not known to the harness; `lm_eval ls tasks` lists its own")
-    # The model goes in as an object: no stock class would open the shared checkpoint.
     device = devices.start(params.section(params.load().profile, "runtime"))
-    model = HFLM(
-        pretrained=checkpoint.load(source)[0].to(device).model,
-        tokenizer=open_tokenizer(Path("artifacts/tokenizer")),
-        batch_size=8,
-    )
+    model = HFLM(pretrained=opened.to(device), tokenizer=tokenizer, batch_size=8)
     found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)
     results = {
         name: {key: value for key, value in row.items() if isinstance(value, int | float)}
@@ -46,6 +43,17 @@ def main(variant: str, task: str, to: Path) -> None:
     }
     write_json(to, {"variant": variant, "lm_eval": lm_eval.__version__, "results": results})
     print(json.dumps(results, indent=2))
+
+
+def open_variant(variant: str) -> tuple[Any, Any]:
+    """The model and tokenizer of a variant's checkpoint, or of an export of any form and type."""
+    if not (variant and Path(variant, "config.json").is_file()):
+        return checkpoint.load(checkpoint_of(variant))[0].model, open_tokenizer(Path("artifacts/tokenizer"))
+    from transformers import AutoModelForCausalLM
+
+    # `checkpoint` imports the module of the shared form, so that no code of the folder is run.
+    model = AutoModelForCausalLM.from_pretrained(variant, local_files_only=True, trust_remote_code=False)
+    return model, open_tokenizer(Path(variant))
 
 
 def write_reviews(path: Path) -> None:
