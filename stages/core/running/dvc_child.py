@@ -10,12 +10,14 @@ import threading
 import time
 
 from stages.core.process import guard
+from stages.core.running import lock_file
 
 
 def main(parent: str, *arguments: str) -> int:
     """The exit status of one call of DVC."""
     os.environ[guard.DVC] = str(os.getpid())  # its stage ends with this very process
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    lock_file.install()
     from dvc.cli import main as dvc
 
     return dvc(list(arguments))
