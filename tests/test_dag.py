@@ -70,8 +70,8 @@ CODE = {
     "__init__ core/__init__": ("", ""),
     "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
     "core/settings/{__init__ images params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
-    "core/architecture/{__init__ attention depth families ffn gguf_config gguf_header opening rules shape targets"
-    " tokens view vision_families vision_shape weights windows}": (
+    "core/architecture/{__init__ attention depth families ffn fused gguf_config gguf_header guessing opening rules"
+    " shape targets tokens view vision_families vision_shape weights windows}": (
         f"pretrain base extract align {SHARED}",
         BASE,
     ),

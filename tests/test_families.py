@@ -6,8 +6,8 @@ import torch
 from closure import ROOT
 from transformers import AutoModelForCausalLM
 
-from stages.core.architecture import depth, ffn, shape
-from stages.core.architecture.families import FAMILIES, family_of
+from stages.core.architecture import depth, ffn, guessing, shape
+from stages.core.architecture.families import FAMILIES, Family, family_of
 from stages.core.calibration import activations
 from stages.core.process.errors import UserError
 
@@ -241,3 +241,46 @@ def test_norms_after_the_ffn_stay_each_layer_s_own():
     norms = [view.norm_after(layer).weight for layer in range(view.depth)]
     assert len({id(norm) for norm in norms}) == view.depth
     assert len({id(view.linears(layer)["out"].weight) for layer in range(view.depth)}) == len(tiny.GROUPS)
+
+
+# Families that are not in the table
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_the_guessed_row_is_the_row(name):
+    model = tiny.model(name)
+    row, found = family_of(name), guessing.guess(model.config.to_dict())
+    for key in ("layers", "ffn", "matrices", "activated", "transposed", "fused", "norm_after", "multiplier"):
+        assert getattr(found, key) == getattr(row, key), key
+    assert name == "falcon" or found.activation == row.activation
+    assert eval(guessing.row(found), {"Family": Family, "frozenset": frozenset}) == found
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
+WIDE = {"intermediate_size": 48, "num_key_value_heads": 2}
+MAMBA = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "state_size": 4}
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ({"model_type": "olmo", **SIZES, **WIDE}, r"may do.*Family\(model_types=\('olmo',\), layers='model.layers'"),
+        ({"model_type": "mixtral", **SIZES, **WIDE}, "Its FFNs are mixtures of 8 experts"),
+        ({"model_type": "qwen2_moe", **SIZES, **WIDE}, "Its FFNs are mixtures of 60 experts"),
+        ({"model_type": "mamba", **MAMBA}, "No FFN of two or three matrices"),
+        ({"model_type": "nothing", **SIZES}, "model type 'nothing' is not supported"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_an_unknown_type_is_told_its_row_or_why_it_has_none(config, said):
+    with pytest.raises(UserError, match=said) as caught:
+        shape.of_config(config, "here")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("here: model type ")
+
+
+def test_ffns_of_different_width_are_named(monkeypatch):
+    model = tiny.model("llama")
+    model.model.layers[3].mlp.down_proj = torch.nn.Linear(40, tiny.WIDTH)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda config: model)
+    with pytest.raises(UserError, match="Its FFNs differ: 48 neurons in layer 0, no in layer 3"):
+        guessing.guess(model.config.to_dict())

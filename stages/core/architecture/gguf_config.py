@@ -32,10 +32,20 @@ NEUTRAL = {
     "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0,
 }  # fmt: skip
 NEEDED = {"gpt2": "attention.layer_norm_epsilon"}
-MODEL_TYPES = {"gemma3": "gemma3_text"}  # llama.cpp's name of an architecture -> transformers', where they differ
+# llama.cpp's name of an architecture -> transformers', for those whose keys are known here.
+MODEL_TYPES = {name: name for name in ("gpt2", "llama", "qwen2", "qwen3", "gemma2")} | {"gemma3": "gemma3_text"}
 # Gemma: keys that its configs know, and the layers of the model whose attention divides by d_model / heads.
 GEMMA = {"attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window", "rope.freq_base_swa"}
 WIDE = {"gemma2": 46, "gemma3": 62}
+
+
+def model_type(path: Path, values: Mapping[str, Any]) -> str:
+    """The model type of transformers for a file's architecture. Raises UserError where its keys are not known here."""
+    kind = values.get("general.architecture")
+    if kind not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise UserError(f"{path}: model type {kind!r} is not supported as GGUF; supported: {known}. Give safetensors")
+    return MODEL_TYPES[kind]
 
 
 def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[str, Any]:
@@ -45,6 +55,7 @@ def changes(path: Path, values: Mapping[str, Any], tensors: set[str]) -> dict[st
     computation and no config of its family can express it.
     """
     kind = values.get("general.architecture")
+    model_type(path, values)
     own = {key.removeprefix(f"{kind}."): value for key, value in values.items() if key.startswith(f"{kind}.")}
 
     def refuse(key: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.architecture import gguf_config, gguf_header
-from stages.core.architecture.families import family_of
+from stages.core.architecture.families import Family, family_of
 from stages.core.process.errors import UserError
 
 TIMEOUT = 1.0  # seconds for the hub to answer
@@ -134,7 +134,7 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
     model_type = config.get("model_type")
     try:
         refuse_odd(config)
-        if family_of(model_type).task == "image_classification":
+        if family_for(config).task == "image_classification":
             return vision_shape.of_config(config, where)
         _refuse_sizes(config)
         return measure(opening.outline(dict(config)))
@@ -142,6 +142,16 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # transformers raises nearly anything at a config that makes no sense
         raise UserError(f"{where}: describes no {model_type}: {' '.join(str(error).split())[:200]}") from error
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json. Raises UserError where there is none, with the row that its modules suggest."""
+    from stages.core.architecture import guessing
+
+    try:
+        return family_of(config.get("model_type"))
+    except UserError as error:
+        raise UserError(f"{error}{guessing.hint(config)}") from error
 
 
 def of_model(model: Any) -> Shape:
@@ -252,11 +262,7 @@ def of_gguf(path: Path) -> Shape:
     """The shape of the model in a GGUF file. Raises UserError if the header is damaged or of no supported family."""
     values, tensors = gguf_header.read(path)
     kind = values.get("general.architecture")
-    model_type = gguf_config.MODEL_TYPES.get(kind, kind)
-    try:
-        family_of(model_type)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    model_type = gguf_config.model_type(path, values)
     from transformers import CONFIG_MAPPING
 
     names = CONFIG_MAPPING[model_type].attribute_map
