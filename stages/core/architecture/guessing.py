@@ -95,6 +95,9 @@ def _ffn(block: Any, width: int) -> tuple[str, dict[str, str], int, dict[str, tu
     hidden = shapes[outs[0]][1]
     beside = [(name.rpartition(".")[2], *shape) for name, shape in shapes.items() if name.rpartition(".")[0] == ffn]
     names = {name: d_out for name, d_out, d_in in beside if d_in == width}
+    owners = {name.rpartition(".")[0] for name, _ in block.get_submodule(ffn).named_parameters()}
+    if ffn and owners != names.keys() | {out}:
+        return None  # a mixer of tokens, such as Mamba's, has more
     into = [name for name, d_out in names.items() if d_out == hidden]
     packed = [name for name, d_out in names.items() if d_out == 2 * hidden]
     if len(packed) == 1 and not into:
