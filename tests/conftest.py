@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,35 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 
+# Runs of the DAG take minutes: they begin at once, and what needs the clone that test_pipeline makes comes when it is
+# there. All other files: those with the most tests first.
+BEGIN, LATER = ("test_pipeline", "test_clones", "test_stages", "test_vision_stages"), (
+    "test_remotes", "test_dag", "test_leftovers",
+)  # fmt: skip
+BEFORE = 3  # files between the two
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, since tests of processes wait and sleep (the Makefile's maximum is above it)."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """Files go side by side."""
+    """Files go side by side, in the order of `pytest_collection_modifyitems`."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of several processes, none is left alone with a long file at the end; one process keeps the usual order."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path.stem for item in items)
+    rest = sorted(tests.keys() - {*BEGIN, *LATER}, key=lambda name: (-tests[name], name))
+    order = [*BEGIN, *rest[:BEFORE], *LATER, *rest[BEFORE:]]
+    items.sort(key=lambda item: order.index(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,12 @@ SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 @pytest.fixture(scope="module")
-def first(clone, copy_of) -> Path:
-    """A copy of the clone that studies fewer variants: only its report is made again."""
-    folder = copy_of(clone)
+def first(request, copy_of) -> Path:
+    """A copy of the clone that studies fewer variants: only its report is made again.
+
+    Asked for only now, so that the second runs while another process makes the clone.
+    """
+    folder = copy_of(request.getfixturevalue("clone"))
     edit(folder, lambda values: keep(values, STUDIED))
     assert stages_run(run(folder, "dvc", "repro")) == {"report"}
     return folder
@@ -69,20 +72,20 @@ def hashes(folder: Path) -> dict[str, str]:
     return {Path(out.fs_path).relative_to(folder).as_posix(): out.hash_info.value for out in outs}
 
 
-def test_dvc_lock_has_the_same_hashes(first, second):
+def test_dvc_lock_has_the_same_hashes(second, first):
     ours, theirs = hashes(first), hashes(second)
     assert ours.keys() == theirs.keys() and len(ours) > 50 and all(ours.values())
     assert {path for path in ours if ours[path] != theirs[path]} <= TIMED
 
 
 @pytest.mark.parametrize("folder", ["metrics/points", "metrics/plots", "artifacts/finetuned", "metrics/recovery"])
-def test_files_are_the_same_where_no_time_is_shown(folder, first, second):
+def test_files_are_the_same_where_no_time_is_shown(folder, second, first):
     files = [path.relative_to(second).as_posix() for path in (second / folder).rglob("*") if path.is_file()]
     compared = {path for path in files if path not in TIMED_FILES and not path.endswith(".gitignore")}
     assert compared and all((first / path).read_bytes() == (second / path).read_bytes() for path in compared)
 
 
-def test_figures_are_the_same_but_for_times(first, second):
+def test_figures_are_the_same_but_for_times(second, first):
     def figures(folder):
         summary = json.loads((folder / "metrics/summary.json").read_text())
         assert all(row.pop("latency") for row in summary.values())

@@ -1,5 +1,6 @@
 """A DVC that was killed while it wrote keeps no later one from going on, and loses no result."""
 
+import shutil
 import subprocess
 import sys
 
@@ -24,13 +25,22 @@ def entries(lock):
     return {name: str(entry) for name, entry in YAML(typ="safe").load(lock)["stages"].items()}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("leftovers") / "study"
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "params.yaml").write_text("rank: 8")
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    run(folder, "dvc", "repro", "-q")
+    return folder
+
+
 @pytest.fixture
-def repo(tmp_path):
-    (tmp_path / "dvc.yaml").write_text(GRAPH)
-    (tmp_path / "params.yaml").write_text("rank: 8")
-    run(tmp_path, "git", "init", "-q")
-    run(tmp_path, "dvc", "init", "-q")
-    run(tmp_path, "dvc", "repro", "-q")
+def repo(made, tmp_path):
+    """A copy of its own for each test."""
+    shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     return Repo(tmp_path)
 
 

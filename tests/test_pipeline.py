@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from shrunk import KEPT, edit, run, stages_run
+from shrunk import KEPT, STUDY, edit, run, stages_run
 
 from stages.core.reporting.study import layout
 
@@ -63,7 +63,7 @@ def test_one_variants_value_reruns_its_chain_only(clone):
     before = (clone / "params.yaml").read_text()
     edit(clone, distilled)
     chain = ("finetune", "sentiment", "summarize", "perplexity", "generate", "latency")
-    assert stages_run(run(clone, "dvc", "repro")) == {f"{stage}@merged_4" for stage in chain} | {"report"}
+    assert stages_run(run(clone, *STUDY)) == {f"{stage}@merged_4" for stage in chain} | {"report"}
     # And back: all but the report, whose pages are in git and in no cache, is remembered.
     (clone / "params.yaml").write_text(before)
     assert stages_run(run(clone, "dvc", "repro")) == {"report"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from shrunk import attempt, commit, edit, run, stages_run
+from shrunk import STUDY, attempt, commit, edit, run, stages_run
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_nothing_runs_again_anywhere_after_a_variant_was_renamed(author, copy_of
 
     mine = copy_of(author)
     edit(mine, rename)
-    ran = stages_run(run(mine, "dvc", "repro"))
+    ran = stages_run(run(mine, *STUDY))
     assert "report" in ran and all(name == "report" or name.endswith("@merged_four") for name in ran)
     assert not stages_run(run(mine, "dvc", "repro")) and "up to date" in run(mine, "dvc", "status")
     run(mine, "dvc", "push")

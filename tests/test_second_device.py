@@ -13,8 +13,7 @@ from test_recovery import RECIPE, ROWS, USUAL
 from stages.core.architecture.depth import influence
 from stages.core.calibration import activations, alignment
 from stages.core.calibration.correlation import correlations, standardised
-from stages.core.calibration.moments import Moments, MomentStream
-from stages.core.calibration.statistics import Calibration
+from stages.core.calibration.moments import MomentStream
 from stages.core.evaluation import classification, summaries
 from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.variants import Distill, Recovery
@@ -42,17 +41,6 @@ def far(monkeypatch):
 def model_on(device, name, rank=None):
     model = tiny.model(name) if rank is None else tiny.shared(name, rank)[0]
     return model if device == NEAR else second_device.move(model)
-
-
-def calibration_on(device, known):
-    def there(found):
-        return {site: Moments(m.mean.to(device), m.second.to(device)) for site, m in found.items()}
-
-    return Calibration(
-        lambda *asked: known.permutation(*asked).to(device),
-        lambda layer: there(known.moments(layer)),
-        lambda: [batch.to(device) for batch in known.text()],
-    )
 
 
 def devices(model):
@@ -88,7 +76,7 @@ def test_every_method_stays_on_its_device(name, method, far):
     model, spec = tiny.model(name), methods.METHODS[method]
     known = tiny.calibration(model)
     wanted, _ = tiny.operate(model, tiny.GROUPS, known, spec)
-    found, _ = tiny.operate(model_on(far, name), tiny.GROUPS, calibration_on(far, known), spec)
+    found, _ = tiny.operate(model_on(far, name), tiny.GROUPS, tiny.moved(known, far), spec)
     assert devices(found) == {far}
     agree(tiny.logits(found, tiny.ids().to(far)), tiny.logits(wanted))
 
@@ -96,7 +84,7 @@ def test_every_method_stays_on_its_device(name, method, far):
 def arms(device):
     """Each arm's perplexity, untrained and after the shortest recovery."""
     view, tokens = tiny.view(model_on(device, "gpt2")), tiny.ids(2, 32, 9).flatten()
-    known = calibration_on(device, tiny.calibration(tiny.model("gpt2")))
+    known = tiny.moved(tiny.calibration(tiny.model("gpt2")), device)
 
     def score(changed):
         assert devices(changed.model) == {device}
@@ -153,7 +141,7 @@ def test_what_calibration_sees_stays_on_its_device(far):
             moments.update(seen["post_activation"][2])
             rows.append([seen["pre_activation"][layer] for layer in (1, 2)])
         (one, dead), (other, _) = (standardised(torch.cat(parts)) for parts in zip(*rows))
-        known = calibration_on(device, tiny.calibration(tiny.model("llama")))
+        known = tiny.moved(tiny.calibration(tiny.model("llama")), device)
         orders = alignment.by_cost(view.read_double, known.moments, [[0, 1, 2]], ["centre"])["centre"][0]
         found[device] = {
             "moments": moments.moments().second,

@@ -187,6 +187,19 @@ def calibration(built: Any) -> Calibration:
     )
 
 
+def moved(known: Calibration, device: Any) -> Calibration:
+    """A calibration whose tensors lie on `device`."""
+
+    def there(found: dict[str, Moments]) -> dict[str, Moments]:
+        return {site: Moments(m.mean.to(device), m.second.to(device)) for site, m in found.items()}
+
+    return Calibration(
+        lambda *asked: known.permutation(*asked).to(device),
+        lambda layer: there(known.moments(layer)),
+        lambda: [batch.to(device) for batch in known.text()],
+    )
+
+
 def twins(name: str, alike: str) -> Any:
     """A model whose FFNs are all the first layer's: `equal`, or `shuffled` so that `calibration` undoes it."""
     built = model(name)

@@ -84,21 +84,6 @@ def apart(found, wanted):
     return ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)).item()
 
 
-def moved(known, device):
-    """A calibration whose tensors lie on `device`."""
-    from stages.core.calibration.moments import Moments
-    from stages.core.calibration.statistics import Calibration
-
-    def there(found):
-        return {site: Moments(m.mean.to(device), m.second.to(device)) for site, m in found.items()}
-
-    return Calibration(
-        lambda *asked: known.permutation(*asked).to(device),
-        lambda layer: there(known.moments(layer)),
-        lambda: [batch.to(device) for batch in known.text()],
-    )
-
-
 @contextmanager
 def matmul(precision):
     before = torch.get_float32_matmul_precision()
@@ -151,7 +136,7 @@ def _methods(name, device):
     there = copy.deepcopy(model).to(device)
     for method, spec in methods.METHODS.items():
         here, _ = tiny.operate(model, tiny.GROUPS, known, spec)
-        other, _ = tiny.operate(there, tiny.GROUPS, moved(known, device), spec)
+        other, _ = tiny.operate(there, tiny.GROUPS, tiny.moved(known, device), spec)
         assert {p.device.type for p in other.parameters()} == {device.type}, f"{method}: parameters elsewhere"
         figures[method] = apart(tiny.logits(other, ids.to(device)), tiny.logits(here, ids))
     worst = max(figures, key=figures.get)
@@ -183,7 +168,7 @@ def _arms(name, device):
     model, found = tiny.model(name), {}
     tokens = tiny.ids(8, 32, seed=9).flatten()
     for place in (torch.device("cpu"), device):
-        known = moved(tiny.calibration(model), place)
+        known = tiny.moved(tiny.calibration(model), place)
         rows = ablation.untrained(
             tiny.view(copy.deepcopy(model).to(place)), [1, 2, 3], known, ["pre_activation"], 3,
             lambda changed: perplexity(changed.model, tokens, 32, 16, 4),
@@ -248,7 +233,7 @@ def alignment(device, small):
 
     model, found = tiny.model("llama"), {}
     for place in (torch.device("cpu"), device):
-        there, known = tiny.view(copy.deepcopy(model).to(place)), moved(tiny.calibration(model), place)
+        there, known = tiny.view(copy.deepcopy(model).to(place)), tiny.moved(tiny.calibration(model), place)
         orders = matching.by_cost(there.read_double, known.moments, [[0, 1, 2]], ["centre"])
         found[place.type] = orders["centre"][0]
     same = [(found["cpu"][layer] == found[device.type][layer]).all() for layer in (1, 2)]
