@@ -219,3 +219,22 @@ def test_a_recovery_drops_out_what_its_recipe_says(dropout, monkeypatch):
     views = tiny.view(pupil.train()), structure.Sharing(), tiny.view(teacher)
     recovery.recover(*views, tiny.TASK, ROWS, ROWS.flatten(), recipe, wanted, 0, **options)
     assert (losses[0] == 0) == (dropout == 0) and pupil.config.resid_pdrop == 0.1
+
+
+@tiny.every_family
+@pytest.mark.parametrize("what", ["deltas", "window"])
+def test_below_the_first_window_nothing_is_kept_for_a_backward_pass(name, what):
+    built = tiny.model(name)
+    shared, _ = tiny.operate(built, [[2, 3]], tiny.calibration(built), tiny.share(4))
+    seen = []
+
+    def objective(batch):
+        outputs = shared(tiny.ids(len(batch)), use_cache=False, output_hidden_states=True)
+        seen.append([states.requires_grad for states in outputs.hidden_states])
+        loss = outputs.logits.square().mean()
+        return loss, loss
+
+    rates = [(chosen, 1e-4) for chosen in recovery.parts(tiny.view(shared), [[2, 3]], what).values() if chosen]
+    run(shared, objective, rates)
+    # The embeddings, then each block's output.
+    assert seen[0] == [False, False, False, True, True, True]

@@ -1,16 +1,22 @@
 """The groups of figures, in the order in which they are measured."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from stages import extract as extraction
+from stages.core.architecture.depth import keep_layers
 from stages.core.calibration import alignment
 from stages.core.calibration.correlation import correlations, standardised
-from stages.core.calibration.moments import MomentStream
-from stages.core.shrinking import fitting
+from stages.core.calibration.moments import MomentStream, to_tensors
+from stages.core.calibration.statistics import Calibration
+from stages.core.forms.dense import to_dense
+from stages.core.process.artifacts import write_tensors
+from stages.core.settings.variants import Share
+from stages.core.shrinking import fitting, operations
 from tests.benchmarks import peer, shapes, work
 from tests.benchmarks.measuring import Figure, alternate, peak, seconds
 
@@ -104,6 +110,43 @@ def fit(_: Path) -> Iterator[Figure]:
     yield Figure("fit_joint", [seconds(ours)], [20], "wanted", "4 layers of GPT-2 small's shape, rank 8", ">= 1")
 
 
+def search(folder: Path) -> Iterator[Figure]:
+    """The search of all windows of four against scoring every changed model whole, without what a search keeps."""
+    for name, view, wide in (("small", shapes.small(), 2048), ("gpt2", shapes.gpt2(), 1024)):
+        gathered = extraction.gather(view, shapes.batches(view, length=250), work.spec(), folder)
+        for layer, streams in enumerate(gathered):
+            known = to_tensors({site: stream.moments() for site, stream in streams.items()})
+            write_tensors(folder / f"layer_{layer:02d}.safetensors", known)
+        found = {}
+
+        def way(what: str, cached: bool, view=view, wide=wide, found=found):
+            return lambda: found.update({what: work.search(folder, view, [4], cached, wide)})
+
+        times = [seconds(way("ours", True))], [seconds(way("plain", False))]
+        apart = max(abs(a / b - 1) for a, b in zip(found["ours"], found["plain"]))
+        shape = f"{name}, 9 windows of four at rank 8, {wide:,} tokens"
+        yield Figure(f"search_{name}", *times, "every model whole", shape, ">= 3", beside={"apart": f"{apart:.0e}"})
+
+
+def decode(_: Path) -> Iterator[Figure]:
+    """Decoding: a dense export and the shared form against the original, a shallower model against its depth."""
+    view = shapes.gpt2()
+    share = Share(method="share", alignment="identity", base="mean", delta="zero", rank=8)
+    calibration = Calibration(None, lambda layer: {"input": None, "hidden": None}, None)
+    shared = operations.operate(view, [[4, 5, 6, 7]], calibration, share)[0]
+    original, shape = partial(work.decode, view.model), "GPT-2 small's shape, 16 tokens after 64"
+    rows = (("dense", to_dense(shared), "<= 1.02"), ("shared", shared.model, "<= 1.05"))
+    for name, model, target in rows:
+        times = alternate(partial(work.decode, model), original, rounds=5)
+        yield Figure(f"decode_{name}", *times, "original", shape, target, faster=False)
+    # The bound: what a layer costs, by models of 12 layers and of 1, times the layers that are left.
+    few, one = (keep_layers(view, list(range(count))).model for count in (3, 1))
+    times = alternate(partial(work.decode, few), original, rounds=5)
+    single = alternate(partial(work.decode, one), original, rounds=5)[0]
+    rest = [lone + (whole - lone) * 2 / 11 for lone, whole in zip(single, times[1])]
+    yield Figure("decode_compressed_4", times[0], rest, "bound of 3 layers", shape, ">= 0.9")
+
+
 def tune(_: Path) -> Iterator[Figure]:
     """Training the deltas of one window against training all weights: time and memory, each in its own process."""
     runs = {what: peak(f"tune_{what}") for what in ("deltas", "all")}
@@ -147,5 +190,5 @@ def growth(_: Path) -> Iterator[Figure]:
 
 FIGURES: dict[str, Callable[[Path], Iterator[Figure]]] = {
     "limit": limit, "extract": extract, "correlate": correlate, "align_window": align, "align_all": align_all,
-    "fit": fit, "tune": tune, "wide": wide, "growth": growth,
+    "fit": fit, "search": search, "decode": decode, "tune": tune, "wide": wide, "growth": growth,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The pieces of work that are measured, each by the project's own functions."""
 
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from stages.core.architecture import ffn
-from stages.core.calibration import alignment
+from stages.core.architecture.windows import contiguous, layers
+from stages.core.calibration import alignment, statistics
 from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.process import devices
 from stages.core.settings.profiles import Schedule
-from stages.core.settings.variants import Share
-from stages.core.shrinking import merging, operations
+from stages.core.settings.variants import Best, Share
+from stages.core.shrinking import merging, operations, window_search
 from stages.core.tasks.language import Language
 from stages.core.training import loop, recovery
 from tests.benchmarks import shapes
@@ -66,11 +68,8 @@ def tuning(what: str, steps: int = 4, length: int = 512) -> Callable[[], Any]:
     devices.start(SimpleNamespace(threads=None, device="cpu"))
     view = shapes.gpt2()
     share = Share(method="share", alignment="identity", base="mean", delta="zero", rank=8)
-    calibration = SimpleNamespace(moments=lambda layer: {}, watch=iter)
+    calibration = statistics.Calibration(None, lambda layer: {"input": None, "hidden": None}, None)
     group = [6, 7, 8, 9]
-    operations.aligned = lambda view, layers, *_: [  # no moments are needed for a mean
-        operations.Member(view.read_double(layer), {"input": None, "hidden": None}) for layer in layers
-    ]
     shared, _ = operations.share(view, [group], calibration, share)
     del view
     rows = shapes.text(shared, steps, length)
@@ -78,3 +77,24 @@ def tuning(what: str, steps: int = 4, length: int = 512) -> Callable[[], Any]:
     recipe = Schedule(epochs=1, batch_size=1)
     parts = [(chosen, 1e-5) for chosen in recovery.parts(shared, [group], what).values()]
     return lambda: loop.train(shared.model, steps, objective, parts, recipe, 0)
+
+
+def search(folder: Any, view: Any, sizes: list[int], cached: bool, tokens: int = 2048) -> list[float]:
+    """The perplexities of all windows by the search, or by scoring each whole model anew (`cached` false)."""
+    task, text = Language(256, 256, 4), shapes.text(view, 1, tokens)[0]
+    score = lambda changed: task.score(changed.model, text)  # noqa: E731
+    share = Share(method="share", alignment="identity", delta="joint", rank=8)
+    calibration = statistics.Calibration(None, lambda layer: statistics.read_moments(folder, layer), None)
+    if cached:
+        calibration.moments = cache(calibration.moments)
+        found = window_search.search(view, calibration, share, Best(choose="best", sizes=sizes), score)
+        return [layout.perplexity for layout in found.scored]
+    windows = contiguous(view.depth, sizes)
+    return [score(operations.operate(view, [layers(window)], calibration, share)[0]) for window in windows]
+
+
+def decode(model: Any, tokens: int = 16) -> None:
+    """Greedy decoding of one sequence after a prompt of 64 tokens."""
+    ids = torch.arange(64)[None]
+    with torch.no_grad():
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
