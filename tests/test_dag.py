@@ -68,7 +68,10 @@ PARAMS = {
 # Every file under stages/ but the commands, without its ending; braces as in a shell. A room is one dependency.
 CODE = {
     "__init__ core/__init__": ("", ""),
-    "core/process/{__init__ artifacts command devices errors guard hub memory progress}": (f"pretrain {ALL}", ALL),
+    "core/process/{__init__ artifacts command devices environment errors guard hub memory progress}": (
+        f"pretrain {ALL}",
+        ALL,
+    ),
     "core/settings/{__init__ images params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
     "core/architecture/{__init__ attention depth families ffn fused gguf_config gguf_header guessing opening rules"
     " shape targets tokens view vision_families vision_shape weights windows}": (

@@ -1,5 +1,6 @@
 """Devices and precision: what is asked for is taken or refused, and what was taken is on record."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -95,3 +96,13 @@ def test_a_user_s_mistake_is_one_line_and_a_defect_is_not_hidden(what, code, lin
         assert "ZeroDivisionError" in done.stderr
     else:
         assert done.stderr.count("\n") == lines and "Traceback" not in done.stderr
+
+
+def test_what_opens_models_first_says_what_libraries_are_to_know():
+    """They read these variables when they are imported, which importing the classes of checkpoints does."""
+    said = "from stages.core.forms import checkpoint; from huggingface_hub import constants; from transformers.utils "
+    said += "import logging; print(constants.HF_HUB_DISABLE_PROGRESS_BARS, logging.get_verbosity() == logging.ERROR)"
+    taken = ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS")
+    clean = {name: value for name, value in os.environ.items() if name not in taken}
+    done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
