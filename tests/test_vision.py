@@ -102,6 +102,30 @@ def test_every_method_saves_loads_and_goes_back_to_dense(name, method, tmp_path)
         assert counts[0]["parameters"] <= targets.target(view.shape, methods.METHODS[method].target_parameters)
 
 
+@pytest.mark.parametrize("name", ["vit", "deit with teacher", "beit", "swin", "clip"])
+def test_an_export_opens_in_the_stock_class_with_its_image_processor(name, tmp_path, monkeypatch):
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from stages.commands import export
+
+    monkeypatch.chdir(tmp_path)
+    view = tiny_vision.view(name)
+    spec = methods.METHODS["share cost centre own"]
+    shared, sharing = operations.operate(view, tiny_vision.GROUPS, tiny_vision.calibration(view), spec)
+    checkpoint.save(shared, sharing, tmp_path / "artifacts/finetuned/mine")
+    tiny_vision.processor().save_pretrained("artifacts/tokenizer")
+    export.main("mine", tmp_path / "exported")
+    found = AutoModelForImageClassification.from_pretrained(tmp_path / "exported", dtype="float32").eval()
+    assert type(found) is type(view.model) and tiny_vision.gap(found, shared.model) < 1e-4
+    picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+    made = [maker(picture, return_tensors="pt")["pixel_values"] for maker in (
+        AutoImageProcessor.from_pretrained(tmp_path / "exported"), tiny_vision.processor()
+    )]  # fmt: skip
+    assert torch.equal(*made) and made[0].shape == (1, 3, tiny_vision.SIDE, tiny_vision.SIDE)
+
+
 @tiny_vision.every_family
 def test_a_repair_by_least_squares_lowers_what_is_missing_of_the_stream(name):
     """With a layer scale it is fitted to what the output matrix emits; the scale itself stays as it was."""

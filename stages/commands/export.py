@@ -96,12 +96,12 @@ def probed(config: Any) -> Any:
     """A batch of one that a model of this config takes: 64 tokens, or noise as an image."""
     import torch
 
-    if size := getattr(config, "vocab_size", None):
-        length = min(64, getattr(config, "max_position_embeddings", None) or 64)
-        return torch.arange(length).remainder(size)[None]
     seen = getattr(config, "vision_config", config)
-    height, width = (seen.image_size,) * 2 if isinstance(seen.image_size, int) else seen.image_size
-    return torch.randn(1, seen.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    if side := getattr(seen, "image_size", None):
+        height, width = (side, side) if isinstance(side, int) else side
+        return torch.randn(1, seen.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    length = min(64, getattr(config, "max_position_embeddings", None) or 64)
+    return torch.arange(length).remainder(config.vocab_size)[None]
 
 
 def known(path: str) -> dict[str, Any]:
