@@ -57,6 +57,16 @@ def test_only_what_was_asked_for_moves_and_the_rows_are_learnt(name, what):
     torch.testing.assert_close(answers.sum(1), torch.ones(len(ROWS)))
 
 
+@pytest.mark.parametrize("what", ["head", "all"])
+def test_rows_of_like_length_are_trained_together_and_a_head_alone_has_no_rows(what, monkeypatch):
+    seen = []
+    monkeypatch.setattr(classification, "train", lambda *arguments, lengths, **_: seen.append(lengths))
+    model = tiny.model("gpt2")
+    tuned = [] if what == "head" else list(model.parameters())
+    classification.fit(model, tuned, ROWS, LABELS, torch.randn(len(ROWS), 4), recipe(), 0)
+    assert (seen[0] is None) if what == "head" else seen[0].tolist() == [len(row) for row in ROWS]
+
+
 def test_the_same_seed_gives_the_same_head():
     def weights(seed):
         model = tiny.model("gpt2")

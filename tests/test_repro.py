@@ -14,6 +14,7 @@ from stages.core.process.errors import UserError
 from stages.core.running import gpus, graph
 from stages.core.running.board import Board
 from stages.core.running.calls import Failure
+from stages.core.settings import params
 from stages.core.settings.profiles import Runtime
 
 
@@ -47,6 +48,14 @@ def test_devices_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch):
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
     (tmp_path / "nvidia-smi").chmod(stat.S_IRWXU)
     assert gpus.devices() == ["0", "1"]
+
+
+def test_chains_that_search_begin_first():
+    variants = params.load(ROOT / "params.yaml").variants
+    names = repro.searching_first(variants)
+    assert sorted(names) == sorted(variants)
+    searched = [variants[name].windows.choose not in ("none", "blocks") for name in names]
+    assert searched == sorted(searched, reverse=True) and names[:3] == ["softshare", "softshare_seed", "mix"]
 
 
 def test_latency_is_in_no_chain_and_the_frozen_stage_nowhere():

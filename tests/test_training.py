@@ -74,6 +74,28 @@ def test_the_same_seed_gives_the_same_bits(name, rank):
     assert not tiny.same(states[0], states[2]) and curves[0] != curves[2]
 
 
+def test_batches_of_like_length_pad_little_and_see_every_row_once():
+    lengths = torch.randint(1, 513, (1003,), generator=torch.Generator().manual_seed(0))
+
+    def padded(batches):
+        return sum(len(batch) * int(lengths[batch].max()) for batch in batches) / float(lengths.sum())
+
+    found, plain = list(loop._order(1003, 2, 8, 0, lengths)), list(loop._order(1003, 2, 8, 0))
+    assert len(found) == len(plain) == 252
+    epochs = torch.cat(found[:126]), torch.cat(found[126:])
+    assert all(torch.equal(epoch.sort().values, torch.arange(1003)) for epoch in epochs)
+    assert not torch.equal(*epochs)
+    assert padded(found) / 2 < 1.05 < 1.5 < padded(plain) / 2
+    # Long rows come at any time of an epoch, and other rows meet in the next.
+    first = [float(lengths[batch].float().mean()) for batch in found[:126]]
+    assert first != sorted(first)
+    assert {frozenset(batch.tolist()) for batch in found[:126]}.isdisjoint(
+        frozenset(batch.tolist()) for batch in found[126:]
+    )
+    again = loop._order(1003, 2, 8, 0, lengths)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
 def test_an_epoch_sees_every_row_once_in_an_order_of_its_own():
     seen = []
     trained("gpt2", 0, epochs=2, watch=lambda batches: seen.extend(batches) or batches)

@@ -23,6 +23,7 @@ from stages.core.running import gpus, graph, leftovers, repository, screen, serv
 from stages.core.running.board import Board
 from stages.core.running.calls import Calls, Failure
 from stages.core.settings import params
+from stages.core.settings.variants import Variant
 
 LOGS = Path("artifacts/logs")
 
@@ -34,7 +35,8 @@ def main(jobs: str) -> None:
     for line in leftovers.mend(repo):
         print(line, file=sys.stderr)
     cuda, asked = gpus.devices(), params.load()
-    plan, runtime = graph.plan(Path("dvc.yaml"), asked.variants), asked.profiles[asked.profile].runtime
+    plan = graph.plan(Path("dvc.yaml"), searching_first(asked.variants))
+    runtime = asked.profiles[asked.profile].runtime
     number = gpus.fitting(cuda, runtime) if jobs == "auto" else int(jobs)
     board = Board(plan, repository.outdated(repo, plan.stages()), number)
     for name in (signal.SIGTERM, signal.SIGHUP):
@@ -53,6 +55,11 @@ def main(jobs: str) -> None:
     if failures:
         raise UserError(f"{screen.summary(board)}; failed: {', '.join(each.stage or 'DVC' for each in failures)}")
     shown.say(screen.summary(board))
+
+
+def searching_first(variants: Mapping[str, Variant]) -> list[str]:
+    """The names of variants, those first whose windows are searched for: a long chain that begins last runs alone."""
+    return sorted(variants, key=lambda name: variants[name].windows.choose in ("none", "blocks"))
 
 
 def starting(board: Board) -> AbstractContextManager[dict[str, str]]:

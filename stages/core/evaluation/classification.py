@@ -87,7 +87,9 @@ def fit(
     rates = [(list(classifier.head.parameters()), recipe.learning_rate.head)]
     if tuned:
         rates.append((tuned, recipe.learning_rate.model))
-    train(classifier, len(rows), objective, rates, recipe, seed, **options)
+    # Features have no length: a head alone is trained in the plain order.
+    lengths = torch.tensor([len(row) for row in rows]) if tuned else None
+    train(classifier, len(rows), objective, rates, recipe, seed, lengths=lengths, **options)
     return classifier
 
 

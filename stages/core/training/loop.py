@@ -13,6 +13,8 @@ from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Schedule
 from stages.core.training.resuming import Unfinished
 
+SORTED = 50  # batches: enough for rows of like length to meet, few enough for others to meet in the next epoch
+
 
 @dataclass(frozen=True)
 class History:
@@ -36,6 +38,7 @@ def train(
     *,
     validate: Callable[[], float] | None = None,
     times: int = 1,
+    lengths: Tensor | None = None,
     autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
     unfinished: Unfinished | None = None,
@@ -51,6 +54,9 @@ def train(
     parameters of the lowest value. unfinished: where the state is written from time to time. A training that finds a
     state there continues it; on the CPU it ends with the same bits as an uninterrupted one, dropout included.
 
+    lengths: int64, (examples,). With them each batch is of examples of like length, so that little is padded; which
+    ones meet, and the order of the batches, change every epoch.
+
     Raises UserError with the step where a loss or a gradient is not finite.
     """
     torch.manual_seed(seed)
@@ -59,7 +65,7 @@ def train(
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
-    batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed))
+    batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed, lengths))
     best = _BestState(model, parameters, validate)
     curve = _load_state(unfinished, optimizer, best)
     if not curve:
@@ -192,8 +198,17 @@ def _groups(rates: Sequence[tuple[list[nn.Parameter], float]], decay: float) -> 
     ]
 
 
-def _order(examples: int, epochs: int, size: int, seed: int) -> Iterator[Tensor]:
-    """The example numbers of each step: a new seeded shuffle every epoch."""
+def _order(examples: int, epochs: int, size: int, seed: int, lengths: Tensor | None = None) -> Iterator[Tensor]:
+    """The example numbers of each step: a new seeded shuffle every epoch.
+
+    With `lengths`, every SORTED batches of the shuffle are sorted by length together, and all batches shuffled again.
+    """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        yield from torch.randperm(examples, generator=generator).split(size)
+        order = torch.randperm(examples, generator=generator)
+        if lengths is None:
+            yield from order.split(size)
+            continue
+        parts = (part[lengths[part].argsort(stable=True)] for part in order.split(SORTED * size))
+        batches = [batch for part in parts for batch in part.split(size)]
+        yield from (batches[number] for number in torch.randperm(len(batches), generator=generator).tolist())
