@@ -113,7 +113,7 @@ def test_saved_again_it_is_still_shared_and_each_tensor_is_stored_once(limit, ca
     assert structure == sharing and torch.equal(tiny.logits(loaded), tiny.logits(model))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "phi3"])  # and a family whose stock projection is fused
 def test_the_module_beside_the_weights_opens_them_too(name, tmp_path, monkeypatch):
     """As where nothing of this project is installed: the module is not registered and comes from the folder."""
     model = made(name, KINDS["deltas"])
