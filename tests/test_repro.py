@@ -77,10 +77,10 @@ def test_a_number_that_is_none_is_refused(jobs):
 class Recorded:
     """Stands in for calls of DVC: remembers them, and fails where told to."""
 
-    def __init__(self, outdated, failing=()):
+    def __init__(self, outdated, failing=(), plan=None):
         names = ["one", "two", "three"]
         chains = {name: [f"search@{name}", f"finetune@{name}"] for name in names}
-        plan = graph.Plan(["base"], chains, [*(f"latency@{name}" for name in names), "report"])
+        plan = plan or graph.Plan(["base"], chains, [*(f"latency@{name}" for name in names), "report"])
         self.board, self.screen, self.failing = Board(plan, outdated or plan.stages()), self, failing
         self.made, self.said, self.devices = [], [], {}
 
@@ -104,6 +104,46 @@ def test_what_is_shared_comes_first_and_a_plain_repro_last():
         for name, arguments in chains
     )
     assert {calls.devices[name] for name, _ in chains} <= {"0", "1"} and calls.devices["other stages"] is None
+
+
+def test_shared_stages_run_side_by_side_where_none_needs_another():
+    plan = graph.plan(ROOT / "dvc.yaml", ["svd"])
+    assert plan.trunk() == ["base", "prepare"]
+    assert plan.branches == [["extract", "correlate", "align"], ["articles"], ["reviews"], ["control"]]
+    calls = Recorded([], plan=plan)
+    assert repro.study(calls, [None, None]) == []
+    assert calls.made[0] == ("shared stages", ("repro", "base", "prepare"))
+    branches = {name: arguments for name, arguments in calls.made[1:5]}
+    assert branches["shared extract"] == ("--wait-for-lock", "repro", "--single-item", "extract", "correlate", "align")
+    assert branches.keys() == {"shared extract", "shared articles", "shared reviews", "shared control"}
+    assert [name for name, _ in calls.made[5:]] == ["svd", "other stages"]
+
+
+def test_after_a_failed_branch_no_chain_begins():
+    plan = graph.plan(ROOT / "dvc.yaml", ["svd"])
+    calls = Recorded([], failing=["shared control"], plan=plan)
+    assert len(repro.study(calls, [None, None])) == 1
+    assert not {"svd", "other stages"} & {name for name, _ in calls.made}
+
+
+@pytest.mark.parametrize(
+    ("graph_of", "expected"),
+    [
+        ({"a": []}, []),
+        ({"a": [], "b": ["a"], "c": ["b"]}, []),
+        ({"a": [], "b": ["a"], "c": ["a"]}, [["b"], ["c"]]),
+        ({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}, []),
+        ({"a": [], "b": [], "c": ["b"], "d": ["a", "c"], "e": []}, [["a", "b", "c", "d"], ["e"]]),
+        ({"a": [], "b": ["a"], "c": ["a", "b"], "d": []}, [["a", "b", "c"], ["d"]]),
+        ({"x": [], "a": ["x"], "b": ["a"], "c": ["b"], "d": ["b"]}, [["c"], ["d"]]),
+    ],
+)
+def test_no_branch_needs_what_another_makes(graph_of, expected):
+    entries = {
+        name: {"deps": [f"made/{other}/part" for other in needs], "outs": [{f"made/{name}": {"cache": False}}]}
+        for name, needs in graph_of.items()
+    }
+    assert graph.branches(entries) == expected
 
 
 def test_what_is_up_to_date_is_left_to_the_last_call():

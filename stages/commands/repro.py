@@ -1,9 +1,9 @@
 """Run the study: make repro, or make repro JOBS=4.
 
-First what all variants share, then the chains of several variants at once, by DVC's own means, and then whatever is
-left by a plain `dvc repro`. Each chain has a CUDA device of its own as long as there are enough. Latencies come last,
-one at a time: nothing else may use the machine while they are taken. Without JOBS there are as many chains as CUDA
-devices, or as the machine has cores for the profile's threads.
+First what all variants share, side by side as far as it can be, then the chains of several variants at once, by DVC's
+own means, and then whatever is left by a plain `dvc repro`. Each chain has a CUDA device of its own as long as there
+are enough. Latencies come last, one at a time: nothing else may use the machine while they are taken. Without JOBS
+there are as many chains as CUDA devices, or as the machine has cores for the profile's threads.
 
 What libraries, stages and DVC say is in artifacts/logs, a file for each stage.
 """
@@ -81,23 +81,25 @@ def study(calls: Calls, places: list[str | None], variables: Mapping[str, str] =
                 calls.screen.say("Chains that are at work are finished first; no other begins.")
 
     if len(places) > 1:
-        if set(plan.shared) - board.done:
-            run("shared stages", "repro", *plan.shared)
+        trunk = plan.trunk()
+        if set(trunk) - board.done:
+            run("shared stages", "repro", *trunk)
         free = SimpleQueue()
         for place in places:
             free.put(place)
 
-        def follow(variant: str) -> None:
+        def follow(name: str, stages: list[str]) -> None:
             place = free.get()
             try:
-                run(variant, "--wait-for-lock", "repro", "--single-item", *plan.chains[variant], place=place)
+                run(name, "--wait-for-lock", "repro", "--single-item", *stages, place=place)
             finally:
                 free.put(place)
 
         # What is up to date needs no call: the last one sees to it that nothing is forgotten.
-        waiting = [variant for variant, chain in plan.chains.items() if set(chain) - board.done]
-        with ThreadPoolExecutor(len(places)) as pool:
-            list(pool.map(follow, waiting))
+        for side_by_side in ({f"shared {branch[0]}": branch for branch in plan.branches}, plan.chains):
+            waiting = [(name, stages) for name, stages in side_by_side.items() if set(stages) - board.done]
+            with ThreadPoolExecutor(len(places)) as pool:
+                list(pool.map(lambda named: follow(*named), waiting))
     run("other stages", "repro")
     return failures
 
