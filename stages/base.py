@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 from stages.core.architecture import opening, rules, shape
-from stages.core.architecture.view import ModelView
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_json
 from stages.core.settings import params
@@ -18,8 +17,8 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     revision = opening.commit(source.model, source.revision, source.gguf_file)
     dense, own_tokenizer = opening.open_source(source.model, revision or source.revision, source.gguf_file)
     # Again with the opened model: its shape may not have been known before, or its file may differ from config.json.
-    rules.validate_shape(profile, shape.of_model(dense))
-    view = ModelView(dense)
+    known = shape.of_model(dense)
+    rules.validate_shape(profile, known)
     with replacing(model) as draft:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))
@@ -33,11 +32,11 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
             "sha256": digest,
             "dtype": opening.dtype(source.model, revision or source.revision, source.gguf_file),
             "model_type": dense.config.model_type,
-            "layers": view.depth,
+            "layers": known.layers,
             "parameters": sum(parameter.numel() for parameter in dense.parameters()),
         }
         # Where there are stages: the first layer of each but the first.
-        | ({"borders": view.borders} if view.borders else {}),
+        | ({"borders": known.borders} if known.borders else {}),
     )
 
 

@@ -48,7 +48,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     probe, auto = probed(view.model.config), auto_class(view.model.config.model_type).__name__
     with torch.no_grad():
         wanted = view.model(probe).logits
-    model = to_dense(view) if form == "dense" else view.model
+    model = view.model if form == "shared" and sharing != Sharing() else to_dense(view)
     # The original's way to generate: a variant's checkpoint has only its end tokens.
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)

@@ -86,6 +86,10 @@ def recover(
     )
 
 
+# Attributes of modules that apply dropout themselves; the last drops whole blocks (stochastic depth).
+DROPOUTS = ("attention_dropout", "hidden_dropout", "residual_dropout", "dropout", "drop_prob")
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Give every dropout of a model this probability in training; its config does not change.
 
@@ -94,10 +98,9 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        if hasattr(module, "attention_dropout"):  # where the attention itself applies dropout
-            module.attention_dropout = probability
-        if hasattr(module, "drop_prob"):  # where whole blocks are dropped: stochastic depth
-            module.drop_prob = probability
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float | int):
+                setattr(module, name, probability)
 
 
 def parts(view: ModelView, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:
