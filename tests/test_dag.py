@@ -95,8 +95,8 @@ CODE = {
         "extract correlate align search surgery",
         EXTRACT,
     ),
-    "core/shrinking/{__init__ ablation baselines budgets fitting lowrank merging operations ranks repair"
-    " window_search}": (
+    "core/shrinking/{__init__ ablation baselines budgets curve fitting lowrank merging mixing operations ranks"
+    " repair window_search}": (
         "search surgery",
         SEARCH,
     ),
@@ -109,7 +109,7 @@ CODE = {
         "sentiment summarize report",
     ),
     "core/reporting/{__init__ card chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers repository resolved screen server"
+    "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers lock_file repository resolved screen server"
     " verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
