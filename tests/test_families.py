@@ -10,6 +10,7 @@ from stages.core.architecture import depth, ffn, guessing, shape
 from stages.core.architecture.families import FAMILIES, Family, family_of
 from stages.core.calibration import activations
 from stages.core.process.errors import UserError
+from stages.core.training import recovery
 
 
 def computed(mlp, family, weights, x):
@@ -233,6 +234,14 @@ def test_a_repair_brings_the_stream_nearer_to_the_original_s(name, how):
         return (wanted[2]["block"][1] - found[1]["block"][1]).pow(2).mean().item()
 
     assert error(how) < (0.999 if how == "scale" else 0.9) * error("none")
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_without_dropout_training_computes_what_evaluation_does(name):
+    model = tiny.model(name)
+    expected = tiny.logits(model)
+    recovery.set_dropout(model.train(), 0.0)
+    assert relative(tiny.logits(model), expected) <= 1e-5
 
 
 def test_norms_after_the_ffn_stay_each_layer_s_own():
