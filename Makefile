@@ -6,6 +6,10 @@ JOBS ?= auto
 RANK ?= 8
 RECOVER ?= yes
 SIZES ?= 0.95,0.9,0.8,0.7,0.6,0.5
+# Only where it is said: a variable of this name may mean something else to another program.
+ifeq ($(origin PROFILE),command line)
+export SHARED_FFN_PROFILE := $(PROFILE)
+endif
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 
@@ -21,7 +25,7 @@ endif
 help: ## List what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
-repro: .venv/ready ## Run the study (JOBS=2: two variants at a time)
+repro: .venv/ready ## Run the study (JOBS=2: two variants at a time; PROFILE=digits)
 	@python -m stages.commands.repro --jobs $(JOBS)
 
 check: .venv/ready ## Check params.yaml; show its defaults, memory, disk, time

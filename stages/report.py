@@ -4,23 +4,25 @@ from pathlib import Path
 
 from stages.core.process import command
 from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
-from stages.core.reporting import chapters, page, pictures, published, study
+from stages.core.reporting import answers, chapters, page, pictures, published, study
 from stages.core.settings import params
 
 
 def main(
     profile: str, provenance: Path, overlap: Path, calibration: Path, alignment: Path, windows: Path, sizes: Path,
     recovery: Path, training: Path, perplexity: Path, latency: Path, sentiment: Path, summarization: Path,
-    samples: Path, literature: Path, templates: Path, summary: Path, variants: Path, points: Path, plots: Path,
-    report: Path, texts: Path, html: Path,
+    samples: Path, tokens: Path, literature: Path, templates: Path, summary: Path, variants: Path, points: Path,
+    plots: Path, report: Path, texts: Path, html: Path,
 ) -> None:  # fmt: skip
-    names = list(params.variants())
+    names = list(params.variants(profile))
     for folder in (windows, sizes, recovery, training, perplexity, latency, sentiment, summarization, samples):
         forget_others(folder, names)
 
     def of(folder):
         return {name: read_json(folder / f"{name}.json") for name in names}
 
+    said = of(samples)
+    images, labels = answers.read(tokens, answers.shown(said))
     found = study.Study(
         profile=profile,
         provenance=read_json(provenance),
@@ -35,7 +37,9 @@ def main(
         latency=of(latency),
         sentiment=of(sentiment),
         summarization=of(summarization),
-        samples=of(samples),
+        samples=said,
+        images=images,
+        label_names=labels,
         published=published.read(literature),
     )
     figures = study.summary(found)
@@ -49,6 +53,8 @@ def main(
         for kind in ("size", "speed", "window", "correlation", "training", "validation"):
             write_csv(draft / f"{kind}.csv", getattr(study, f"{kind}_rows")(found))
     draw = pictures.drawings(found)
+    if found.images:
+        draw["answers"] = lambda: answers.figure(found)
     with replacing(plots) as draft:
         draft.mkdir()
         for name, picture in draw.items():

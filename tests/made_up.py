@@ -138,4 +138,5 @@ def lay_out(found: Study, folder: Path) -> dict[str, Path]:
         for name, figures in getattr(found, kind).items():
             write = write_csv if kind == "training" else write_json
             write(paths[kind] / (f"{name}.csv" if kind == "training" else f"{name}.json"), figures)
+    paths["tokens"] = folder / "test.parquet"  # read where samples are images
     return paths | {"literature": ROOT / "data" / "published.yaml", "templates": ROOT / "templates"}

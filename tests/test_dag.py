@@ -31,6 +31,7 @@ EXTRACT = f"extract {CORRELATE}"
 PREPARE = f"prepare control {EXTRACT}"
 BASE = f"base reviews {PREPARE}"
 ALL = f"articles {BASE}"
+EVERYTHING = f"pretrain pretrain_digits {ALL}"
 # What opens a checkpoint of a variant.
 SHARED = f"control search surgery finetune {MEASURES}"
 
@@ -56,23 +57,32 @@ PARAMS = {
     "profiles.small.latency": ("latency", "latency report"),
     "profiles.small.summarize": ("summarize", "summarize report"),
     "profiles.gpt2": ("", ""),
+    "profiles.digits": ("", ""),
+    "profiles.vit": ("", ""),
+    "profiles.deit": ("", ""),
+    "profiles.swin": ("", ""),
     "profiles.smollm2": ("", ""),
     "profiles.smollm2_local": ("", ""),
     "profiles.gemma3_local": ("", ""),
     "variants.*.windows": ("search report", SEARCH),
     "variants.*.surgery": ("search surgery finetune report", SEARCH),
     "variants.*.finetune": ("finetune report", FINETUNE),
+    "variants.*.skip": ("report", "report"),
     "pretrain": ("pretrain", ""),  # frozen: touched, but not run
+    "pretrain_digits": ("pretrain_digits", ""),
 }
 
 # Every file under stages/ but the commands, without its ending; braces as in a shell. A room is one dependency.
 CODE = {
     "__init__ core/__init__": ("", ""),
     "core/process/{__init__ artifacts command devices environment errors guard hub memory progress}": (
-        f"pretrain {ALL}",
+        f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
-    "core/settings/{__init__ images params profiles section splits texts variants}": (f"pretrain {ALL}", ALL),
+    "core/settings/{__init__ images params profiles section splits texts variants}": (
+        f"pretrain pretrain_digits {ALL}",
+        ALL,
+    ),
     "core/architecture/{__init__ attention depth families ffn fused gguf_config gguf_header guessing opening rules"
     " shape targets tokens view vision_families vision_shape weights windows}": (
         f"pretrain base extract align {SHARED}",
@@ -86,8 +96,8 @@ CODE = {
         "pretrain extract control search surgery finetune perplexity sentiment generate latency",
         f"control {EXTRACT}",
     ),
-    "core/images/{__init__ sources table}": (
-        "prepare extract control search surgery finetune perplexity generate latency",
+    "core/images/{__init__ augmentation dataset digits sources table}": (
+        "pretrain_digits prepare extract control search surgery finetune perplexity generate latency",
         PREPARE,
     ),
     "core/forms/{__init__ checkpoint counting dense modeling_shared_ffn structure}": (SHARED, f"control {SEARCH}"),
@@ -101,18 +111,19 @@ CODE = {
         SEARCH,
     ),
     "core/training/{__init__ files loop recovery resuming runs}": (
-        "pretrain control finetune sentiment summarize",
+        "pretrain pretrain_digits control finetune sentiment summarize",
         CONTROL,
     ),
     "core/evaluation/{__init__ classification rouge summaries}": (
         "sentiment summarize",
         "sentiment summarize report",
     ),
-    "core/reporting/{__init__ card chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls dvc_child estimates gpus graph leftovers lock_file repository resolved screen server"
-    " verification wire}": ("", ""),  # of commands
+    "core/reporting/{__init__ answers card chapters page pictures published study tables}": ("report", "report"),
+    "core/running/{__init__ board calls choice dvc_child estimates gpus graph leftovers lock_file repository resolved"
+    " screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
+    "pretrain_digits": ("pretrain_digits", ""),
     "base": ("base", BASE),
     "prepare": ("prepare", PREPARE),
     "articles": ("articles", "articles summarize report"),
@@ -139,6 +150,9 @@ DATA = {
     "data/summaries.yaml": ("articles", "articles summarize report"),
     "data/published.yaml": ("report", "report"),
     "data/model/config.json": ("base", BASE),
+    "data/digits/digits.parquet": ("pretrain_digits prepare", PREPARE),
+    "data/digits/model/config.json": ("base", BASE),
+    "data/local/images/mine.png": ("prepare", PREPARE),
     "data/local/model/mine.safetensors": ("base surgery", BASE),
     "data/local/text/mine.parquet": ("prepare articles reviews", f"articles reviews {PREPARE}"),
     "templates/report.md.j2": ("report", "report"),
@@ -230,7 +244,9 @@ def test_every_dependency_and_output_reaches_the_command(name):
     values = [value for _, value in re.findall(r"--([\w-]+) (\S+)", stage["cmd"])]
     outs = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind))]
     # What a profile may point at, by params.yaml instead of the command.
-    indirect = {"data/model", "data/local/model", "data/local/text"} - set(outs)
+    indirect = {"data/model", "data/digits/model", "data/local/model", "data/local/text", "data/local/images"}
+    indirect |= {"data/digits/digits.parquet"} if name == "prepare" else set()
+    indirect -= set(outs)
     for path in [dep for dep in stage["deps"] if not dep.startswith("stages/") and dep not in indirect] + outs:
         assert any(path == value or path.startswith(value + "/") for value in values), path
 
@@ -304,7 +320,7 @@ def study(clone, tmp_path_factory) -> Path:
     shutil.copytree(clone, folder, symlinks=True, ignore=lambda path, _: ["cache"] if path.endswith(".dvc") else [])
     graph = folder / "dvc.yaml"
     graph.write_text(graph.read_text().replace("    frozen: true\n", ""))
-    run(folder, "dvc", "commit", "-q", "-f", "pretrain")
+    run(folder, "dvc", "commit", "-q", "-f", "pretrain", "pretrain_digits")
     with chdir(folder):  # DVC's names for stages and files are relative to it
         assert changes(folder) == {}
         yield folder
@@ -328,7 +344,7 @@ def follow(folder: Path) -> dict[str, set[str]]:
     """Each stage of DVC's graph with all that follows from it; nothing runs because of a frozen one."""
     graph = Repo(folder).index.graph
     after = {stage.addressing: {s.addressing for s in networkx.ancestors(graph, stage) | {stage}} for stage in graph}
-    return after | {"pretrain": set()}
+    return after | {"pretrain": set(), "pretrain_digits": set()}
 
 
 def check(folder: Path, touched: set[str], row: tuple[str, str], variant: str | None = None) -> None:
@@ -345,7 +361,7 @@ def test_every_value_touches_and_reruns_what_its_row_says(study):
     waiting = {}
     for leaf in leaves(resolved):
         if leaf != ("profile",):
-            waiting.setdefault(".".join(leaf[:1] if leaf[0] == "pretrain" else leaf[:3]), []).append(leaf)
+            waiting.setdefault(".".join(leaf[:1] if leaf[0].startswith("pretrain") else leaf[:3]), []).append(leaf)
     try:
         while waiting:
             values = yaml.load(before)

@@ -289,7 +289,7 @@ def headings() -> dict[str, list[type[BaseModel]]]:
     own = {name: sections for name, sections in images.items() if sections != language[name]}
     found |= {f"images: profiles.NAME.{name}": sections for name, sections in own.items() if sections}
     found |= {f"variants.NAME.{name}": models(f.annotation) for name, f in variant[0].model_fields.items()}
-    return found | {"pretrain": models(fields["pretrain"].annotation)}
+    return found | {name: models(fields[name].annotation) for name in ("pretrain", "pretrain_digits")}
 
 
 def written(value: Any) -> str:

@@ -40,11 +40,12 @@ def main() -> None:
     print(f"params.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
     for line in rules.warnings(found, known):
         print(f"warning: {line}")
-    costs = estimates.estimate(profile, found.variants, known)
+    studied = found.studied(found.profile)
+    costs = estimates.estimate(profile, studied, known)
     card = gpus.smallest(profile.runtime.device)
     speed = None if card else matmul_speed()
     print(table(costs, speed))
-    print(f"All {len(found.variants)} variants; every figure is an estimate.")
+    print(f"All {len(studied)} variants; every figure is an estimate.")
     print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card.name}'}")
     if lacking := misfits(costs, card):
         raise UserError("\n       ".join(lacking))
@@ -55,6 +56,8 @@ def missing_files(name: str, profile: Profile) -> list[str]:
     lines = []
     for section in ("prepare", "reviews", "articles"):
         source = getattr(getattr(profile, section), "source", None)
+        if "/" in getattr(source, "path", "") and not Path(source.path).expanduser().is_dir():
+            continue  # files of a data set on the hub
         for split, file in (getattr(source, "data_files", None) or {}).items():
             if "://" not in file and not glob.glob(str(Path(file).expanduser()), recursive=True):
                 lines.append(f"profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")

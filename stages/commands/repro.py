@@ -35,7 +35,7 @@ def main(jobs: str) -> None:
     for line in leftovers.mend(repo):
         print(line, file=sys.stderr)
     cuda, asked = gpus.devices(), params.load()
-    plan = graph.plan(Path("dvc.yaml"), searching_first(asked.variants))
+    plan = graph.plan(Path("dvc.yaml"), searching_first(asked.studied(asked.profile)))
     runtime = asked.profiles[asked.profile].runtime
     number = gpus.fitting(cuda, runtime) if jobs == "auto" else int(jobs)
     board = Board(plan, repository.outdated(repo, plan.stages()), number)

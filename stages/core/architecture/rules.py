@@ -58,7 +58,7 @@ def mistakes(found: Params, profile: str, shape: Shape) -> list[str]:
     if said != task:
         return [f"profiles.{profile}.task = {said}: the task of a model of type {shape.model_type} is {task}"]
     lines = list(lengths(profile, found.profiles[profile], shape.positions))
-    for name, variant in found.variants.items():
+    for name, variant in found.studied(profile).items():
         lines += variant_mistakes(f"variants.{name}", variant, shape)
     return lines
 

@@ -1,17 +1,21 @@
 """Where images come from. A source gives encoded images with labels; pixel values are exact."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
-from stages.core.settings.images import Patterns
+from stages.core.images import dataset, digits
+from stages.core.settings.images import Digits, ImageDataset, Patterns
+
+Source = Patterns | Digits | ImageDataset
 
 Row = tuple[bytes, int]  # an image as its file has it (PNG, JPEG, ...), and its label from 0
 SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 
-def rows(source: Patterns, split: str) -> Iterator[Row]:
+def rows(source: Source, split: str) -> Iterable[Row]:
     """The rows of one split (`train`, `validation` or `test`), in order, each image encoded as the source has it.
 
     Raises UserError where they cannot be had.
@@ -19,9 +23,9 @@ def rows(source: Patterns, split: str) -> Iterator[Row]:
     return READERS[source.kind](source, split)
 
 
-def names(source: Patterns) -> list[str]:
+def names(source: Source) -> list[str]:
     """The name of each label, in the order of their numbers; empty where the source names none."""
-    return []
+    return dataset.names(source) if isinstance(source, ImageDataset) else []
 
 
 def _patterns(source: Patterns, split: str) -> Iterator[Row]:
@@ -36,7 +40,14 @@ def _patterns(source: Patterns, split: str) -> Iterator[Row]:
         yield encoded(np.clip(patterns[label] + noise, 0, 255).astype(np.uint8)), label
 
 
-READERS = {"patterns": _patterns}
+def _digits(source: Digits, split: str) -> Iterator[Row]:
+    """Handwritten digits as images of one channel; their pixels go from 0 to 16."""
+    pixels, labels = digits.read(Path(source.file))
+    for number in digits.chosen(labels, split):
+        yield encoded(pixels[number]), int(labels[number])
+
+
+READERS = {"patterns": _patterns, "digits": _digits, "dataset": dataset.read}
 
 
 def encoded(pixels: np.ndarray) -> bytes:

@@ -111,7 +111,8 @@ def _measures(study: Study) -> str:
 def _tasks(study: Study) -> list[Chapter]:
     if study.has("perplexity", "accuracy_after"):
         images = study.perplexity["original"][study.unit]
-        return [Chapter("Accuracy", [f"On {images:,} test images, which chose nothing.", tables.accuracy(study)])]
+        found = [Chapter("Accuracy", [f"On {images:,} test images, which chose nothing.", tables.accuracy(study)])]
+        return [*found, _answers(study)] if study.images else found
     reviews, articles = study.sentiment["original"], study.summarization["original"]
     seeds = "one seed" if articles["seeds"] == 1 else f"mean of {articles['seeds']} seeds"
     return [
@@ -127,6 +128,15 @@ def _tasks(study: Study) -> list[Chapter]:
             ],
         )
     ]
+
+
+def _answers(study: Study) -> Chapter:
+    said = (
+        "Test images on which not all recovered variants agree, from those on which one differs from `original` to "
+        "those on which many do. Above each image stands its label; wrong answers are red."
+    )
+    picture = Picture("answers", "Test images with every variant's answer", wide=True)
+    return Chapter("Where variants differ", [said, picture])
 
 
 def _recovery(study: Study) -> Chapter:

@@ -1,7 +1,7 @@
 """All that one run found, and the plain figures that summaries, plots and pages are made of."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.core.reporting.published import Published
@@ -31,6 +31,8 @@ class Study:
     summarization: Figures
     samples: Mapping[str, list[Mapping[str, Any]]]
     published: Published
+    images: Mapping[int, bytes] = field(default_factory=dict)  # those that the page shows, by their row, as files
+    label_names: list[str] = field(default_factory=list)
 
     @property
     def variants(self) -> list[str]:

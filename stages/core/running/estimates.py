@@ -123,7 +123,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
     """
     spec, scored, fitted = profile.search, 0, 0
     for variant in variants.values():
-        if isinstance(variant.windows, Blocks) or variant.windows.choose == "none":
+        if isinstance(variant.windows, Blocks | Forms) or variant.windows.choose == "none":
             continue
         chosen = variant.windows
         if isinstance(chosen, Forms):

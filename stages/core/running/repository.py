@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stages.core.process.errors import UserError
+from stages.core.running import choice
 
 
 def opened() -> Any:
@@ -13,6 +14,7 @@ def opened() -> Any:
     from dvc.repo import Repo
     from dvc.scm import SCM, SCMError
 
+    choice.apply()
     try:
         repo = Repo()
         SCM(repo.root_dir, no_scm=repo.config["core"].get("no_scm", False))  # DVC would look for git much later

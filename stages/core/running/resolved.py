@@ -36,7 +36,9 @@ def text(found: Params, width: int = 120) -> str:
     seen: dict[tuple[str, ...], str] = {}
     for name, variant in found.variants.items():
         said, rest = split(variant)
-        notes = tuple(f"{section}: {inner(values)}" for section, values in rest.items())
+        notes = tuple(
+            f"{part}: {inner(values) if isinstance(values, dict) else flow(values)}" for part, values in rest.items()
+        )
         like = seen.setdefault(notes, name)
         lines += _entry(f"  {name}: ", said, list(notes) if like == name else [f"the rest as {like}"], width)
     return "\n".join(lines)

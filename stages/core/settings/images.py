@@ -1,11 +1,12 @@
 """What a profile for image classification may say: the sections that differ from those for language."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stages.core.settings.profiles import LearningRate, Profile, Repeated, Site
 from stages.core.settings.section import Count, Natural, Section
+from stages.core.settings.texts import Loaded
 
 
 class Patterns(Section):
@@ -20,10 +21,27 @@ class Patterns(Section):
     test: Count = Field(description="images to measure on")
 
 
+class Digits(Section):
+    """The handwritten digits of scikit-learn: 1,009 images to train on, 248 to choose by and 540 to measure on."""
+
+    kind: Literal["digits"]
+    file: str = Field(description="the table of this repository, data/digits/digits.parquet")
+
+
+class ImageDataset(Loaded):
+    """Images with labels. For folders with one folder a class, `path` is `imagefolder` or the folder itself."""
+
+    image: str = Field("image", description="the column with the image")
+    label: str = Field("label", description="the column with the label, a whole number from 0")
+    train: str = Field("train", description="rows to train on, as train, train[:80%] or train[100:200]")
+    validation: str = Field("validation", description="rows to choose windows and states by")
+    test: str = Field("test", description="rows to measure on")
+
+
 class PrepareImages(Section):
     """Which images are classified."""
 
-    source: Patterns
+    source: Annotated[Patterns | Digits | ImageDataset, Field(discriminator="kind")]
 
 
 class ExtractImages(Section):

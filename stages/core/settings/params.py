@@ -4,6 +4,7 @@ The whole file is checked whenever any part of it is read, so a mistake in one s
 a model loads; a stage is handed only the sections it asks for, which are the ones it declares in dvc.yaml.
 """
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +15,16 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 from stages.core.process import memory
 from stages.core.process.errors import UserError
 from stages.core.settings.images import ImageProfile
-from stages.core.settings.profiles import LanguageProfile, Pretrain
+from stages.core.settings.profiles import LanguageProfile, Pretrain, PretrainDigits
 from stages.core.settings.section import Section
 from stages.core.settings.variants import Variant
 
 PARAMS = Path("params.yaml")
+PROFILE = "SHARED_FFN_PROFILE"  # the environment variable of `make ... PROFILE=name`, which goes before the file's
 
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
-    "source": {"stories", "articles", "reviews", "dataset", "patterns"},
+    "source": {"stories", "articles", "reviews", "dataset", "patterns", "digits"},
     "windows": {"none", "blocks", "best", "budget", "forms"},
     "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "mix", "external"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
@@ -58,6 +60,11 @@ class Params(Section):
     profiles: Annotated[dict[Name, AnyProfile], Field(min_length=1)]
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     pretrain: Pretrain
+    pretrain_digits: PretrainDigits
+
+    def studied(self, profile: str) -> dict[str, Variant]:
+        """The variants that a profile does not leave out, in the file's order."""
+        return {name: variant for name, variant in self.variants.items() if profile not in variant.skip}
 
     @model_validator(mode="after")
     def _names_are_apart(self):
@@ -73,8 +80,13 @@ class Params(Section):
             raise ValueError(f"profile = {self.profile} is not one of {', '.join(self.profiles)}")
         if "original" not in self.variants or self.variants["original"].surgery.method != "none":
             raise ValueError("variants.original with surgery.method = none must be there: all else is relative to it")
-        profile = self.profiles[self.profile]
         for name, variant in self.variants.items():
+            if unknown := [skipped for skipped in variant.skip if skipped not in self.profiles]:
+                raise ValueError(f"variants.{name}.skip = {unknown[0]} is not one of {', '.join(self.profiles)}")
+        if self.variants["original"].skip:
+            raise ValueError("variants.original.skip: all else is relative to it, so no profile leaves it out")
+        profile = self.profiles[self.profile]
+        for name, variant in self.studied(self.profile).items():
             alignment = getattr(variant.surgery, "alignment", "identity")
             if alignment not in ("identity", "cost", *profile.extract.sites):
                 raise ValueError(
@@ -91,11 +103,14 @@ class Params(Section):
 
 
 def load(path: Path = PARAMS) -> Params:
-    """All of params.yaml, checked. Raises UserError with one line for each mistake."""
+    """All of params.yaml, checked, with the profile that the environment names, if any, as `profile`.
+
+    Raises UserError with one line for each mistake.
+    """
     from ruamel.yaml.error import YAMLError
 
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"), os.environ.get(PROFILE))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -104,11 +119,17 @@ def load(path: Path = PARAMS) -> Params:
 
 
 @lru_cache(maxsize=1)
-def _parsed(text: str) -> Params:
+def _parsed(text: str, profile: str | None) -> Params:
     """A stage asks for several sections: the same text is parsed and checked once."""
     from ruamel.yaml import YAML
 
-    return Params.model_validate(YAML(typ="safe", pure=True).load(text))
+    values = YAML(typ="safe", pure=True).load(text)
+    if profile and isinstance(values, dict):
+        known = values.get("profiles")
+        if isinstance(known, dict) and profile not in known:
+            raise UserError(f"PROFILE = {profile}: params.yaml has {', '.join(map(str, known))}")
+        values["profile"] = profile
+    return Params.model_validate(values)
 
 
 def section(profile: str, name: str) -> Section:
@@ -124,14 +145,19 @@ def variant(key: str, name: str) -> Section:
     return getattr(load().variants[key], name)
 
 
-def variants() -> dict[str, Variant]:
-    """Every variant, in the file's order."""
-    return load().variants
+def variants(profile: str) -> dict[str, Variant]:
+    """Every variant that a profile studies, in the file's order."""
+    return load().studied(profile)
 
 
 def pretrain() -> Pretrain:
     """The section `pretrain`."""
     return load().pretrain
+
+
+def pretrain_digits() -> PretrainDigits:
+    """The section `pretrain_digits`."""
+    return load().pretrain_digits
 
 
 def _line(mistake: dict) -> str:

@@ -331,3 +331,24 @@ class Pretrain(Section):
     batch_size: Count = Field(description="sequences of a step")
     learning_rate: Rate = Field(description="of all weights")
     threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")
+
+
+class PretrainDigits(Section):
+    """The recipe of the bundled ViT."""
+
+    seed: Natural = Field(description="of the weights, the order of images and their changes")
+    layers: Count = Field(description="blocks of the ViT")
+    heads: Count = Field(description="attention heads of a block")
+    width: Count = Field(description="size of the hidden states; an FFN has four times as many neurons")
+    initializer_range: float = Field(gt=0, description="standard deviation of new weights")
+    epochs: Count = Field(description="passes over the train split")
+    batch_size: Count = Field(description="images of a step")
+    learning_rate: Rate = Field(description="of all weights")
+    dropout: float = Field(ge=0, lt=1, description="of hidden states, in the training alone")
+    weight_decay: float = Field(ge=0, description="AdamW's, of matrices")
+    label_smoothing: float = Field(ge=0, lt=1, description="share of a label's weight that all labels get")
+    rotation: float = Field(ge=0, description="degrees at most")
+    zoom: float = Field(ge=0, lt=1, description="longer or shorter sides, as a share, at most")
+    shift: float = Field(ge=0, description="pixels at most")
+    validations: Count = Field(description="evaluations in the training, of which the best state is kept")
+    threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")

@@ -329,6 +329,7 @@ class Variant(Section):
     windows: Chosen
     surgery: Surgery
     finetune: Recovery
+    skip: list[str] = Field([], description="profiles that leave this variant out, as their models cannot have it")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,9 +1,10 @@
 """Where text comes from: the project's own grammar, or any data set that `datasets` can load."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from stages.core.process import hub
 from stages.core.process.errors import UserError
@@ -44,7 +45,7 @@ def pairs(source: Articles | ArticleDataset, split: str, lexicon: Path, summarie
     for number, pair in enumerate(found):
         for name, text in zip(names, pair):
             if not text.strip():
-                raise UserError(f"{_place(number, source, split, 'articles')}: {name!r} is empty")
+                raise UserError(f"{place(number, source, split, 'articles')}: {name!r} is empty")
     return found
 
 
@@ -62,7 +63,7 @@ def labelled(source: Reviews | LabelledDataset, split: str, lexicon: Path, revie
     for row, (text, label) in enumerate(zip(texts, labels)):
         if not isinstance(text, str) or type(label) is not int:
             raise UserError(
-                f"{_place(row, source, split, 'reviews')} needs a text in {source.text!r} and "
+                f"{place(row, source, split, 'reviews')} needs a text in {source.text!r} and "
                 f"a whole number in {source.label!r}, not {type(text).__name__} and {type(label).__name__}"
             )
     return list(zip(_texts(texts, source, split, "reviews", source.text), labels))
@@ -89,7 +90,8 @@ def _yaml(path: Path) -> dict:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
-def _place(row: int, source: Loaded, split: str, section: str) -> str:
+def place(row: int, source: Loaded, split: str, section: str) -> str:
+    """Where a row stands, in words."""
     return f"row {row} of split {getattr(source, split)!r} of {section}.source"
 
 
@@ -101,10 +103,10 @@ def _texts(values: list, source: Loaded, split: str, section: str, column: str) 
     for row, value in enumerate(values):
         if not isinstance(value, str):
             found = "null" if value is None else type(value).__name__
-            raise UserError(f"{_place(row, source, split, section)} needs a text in {column!r}, not {found}")
+            raise UserError(f"{place(row, source, split, section)} needs a text in {column!r}, not {found}")
         if "\0" in value:
             raise UserError(
-                f"{_place(row, source, split, section)} has a NUL character in {column!r}: {_encoding(section)}"
+                f"{place(row, source, split, section)} has a NUL character in {column!r}: {_encoding(section)}"
             )
     return [value.removeprefix("\ufeff") for value in values]
 
@@ -149,8 +151,19 @@ def _is_local(source: Loaded) -> bool:
 
 def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[list]:
     """Columns of one split of a data set, as lists."""
-    files = source.data_files
-    if files and (names := {name for name, *_ in splits.parts(getattr(source, split))}) <= files.keys():
+    return taken(source, split, section, columns, lambda table: [list(table[column]) for column in columns])
+
+
+def taken(
+    source: Loaded, split: str, section: str, columns: Sequence[str], take: Callable[[Any], Any], whole: bool = False
+) -> Any:
+    """What `take` makes of one split of a data set, a `datasets.Dataset` that is gone afterwards.
+
+    columns: what `take` reads, for the message. whole: whether files of other splits must be known too, as where labels
+    are the names of folders. Raises UserError where the split cannot be had, with the cause in one line.
+    """
+    files, asked = source.data_files, getattr(source, split)
+    if not whole and files and (names := {name for name, *_ in splits.parts(asked)}) <= files.keys():
         files = {name: files[name] for name in names}  # the others need not be read
     for name, file in (files or {}).items():
         if Path(file).is_file() and Path(file).stat().st_size == 0:
@@ -166,14 +179,16 @@ def _columns(source: Loaded, split: str, section: str, *columns: str) -> list[li
                 source.name,
                 revision=source.revision,
                 data_files=files,
-                split=getattr(source, split),
+                split=asked,
                 **cache,
                 **({"encoding": source.encoding} if source.encoding else {}),
             )
-            return [list(table[column]) for column in columns]
+            return take(table)
+    except UserError:
+        raise
     except Exception as error:  # datasets raises some twenty kinds, all of them about what the user named
         raise UserError(
-            f"cannot load split {getattr(source, split)!r}, column {' and '.join(map(repr, columns))} of "
+            f"cannot load split {asked!r}, column {' and '.join(map(repr, columns))} of "
             f"{section}.source (path = {source.path!r}, name = {source.name!r}, data_files = {source.data_files!r}): "
             f"{_cause(error, section)}{'. Profile small needs no network.' if _asks_the_hub(source) else ''}"
         ) from error

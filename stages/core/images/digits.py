@@ -1,0 +1,33 @@
+"""The handwritten digits that scikit-learn ships, from a parquet table of this repository.
+
+1,797 images of 8 x 8 pixels from 0 to 16, after E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits"
+(UCI machine learning repository, 1998, CC BY 4.0): the test set there, in its order. As in scikit-learn's own example,
+the last 540 are the test split. Of the others, every fifth of a digit is for validation.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.core.process.artifacts import numbers, parquet_reader
+
+SIDE, TEST, EVERY = 8, 540, 5
+FULL = 16  # of a pixel: black
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, uint8 from 0 to 16, (images, 8, 8), and labels, int8, (images,), in the official order."""
+    with parquet_reader(path) as file:
+        table = file.read(columns=["pixels", "label"])
+        pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8)
+        return pixels.reshape(-1, SIDE, SIDE), numbers(table["label"])
+
+
+def chosen(labels: np.ndarray, split: str) -> np.ndarray:
+    """The numbers of the images of a split (`train`, `validation` or `test`), int64, in order."""
+    first = len(labels) - TEST
+    if split == "test":
+        return np.arange(first, len(labels))
+    held_out = [np.flatnonzero(labels[:first] == label)[EVERY - 1 :: EVERY] for label in np.unique(labels[:first])]
+    is_held_out = np.isin(np.arange(first), np.concatenate(held_out))
+    return np.flatnonzero(is_held_out if split == "validation" else ~is_held_out)
