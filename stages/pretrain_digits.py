@@ -57,7 +57,8 @@ def main(images: Path, out: Path) -> None:
     )
 
     def objective(batch):
-        seen = augmentation.warped(pixels[batch], spec.rotation, spec.zoom, spec.shift, background=-1.0)
+        amounts = spec.rotation, spec.zoom, spec.shear, spec.shift, spec.contrast
+        seen = augmentation.warped(pixels[batch], *amounts, background=-1.0)
         loss = cross_entropy(model(seen).logits, answers[batch], label_smoothing=spec.label_smoothing)
         return loss, loss
 

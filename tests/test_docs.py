@@ -288,7 +288,8 @@ def headings() -> dict[str, list[type[BaseModel]]]:
     found = {f"profiles.NAME.{name}": sections for name, sections in language.items() if sections}
     own = {name: sections for name, sections in images.items() if sections != language[name]}
     found |= {f"images: profiles.NAME.{name}": sections for name, sections in own.items() if sections}
-    found |= {f"variants.NAME.{name}": models(f.annotation) for name, f in variant[0].model_fields.items()}
+    parts = {name: models(field.annotation) for name, field in variant[0].model_fields.items()}
+    found |= {f"variants.NAME.{name}": sections for name, sections in parts.items() if sections}
     return found | {name: models(fields[name].annotation) for name in ("pretrain", "pretrain_digits")}
 
 

@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     """The folder that the stage left, of a study of fifteen variants."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(params, "variants", lambda: dict.fromkeys(made_up.NAMES))
+        patch.setattr(params, "variants", lambda profile: dict.fromkeys(made_up.NAMES))
         given_files = made_up.lay_out(made_up.study(), folder / "given")
         report.main(profile="small", **given_files, **{option: folder / name for option, name in OUTS.items()})
     return folder
@@ -180,7 +180,7 @@ def test_the_report_says_how_much_test_text_was_learnt(made):
 
 
 def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(params, "variants", lambda: dict.fromkeys(("original", "svd_0.9")))
+    monkeypatch.setattr(params, "variants", lambda profile: dict.fromkeys(("original", "svd_0.9")))
     (tmp_path / "given").mkdir()
     given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
     folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]

@@ -349,6 +349,8 @@ class PretrainDigits(Section):
     label_smoothing: float = Field(ge=0, lt=1, description="share of a label's weight that all labels get")
     rotation: float = Field(ge=0, description="degrees at most")
     zoom: float = Field(ge=0, lt=1, description="longer or shorter sides, as a share, at most")
+    shear: float = Field(ge=0, description="slant as a share of the height, at most")
     shift: float = Field(ge=0, description="pixels at most")
+    contrast: float = Field(ge=0, lt=1, description="paler or darker, as a share, at most")
     validations: Count = Field(description="evaluations in the training, of which the best state is kept")
     threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")
