@@ -90,7 +90,7 @@ def chosen(monkeypatch):
 
 
 def commands(folder: Path) -> dict[str, str]:
-    return {stage.addressing: stage.cmd for stage in Repo(folder).index.stages}
+    return {stage.name: stage.cmd for stage in Repo(folder).index.stages}
 
 
 def test_dvc_resolves_the_graph_for_the_chosen_profile_and_no_file_changes(chosen, tmp_path):
