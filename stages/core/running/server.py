@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.core.architecture.families import FAMILIES
 from stages.core.process import guard, progress
 from stages.core.running import wire
 
@@ -38,6 +37,9 @@ FREE = {
     *("DVC_STAGE", "DVC_ROOT", guard.DVC, progress.REPORT, wire.SERVER),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PWD", "OLDPWD", "SHLVL", "_"),
 }
+# Model types whose classes are imported: of the bundled models and of Llamas. What is common to all types comes with
+# them; a stage imports the little that another type adds.
+TYPES = ("gpt2", "llama", "vit")
 OTHERS = ("running", "reporting")  # rooms that are not imported here: of commands, and of a single stage
 CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 # Libraries that stages import inside functions, so that importing the rooms does not import them.
@@ -56,16 +58,15 @@ LIBRARIES = (
 
 
 def modules() -> list[str]:
-    """The modules that a stage may need: those of the rooms, libraries, and the families' classes."""
+    """The modules that a stage may need: those of the rooms, libraries, and the classes of TYPES."""
     rooms = sorted(path for path in (ROOT / "stages" / "core").glob("*/*.py") if path.parent.name not in OTHERS)
     own = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms]
-    types = [name for family in FAMILIES for name in family.model_types]
     # This one first, as in a stage: it sets variables that libraries read when they are imported.
     return [
         "stages.core.process.command",
         *own,
         *LIBRARIES,
-        *(f"transformers.models.{name}.modeling_{name}" for name in types),
+        *(f"transformers.models.{name}.modeling_{name}" for name in TYPES),
     ]
 
 
