@@ -65,7 +65,7 @@ def test_the_repository_s_own_file_is_right(monkeypatch):
     monkeypatch.chdir(REPOSITORY.parent)
     assert params.section("gpt2", "base").model == DOCUMENT["profiles"]["gpt2"]["base"]["model"]
     assert params.variant("softshare", "surgery") == loaded.variants["softshare"].surgery
-    assert params.variants() == loaded.variants and params.pretrain() == loaded.pretrain
+    assert params.variants(loaded.profile) == loaded.variants and params.pretrain() == loaded.pretrain
 
 
 def test_all_learn_alike_but_the_original_and_the_notes_recipe():

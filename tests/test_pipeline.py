@@ -78,7 +78,8 @@ def test_export_opens_in_stock_transformers_and_agrees(clone):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run(clone, sys.executable, "-m", "stages.commands.export", "--variant", "softshare", "--to", "exported/softshare")
+    said = ["--variant", "softshare", "--to", "exported/softshare", "--form", "dense", "--dtype", ""]
+    run(clone, sys.executable, "-m", "stages.commands.export", *said)
     stock = AutoModelForCausalLM.from_pretrained(clone / "exported/softshare").eval()
     words = AutoTokenizer.from_pretrained(clone / "exported/softshare")
     ours, _ = tiny.load(clone / "artifacts/finetuned/softshare")

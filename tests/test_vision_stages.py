@@ -137,7 +137,7 @@ def study(request, tmp_path_factory):
         )  # fmt: skip
         pages = {"report": Path("report.md"), "texts": Path("samples.md"), "html": Path("report.html")}
         given = {"literature": ROOT / "data" / "published.yaml", "templates": ROOT / "templates"}
-        given["overlap"] = Path("text/overlap.json")
+        given |= {"overlap": Path("text/overlap.json"), "tokens": Path("text/test.parquet")}
         report.main(profile="tiny", **files, **{name: Path(name) for name in folders}, **pages, **given)
         yield folder
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.core.architecture import shape, tokens, weights
+from stages.core.architecture import tokens, weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
 from stages.core.process.errors import UserError
@@ -68,11 +68,10 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     processor = PROCESSORS[family_of(loaded.config.model_type).task](model, named, options, loaded)
     if gguf_file:
         tokens.add_turn_ends(loaded, processor)
-    counted, known = sum(parameter.numel() for parameter in loaded.parameters()), shape.of_model(loaded)
-    if counted != known.parameters:
+    if getattr(loaded.config, "add_cross_attention", False):
         raise UserError(
-            f"base.model = {model!r} stores {counted:,} parameters, a plain {known.model_type} of its config has "
-            f"{known.parameters:,}: it has parts that are not supported"
+            f"base.model = {model!r}: add_cross_attention in its config: it reads an encoder, and such parts are not "
+            "supported"
         )
     for name, parameter in loaded.named_parameters():
         if not parameter.isfinite().all():

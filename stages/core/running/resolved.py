@@ -18,7 +18,7 @@ PLAIN = re.compile(r"(?!(true|false|null)$)[A-Za-z][\w./-]*", re.IGNORECASE)
 
 
 def text(found: Params, width: int = 120) -> str:
-    """The active profile and all variants as YAML, in lines of at most `width` where words allow it.
+    """The active profile and the variants that run in it as YAML, in lines of at most `width` where words allow it.
 
     Without its comments it is a params.yaml of the same meaning. A variant whose comments are those of an earlier one
     names that one instead.
@@ -35,7 +35,9 @@ def text(found: Params, width: int = 120) -> str:
     lines.append("variants:")
     seen: dict[tuple[str, ...], str] = {}
     for name, variant in found.variants.items():
-        said, rest = split(variant)
+        if found.profile in variant.skip:
+            continue
+        said, rest = ({key: part for key, part in parts.items() if key != "skip"} for parts in split(variant))
         notes = tuple(
             f"{part}: {inner(values) if isinstance(values, dict) else flow(values)}" for part, values in rest.items()
         )
