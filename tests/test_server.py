@@ -1,5 +1,6 @@
 """A stage that the server forks does what one does that runs by itself, and ends with whom it should."""
 
+import importlib.util
 import json
 import os
 import re
@@ -333,3 +334,8 @@ def test_the_full_server_has_few_threads(warm):
     assert (client.returncode, client.stderr) == (0, "")
     (found,) = [each for each in psutil.Process().children() if "stages.core.running.server" in each.cmdline()]
     assert found.num_threads() <= 2
+
+
+def test_every_module_that_the_server_imports_exists():
+    """One that does not exist would end the server at its start, and every stage would start cold."""
+    assert not [name for name in server.modules() if importlib.util.find_spec(name) is None]
