@@ -4,7 +4,7 @@ A tensor of it holds one of the CPU and claims to lie on `meta`, torch's device 
 dimensions may stand beside those of any device, and a CPU tensor may index, as on CUDA.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -56,9 +55,32 @@ class Far(Tensor):
         return _run(function, args, kwargs or {})
 
 
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with every leaf changed: arguments and results of operations nest in lists and tuples alone.
+
+    torch's tree_map knows more containers and costs several times the operation.
+    """
+    if isinstance(value, list | tuple):
+        changed = [_each(part, change) for part in value]
+        return changed if isinstance(value, list) else tuple(changed)
+    return change(value)
+
+
+def _near(value: Any) -> Any:
+    return _each(value, lambda leaf: leaf.near if isinstance(leaf, Far) else leaf)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the values, its results where its arguments lie."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list(_tensors((*args, *kwargs.values())))
     asked = kwargs.get("device")
     far = any(isinstance(tensor, Far) for tensor in tensors) if asked is None else torch.device(asked) == DEVICE
     if function not in CROSSING:
@@ -68,13 +90,12 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             raise Mixed(f"{function}: {[('far' if isinstance(t, Far) else 'near', tuple(t.shape)) for t in tensors]}")
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    inner = tree_map(lambda leaf: leaf.near if isinstance(leaf, Far) else leaf, (args, kwargs))
-    found = function(*inner[0], **inner[1])
+    found = function(*map(_near, args), **{key: _near(value) for key, value in kwargs.items()})
     if function is aten.copy_.default or (args and function._schema.is_mutable and isinstance(args[0], Tensor)):
         return args[0] if isinstance(found, Tensor) else found
     if not far:
         return found
-    return tree_map(lambda leaf: Far(leaf) if isinstance(leaf, Tensor) else leaf, found)
+    return _each(found, lambda leaf: Far(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 class _Watched(TorchDispatchMode):
