@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from stages.core.evaluation import timing
+from stages.core.tasks import timing
 
 
 def test_who_goes_first_alternates(monkeypatch):
