@@ -42,6 +42,7 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     orders = alignment.by_cost(
         view.read, partial(read_moments, moments, device=device), windows, alignment.REFERENCES,
         partial(progress, what="align by cost"),
+        signs=view.family.gated,
     )  # fmt: skip
     found |= named("cost", orders)
     write_arrays(permutations, found)

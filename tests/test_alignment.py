@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stages.core.architecture import ffn
 from stages.core.calibration.alignment import (
     REFERENCES,
+    Costs,
     by_correlation,
     by_cost,
     cost,
@@ -20,7 +21,7 @@ from stages.core.calibration.alignment import (
     null_correlation,
 )
 from stages.core.calibration.correlation import correlations, standardised
-from stages.core.calibration.moments import SITE
+from stages.core.calibration.moments import SITE, Moments
 
 
 def correlation(x, y):
@@ -132,6 +133,79 @@ def test_cost_undoes_any_shuffle_of_the_same_ffn(name, reference):
     ffns, known, orders = shuffled(name)
     found = by_cost(ffns.get, known.get, [[0, 1, 2, 3]], [reference])[reference][0]
     assert all(np.array_equal(found[layer], orders[layer].argsort().numpy()) for layer in (1, 2, 3))
+
+
+# Signs: in a gated FFN a neuron whose rows of `in` and column of `out` are negated computes the same
+
+
+def signed(width, seed):
+    """A random permutation, every second of whose neurons has the other sign."""
+    order = tiny.shuffle(width, seed)
+    return torch.where(tiny.shuffle(width, seed + 50) % 2 == 0, order, ~order)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gemma3_text"])
+def test_a_signed_permutation_leaves_the_logits(name):
+    model, changed, broken = (tiny.model(name).double() for _ in range(3))
+    for layer in range(tiny.LAYERS):
+        own = tiny.view(model).read(layer)
+        order = signed(len(own["w_in"]), layer)
+        moved = ffn.permute(own, order)
+        tiny.view(changed).write(layer, moved)
+        tiny.view(broken).write(layer, moved | {"w_out": own["w_out"][:, ffn.unsigned(order)[0]]})
+    assert tiny.gap(model, changed) < 1e-10 and tiny.gap(model, broken) > 1e-2
+
+
+def test_an_ffn_without_a_gate_has_no_signs():
+    own = tiny.view(tiny.model("gpt2")).read(0)
+    with pytest.raises(ValueError, match="without a gate"):
+        ffn.permute(own, signed(len(own["w_in"]), 0))
+
+
+def test_moments_of_a_signed_permutation_are_those_of_the_moved_activations():
+    rows = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    order = torch.tensor([3, ~0, 5, ~1, ~2, 4])
+    moved = torch.stack([rows[:, 3], -rows[:, 0], rows[:, 5], -rows[:, 1], -rows[:, 2], rows[:, 4]], 1)
+    found, expected = (Moments(x.mean(0), x.T @ x / 50) for x in (rows, moved))
+    torch.testing.assert_close(found.permuted(order).mean, expected.mean)
+    torch.testing.assert_close(found.permuted(order).second, expected.second)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_cost_with_signs_undoes_any_signed_shuffle(name, reference):
+    whole = tiny.view(tiny.model(name)).read_double(0)
+    width, moments = len(whole["w_in"]), tiny.calibration(tiny.model(name)).moments(0)
+    orders = {layer: signed(width, layer) if layer else torch.arange(width) for layer in range(4)}
+    ffns = {layer: ffn.permute(whole, order) for layer, order in orders.items()}
+    known = {layer: moments | {"hidden": moments["hidden"].permuted(order)} for layer, order in orders.items()}
+    found = by_cost(ffns.get, known.get, [[0, 1, 2, 3]], [reference], signs=True)[reference][0]
+    assert any((order < 0).any() for order in found.values())
+    for layer, order in found.items():
+        undone = ffn.permute(ffns[layer], torch.from_numpy(order))
+        assert all(torch.equal(undone[key], whole[key]) for key in whole)
+
+
+@given(seed=st.integers(0, 99))
+def test_no_other_signed_order_costs_less(seed):
+    """The chosen order and signs cost what `cost` says of the moved FFN, and no more than the best order without."""
+    view = tiny.view(tiny.model("llama", seed))
+    ffns, known = [view.read_double(layer) for layer in (0, 1)], tiny.calibration(view.model).moments(1)
+
+    def error(order):
+        moved = known | {"hidden": known["hidden"].permuted(order)}
+        return cost(ffns[0], ffn.permute(ffns[1], order), moved).diagonal().sum().item()
+
+    plain, better = (
+        torch.from_numpy(by_cost(ffns.__getitem__, lambda _: known, [[0, 1]], ["first"], signs=on)["first"][0][1])
+        for on in (False, True)
+    )
+    best = Costs(ffns[1], known).of(ffns[0], signs=True)
+    assert error(better) == pytest.approx(best[torch.arange(len(better)), ffn.unsigned(better)[0]].sum().item())
+    assert error(better) <= error(plain) and error(better) <= error(signed(len(plain), seed))
+    flipped = better.clone()
+    flipped[0] = ~flipped[0]
+    assert error(better) <= error(flipped)
 
 
 @tiny.every_family

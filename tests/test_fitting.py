@@ -3,11 +3,11 @@
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.calibration.moments import Moments, MomentStream, cholesky, from_tensors, to_tensors
-from stages.core.shrinking import fitting, lowrank, merging, operations
+from stages.core.shrinking import fitting, lowrank, merging, operations, ranks
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)
@@ -257,3 +257,48 @@ def test_a_corrected_bias_takes_up_the_mean_error(name):
             weight = (weight.T if tiny.family(model).transposed else weight) + linear.delta().double()
             expected = member.ffn[f"w_{role}"] @ x + member.ffn[f"b_{role}"]
             torch.testing.assert_close(weight @ x + linear.base.bias.double(), expected, atol=1e-5, rtol=0)
+
+
+# What ranks are worth where the base moves
+
+
+@settings(max_examples=15)
+@given(seed=seeds, ranks_of=st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_gains_of_a_pair_are_what_the_best_of_many_fits_leaves(seed, ranks_of):
+    """No fit from any start leaves less than the gains that are not taken, and the joint fit leaves no more."""
+    weights, moments = several(2, seed)
+    whole = sum(error(w, m) for w, m in zip(weights, moments)) / 2
+    taken = torch.cat(ranks.moving(weights, moments)).sort(descending=True).values * whole
+    tail = taken[sum(ranks_of) :].sum().item()
+    found = [left(descended(weights, moments, ranks_of, start), weights, moments) for start in range(3)]
+    assert min(found) >= tail - 1e-5 * whole
+    joint = left(fitting.joint(weights, moments, list(ranks_of)), weights, moments)
+    assert tail == pytest.approx(joint, rel=1e-4, abs=1e-5 * whole)
+
+
+def descended(weights, moments, ranks_of, seed, rounds=30):
+    """Base and deltas by alternating least squares from random deltas: an independent way to the optimum."""
+    rest = [
+        w - residual(8, r, seed + i) @ residual(r, 6, seed + 5 + i) for i, (w, r) in enumerate(zip(weights, ranks_of))
+    ]
+    for _ in range(rounds):
+        base = merging.regression(rest, moments)
+        deltas = [lowrank.weighted(w - base, r, m) if r else None for w, r, m in zip(weights, ranks_of, moments)]
+        rest = [w - (0 if delta is None else delta[0] @ delta[1]) for w, delta in zip(weights, deltas)]
+    return fitting.Fit(base, deltas)
+
+
+@settings(max_examples=15)
+@given(seed=seeds, count=st.integers(3, 4))
+def test_gains_of_more_layers_promise_no_more_than_a_fit_takes_away(seed, count):
+    weights, moments = several(count, seed)
+    whole = sum(error(w, m) for w, m in zip(weights, moments)) / count
+    taken = ranks.moving(weights, moments)
+    assert all((values[1:] <= values[:-1] * 2).all() and len(values) <= 6 for values in taken)
+    least = left(fitting.joint(weights, moments, [0] * count), weights, moments)
+    # Every step of the path at once: the ranks that are worth a price, for several prices.
+    for price in (0.3, 0.1, 0.01):
+        chosen = [int((values > price).sum()) for values in taken]
+        promised = sum(values[:rank].sum().item() for values, rank in zip(taken, chosen)) * whole
+        found = min(left(fitting.joint(weights, moments, chosen, rounds), weights, moments) for rounds in (5, 60))
+        assert found <= (least - promised) + 0.02 * least

@@ -191,7 +191,12 @@ DISAGREEING = [
     ("variants.softshare.surgery.base", "mean", "variants.softshare.surgery: delta = joint .* base = mean contradicts"),
     ("variants.softshare.surgery.biases", "shared", "variants.softshare.surgery: bias_correction needs biases = own"),
     ("variants.merged_4.surgery.repair", "scale", "variants.merged_4.surgery.repair = .*none.*least_squares"),
-    ("variants.softshare.surgery.repair", "least_squares", "variants.softshare.surgery: repair = .* takes no deltas"),
+    (
+        "variants.softshare.surgery",
+        {"method": "share", "delta": "joint", "rank": 8, "biases": "shared", "repair": "least_squares"},
+        "variants.softshare.surgery: repair = least_squares with deltas needs biases = own",
+    ),
+    ("variants.merged_4.surgery.gains", "moving_base", "variants.merged_4.surgery: gains = moving_base: only delta"),
     ("variants.merged_4.surgery.rank", 8, "variants.merged_4.surgery: rank = 8 with delta = none"),
     (
         "variants.merged_4.windows",

@@ -335,3 +335,49 @@ def test_a_walk_sees_what_one_pass_sees_and_leaves_no_trace(name):
             assert all(torch.equal(a, b) for part in found for a, b in zip(found[part], seen[layer][part]))
     assert torch.equal(tiny.logits(model), before)
     assert not any("forward" in vars(block) for block in tiny.view(model).blocks)
+
+
+@tiny.every_family
+def test_a_repair_with_deltas_answers_more_like_each_layer(name):
+    """At the same ranks and size; deltas of full rank leave nothing to repair."""
+    model = tiny.model(name)
+    known = replace(tiny.calibration(model), text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
+    spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
+    plain, better = (
+        tiny.operate(model, tiny.GROUPS, known, spec.model_copy(update={"repair": how}))[0]
+        for how in ("none", "least_squares")
+    )
+    for group in tiny.GROUPS:
+        pairs = [unlike(model, shared, known, group) for shared in (plain, better)]
+        errors = [sum((y - z).square().sum() for y, z in found.values()) for found in pairs]
+        assert errors[1] < 0.9 * errors[0]
+        if "b_out" in tiny.view(model).read(0):
+            assert all((y - z).mean(0).abs().max() < 1e-5 for y, z in pairs[1].values())
+    assert tiny.count(better) == tiny.count(plain)
+    whole = spec.model_copy(update={"rank": tiny.WIDTH, "repair": "least_squares"})
+    assert tiny.gap(model, tiny.operate(model, tiny.GROUPS, known, whole)[0]) < 1e-3
+
+
+@tiny.every_family
+def test_other_layers_are_refitted_in_the_model_s_own_stream(name):
+    model, group = tiny.model(name), [1, 2]
+    known = replace(tiny.calibration(model), text=lambda: [tiny.ids(32, seed=seed) for seed in range(4)])
+    spec = tiny.share(2, base="regression", delta="joint")
+    plain, better = (
+        tiny.operate(model, [group], known, spec.model_copy(update={"refit_others": on}))[0] for on in (False, True)
+    )
+    changed = {
+        layer: {key for key, value in tiny.view(plain).read(layer).items() if not torch.equal(value, after[key])}
+        for layer in (0, 3, 4)
+        for after in [tiny.view(better).read(layer)]
+    }
+    assert not changed[0] and all(changed[layer] <= {"w_out", "b_out"} and changed[layer] for layer in (3, 4))
+    streams = [[] for _ in range(3)]
+    for found, built in zip(streams, (model, plain, better)):
+        with depth.record_blocks(tiny.view(built), [4]) as seen, torch.no_grad():
+            for batch in known.text():
+                built.base_model(batch)
+                found.append(seen[4]["block"][1].double())
+    wanted, before, after = map(torch.cat, streams)
+    assert (after - wanted).square().sum() < (before - wanted).square().sum()
+    assert tiny.count(better) == tiny.count(plain)

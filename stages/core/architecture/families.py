@@ -56,6 +56,11 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=lambda: {"use_cache": False})
     scale: str | None = None
 
+    @property
+    def gated(self) -> bool:
+        """Whether another role than `in` is activated: then the FFN is linear in `in`, which may change sign."""
+        return self.activated != "in"
+
 
 _GPT = Family(
     model_types=(),

@@ -22,6 +22,7 @@ from stages.core.calibration.moments import SITE, Moments
 REFERENCES = ("first", "centre")
 # Reference -> the first layer of a window -> layer -> the permutation (int64, (d_ff,)) that aligns its neurons with
 # those of the first layer, for all other layers of the window.
+# Where neurons may change sign, a permutation has ~j for neuron j with the other sign.
 Orders = dict[str, dict[int, dict[int, np.ndarray]]]
 
 
@@ -94,16 +95,23 @@ def by_cost(
     windows: Sequence[list[int]],
     references: Iterable[str],
     watch: Callable[[Iterable], Iterable] = iter,
+    signs: bool = False,
 ) -> Orders:
     """The orders of every window as `by_correlation`, by the error of the reference's weights on the layer's inputs.
 
     ffn_of(layer): the canonical FFN. The reference `centre` is the mean FFN of the aligned layers. FFNs and moments are
-    read once for each layer.
+    read once for each layer. signs: whether a neuron may also change its sign, which a gated FFN allows; then an order
+    is a signed permutation (see `ffn.permute`).
     """
     found: Orders = {reference: {layers[0]: {} for layers in windows} for reference in references}
     firsts: dict[int, Ffn] = {}
     centres: dict[int, Ffn] = {}
     last = {layers[0]: layers[-1] for layers in windows}
+
+    def solve(matrix: np.ndarray, costs: Costs, reference: Ffn) -> np.ndarray:
+        order = _assign(matrix)
+        return costs.signed(reference, order) if signs else order
+
     with _Assignments() as pool:
         for layer in watch(sorted({layer for layers in windows for layer in layers})):
             own, groups = ffn_of(layer), [layers for layers in windows if layer in layers[1:]]
@@ -111,10 +119,12 @@ def by_cost(
             if groups:
                 costs = Costs(own, moments_of(layer))
                 for first, *others in groups:
-                    if "first" in found or layer == others[0]:
-                        solved["first", first] = pool.submit(_assign, costs.of(firsts[first]).cpu().numpy())
+                    wanted = {"first": firsts[first]} if "first" in found or layer == others[0] else {}
                     if "centre" in found and layer != others[0]:
-                        solved["centre", first] = pool.submit(_assign, costs.of(centres[first]).cpu().numpy())
+                        wanted["centre"] = centres[first]
+                    for name, reference in wanted.items():
+                        matrix = costs.of(reference, signs).cpu().numpy()
+                        solved[name, first] = pool.submit(solve, matrix, costs, reference)
             _keep(found, solved, layer)
             for first, orders in found.get("centre", {}).items():
                 if layer in orders and layer < last[first]:
@@ -144,24 +154,37 @@ class Costs:
             if size.sum() > 0:
                 self.terms.append((name, *((part / size.sum()).to(own[name]) for part in (metric, weighed, size))))
 
-    def of(self, reference: Ffn) -> Tensor:
+    def of(self, reference: Ffn, signs: bool = False) -> Tensor:
         """Entry (k, j): the error of the reference's neuron k in place of the layer's own neuron j, (d_ff, d_ff).
 
         For rows u_k, w_j of `in` and `gate` it is E|(u_k - w_j) x|^2 on the layer's own inputs x, for columns of `out`
         it is |u_k - w_j|^2 E[h_j^2]. Each is divided by E|W x|^2, so that the matrices can be summed. A matrix whose
         E|W x|^2 is 0, as in an identity block, adds nothing. It has the dtype of the FFNs.
+
+        signs: of neuron j and its other self, whose rows of `in` and columns of `out` have the other sign, the entry is
+        the smaller error: the overlap of `in` and `out` counts by its size.
         """
         total = self.own["w_in"].new_zeros(2 * [len(self.own["w_in"])])
+        overlap = torch.zeros_like(total) if signs else total
         for name, metric, weighed, size in self.terms:
-            other = reference[name]
+            other, into = reference[name], overlap if name in ffn.SIGNED else total
             if ffn.NEURON_AXIS[name] == 0:
-                total.addmm_(other, weighed.T, alpha=-2)
+                into.addmm_(other, weighed.T, alpha=-2)
                 total += ((other @ metric) * other).sum(1)[:, None]
             else:
-                total.addmm_(other.T, weighed, alpha=-2)
+                into.addmm_(other.T, weighed, alpha=-2)
                 total.addr_(other.square().sum(0), metric)
             total += size
-        return total
+        return total.sub_(overlap.abs_()) if signs else total
+
+    def signed(self, reference: Ffn, order: np.ndarray) -> np.ndarray:
+        """`order` with ~j (see `ffn.permute`) where the layer's neuron j costs less with the other sign."""
+        where = torch.from_numpy(order).to(self.own["w_in"].device)
+        overlap = self.own["w_in"].new_zeros(len(order))
+        for name, _, weighed, _ in (term for term in self.terms if term[0] in ffn.SIGNED):
+            axis = ffn.NEURON_AXIS[name]
+            overlap += (reference[name] * weighed.index_select(axis, where)).sum(1 - axis)
+        return np.where((overlap < 0).cpu().numpy(), ~order, order)
 
 
 def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:

@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stages.core.architecture.ffn import unsigned
+
 CHUNK = 1024  # rows of one product: a longer sum in float32 would round more
 TILE = 512  # columns of one product
 
@@ -40,8 +42,10 @@ class Moments:
         return Moments(torch.zeros_like(self.mean), torch.where(varies & varies[:, None], second, 0.0))
 
     def permuted(self, permutation: Tensor) -> "Moments":
-        """The moments of x with coordinate `permutation[k]` in position k."""
-        return Moments(self.mean[permutation], self.second[permutation][:, permutation])
+        """The moments of x with coordinate `permutation[k]` in position k; an entry ~j is -x_j (see `ffn.permute`)."""
+        order, signs = unsigned(permutation)
+        mean, second = self.mean[order], self.second[order][:, order]
+        return Moments(mean, second) if signs is None else Moments(mean * signs, second * signs * signs[:, None])
 
     @cached_property
     def root(self) -> Tensor:

@@ -21,7 +21,8 @@ class Calibration:
     """Statistics of one model, read from disk when they are needed, one layer at a time.
 
     permutation(alignment, reference, first, other): aligns the neurons of layer `other` with those of layer `first`;
-    int64, (d_ff,). The layers between the two belong to the same group.
+    int64, (d_ff,), signed (see `ffn.permute`) where the family is gated and it aligns by cost. The layers between the
+    two belong to the same group.
     moments(layer): the moments of the FFN's input (`input`) and of its hidden activations (`hidden`).
     text(): the calibration text, or images, in batches as `ModelView.run` takes them.
     watch(items): the items, with a progress bar.

@@ -124,13 +124,17 @@ def _repaired_without_deltas(share: dict[str, Any]) -> str:
 class Share(_Merging):
     """Depth stays; the layers of a group share one FFN weight, each with a low-rank delta of its own.
 
-    repair: `least_squares` fits the output matrix that they share to what each layer answered to calibration text.
+    repair: `least_squares` fits the output matrix that they share, and its deltas, to what each layer answered to
+    calibration text.
     """
 
     method: Literal["share"]
     delta: Literal["none", "zero", "svd", "weighted", "joint"] = Field("none", description="how a delta starts")
     rank: Natural = Field(0, description="of the deltas; 0 exactly where delta is none")
     bias_correction: bool = Field(False, description="whether a layer's own biases take up its mean error")
+    gains: Literal["fixed_base", "moving_base"] = Field(
+        "fixed_base", description="what a budget takes a rank to be worth: with the base as it is, or moving with it"
+    )
     biases: Literal["own", "shared"] = Field(
         default_factory=_own_where_layers_differ,
         description="default: own with deltas or bias_correction, shared without",
@@ -138,6 +142,14 @@ class Share(_Merging):
     repair: Literal["none", "least_squares"] = Field(
         default_factory=_repaired_without_deltas, description="default: least_squares without deltas, none with"
     )
+    refit_others: bool = Field(
+        False, description="whether output matrices that nobody shares are fitted again, in the model's own stream"
+    )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything is fitted to calibration text itself."""
+        return self.repair != "none" or self.refit_others
 
     @model_validator(mode="after")
     def _rank_fits_delta(self):
@@ -145,10 +157,12 @@ class Share(_Merging):
             raise ValueError(f"rank = {self.rank} with delta = {self.delta}: rank is 0 exactly where delta is none")
         if self.delta == "joint" and self.base != "regression":
             raise ValueError(f"delta = joint fits its base too, by regression; base = {self.base} contradicts it")
+        if self.gains == "moving_base" and self.delta != "joint":
+            raise ValueError(f"gains = moving_base: only delta = joint moves the base; delta = {self.delta} does not")
         if self.bias_correction and self.biases == "shared":
             raise ValueError("bias_correction needs biases = own: each layer's bias takes up its own error")
-        if self.repair != "none" and self.delta != "none":
-            raise ValueError(f"repair = {self.repair} takes no deltas; delta = {self.delta} contradicts it")
+        if self.repair != "none" and self.delta != "none" and self.biases == "shared":
+            raise ValueError(f"repair = {self.repair} with deltas needs biases = own: each layer's fit has its own")
         return self
 
 

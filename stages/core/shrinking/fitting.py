@@ -44,13 +44,7 @@ def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], round
     layers reach the optimum in one round: their weights may differ by any matrix of rank r_1 + r_2, which one SVD
     chooses. Last, every delta is fitted to the final base.
     """
-    grams = [m.ridged() for m in moments]
-    total = sum(grams)
-    whole = cholesky(total)
-    others = [sum(gram for other, gram in enumerate(grams) if other != layer) for layer in range(len(grams))]
-    metrics = [Moments(m.mean, _parallel(gram, other, whole)) for m, gram, other in zip(moments, grams, others)]
-    factors = [cholesky(other) for other in others]
-    del total, others
+    grams, whole, factors, metrics = eliminated(moments)
     own = [weight @ gram for weight, gram in zip(weights, grams)]
     rest = list(own)  # (W_l - A_l B_l) C_l
     for _ in range(rounds if len(weights) > 2 else 1):
@@ -61,6 +55,18 @@ def joint(weights: list[Tensor], moments: list[Moments], ranks: list[int], round
             rest[layer] = own[layer] - a @ (b @ grams[layer])
     base = torch.cholesky_solve(sum(rest).T, whole).T
     return Fit(base, _deltas(weighted, [weight - base for weight in weights], moments, ranks))
+
+
+def eliminated(moments: list[Moments]) -> tuple[list[Tensor], Tensor, list[Tensor], list[Moments]]:
+    """What a fit of one layer needs whose base is solved for: C_l, and Cholesky factors of sum C and of the C_o.
+
+    Last, for each layer, the metric C_l (C_l + C_o)^-1 C_o, C_o being the sum over the other layers (see `joint`).
+    """
+    grams = [m.ridged() for m in moments]
+    whole = cholesky(sum(grams))
+    others = [sum(gram for other, gram in enumerate(grams) if other != layer) for layer in range(len(grams))]
+    metrics = [Moments(m.mean, _parallel(gram, other, whole)) for m, gram, other in zip(moments, grams, others)]
+    return grams, whole, [cholesky(other) for other in others], metrics
 
 
 def _parallel(gram: Tensor, other: Tensor, whole: Tensor) -> Tensor:

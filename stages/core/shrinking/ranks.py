@@ -1,30 +1,97 @@
 """How much each rank of a delta takes away from the error of the matrices that share a base.
 
 Errors are relative, E|(W_l - W_c) x|^2 / E|W_l x|^2, so that matrices whose outputs have other units can be compared.
+Where the base moves with the deltas, one rank changes what another is worth. Then the gains are those of a greedy path.
 """
 
 import torch
 from torch import Tensor
 
 from stages.core.architecture.view import ModelView
-from stages.core.calibration.moments import SITE
+from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Share
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
+from stages.core.shrinking.fitting import eliminated
 from stages.core.shrinking.operations import aligned, fit_role
+
+LEAST = 1e-4  # of the largest gain: the path to smaller ones is not followed
 
 
 @torch.no_grad()
 def gains(view: ModelView, group: list[int], calibration: Calibration, spec: Share) -> dict[Matrix, Tensor]:
-    """(layer, role) -> the relative error that each further rank takes away: float64, falling, (min(d_out, d_in),)."""
+    """(layer, role) -> the relative error that each further rank takes away: float64, falling.
+
+    As many as the matrix has ranks, or, with `gains: moving_base`, as have a share in the gains of the group.
+    """
     found = {}
     members = aligned(view, group, calibration, spec)
     for role in view.roles:
         corrected = spec.bias_correction and f"b_{role}" in members[0].ffn
+        if spec.gains == "moving_base":
+            weights = [member.ffn[f"w_{role}"] for member in members]
+            moments = [member.moments[SITE[role]] for member in members]
+            taken = moving(weights, [m.centred() for m in moments] if corrected else moments)
+            found |= {(layer, role): values for layer, values in zip(group, taken)}
+            continue
         centre = fit_role(members, role, spec.base, "none", [0] * len(members), centred=corrected).base
         for layer, member in zip(group, members):
             moments = member.moments[SITE[role]]
             weight, root = member.ffn[f"w_{role}"], (moments.centred() if corrected else moments).root
             found[layer, role] = budgets.gains(weight @ root, (weight - centre) @ root)
     return found
+
+
+def moving(weights: list[Tensor], moments: list[Moments]) -> list[Tensor]:
+    """For each layer what its further ranks take away where the base is solved for, as a share of the mean E|W_l x|^2.
+
+    Two layers: the error left after ranks r_0 + r_1 is the sum of the squared singular values of (W_0 - W_1) P^(1/2)
+    from the next one on, P = C_0 (C_0 + C_1)^-1 C_1, whichever layer has the ranks; they take turns. More layers: a
+    falling price; at each, every layer in turn takes all ranks that are worth it, given the others' deltas. What is
+    left is then no more than the gains say.
+    """
+    whole = sum((w @ m.root).square().sum() for w, m in zip(weights, moments)) / len(weights)
+    if not whole > 0:
+        return [weights[0].new_zeros(0)] * len(weights)
+    if len(weights) == 2:
+        metric = eliminated(moments)[3][0]
+        taken = _spectrum(weights[0] - weights[1], metric.root)[0] / whole
+        return [taken[::2], taken[1::2]]
+    return [torch.tensor(taken, dtype=torch.float64) / whole.cpu() for taken in _path(weights, moments)]
+
+
+def _path(weights: list[Tensor], moments: list[Moments]) -> list[list[float]]:
+    """The gains of three layers or more, each layer's falling, down to LEAST of the largest."""
+    grams, _, factors, metrics = eliminated(moments)
+    own = [weight @ gram for weight, gram in zip(weights, grams)]
+    rest = list(own)  # (W_l - A_l B_l) C_l
+    found: list[list[float]] = [[] for _ in weights]
+
+    def spectrum(layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        right = sum(product for other, product in enumerate(rest) if other != layer)
+        residual = weights[layer] - torch.cholesky_solve(right.T, factors[layer]).T
+        return residual, *_spectrum(residual, metrics[layer].root)
+
+    largest = max(spectrum(layer)[1][0].item() for layer in range(len(weights)))
+    price = largest / 2
+    while price > LEAST * largest:
+        for layer, taken in enumerate(found):
+            residual, values, u = spectrum(layer)
+            count = max(len(taken), int((values > price).sum()))
+            taken += [min(value, 2 * price) for value in values[len(taken) : count].tolist()]
+            u = u[:, :count]
+            rest[layer] = own[layer] - u @ (u.T @ residual @ grams[layer])
+        price /= 2
+    return found
+
+
+def _spectrum(residual: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared singular values of R C^(1/2), falling, and its left singular vectors where they are not 0."""
+    reduced = residual @ root
+    if len(reduced) <= reduced.shape[1]:
+        values, u = torch.linalg.eigh(reduced @ reduced.T)
+    else:
+        values, v = torch.linalg.eigh(reduced.T @ reduced)
+        u = reduced @ v / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    return values.flip(0).clamp_min(0), u.flip(1)

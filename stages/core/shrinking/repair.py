@@ -99,13 +99,7 @@ def refit(original: Walk, shared: ModelView, group: list[int], own_biases: bool)
     width, own = old["w_out"].shape[1], own_biases and "b_out" in old
     second, means = 0.0, []
     for layer in group:
-        stream = MomentStream()
-        for number in range(len(original.batches)):
-            inputs, outputs = original.advance(number, layer)["ffn"]
-            with record_blocks(shared, [layer]) as records:
-                shared.compute(layer, inputs)
-            stream.update(torch.cat([records[layer]["out"][0], outputs], dim=1))
-        moments = stream.moments()
+        moments = answers(original, shared, layer)
         means.append(moments.mean)
         second = second + (moments.centred() if own else moments).second / len(group)
     mean = torch.stack(means).mean(0)
@@ -113,6 +107,20 @@ def refit(original: Walk, shared: ModelView, group: list[int], own_biases: bool)
     for layer, mean in zip(group, means):
         bias = {"b_out": mean[width:] - fitted["w_out"] @ mean[:width]} if own else {}
         shared.write(layer, {**shared.read(layer), **fitted, **bias})
+
+
+def answers(original: Walk, shared: ModelView, layer: int) -> Moments:
+    """The moments of (a, y) of a layer: a the hidden activations of its FFN in `shared`, y what the original answers.
+
+    Both read the original's input. The walk then waits before the layer.
+    """
+    stream = MomentStream()
+    for number in range(len(original.batches)):
+        inputs, outputs = original.advance(number, layer)["ffn"]
+        with record_blocks(shared, [layer]) as records:
+            shared.compute(layer, inputs)
+        stream.update(torch.cat([records[layer]["out"][0], outputs], dim=1))
+    return stream.moments()
 
 
 def scaled(old: Ffn, joint: Moments) -> dict[str, Tensor]:
