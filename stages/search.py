@@ -36,7 +36,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     from stages.core.architecture import opening
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
-    from stages.core.shrinking import mixing
+    from stages.core.shrinking import mixing, probes
     from stages.core.shrinking.window_search import search
     from stages.core.tasks import choice
 
@@ -45,26 +45,23 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     view = ModelView(opening.open_snapshot(model).to(device))
     task = choice.by(model, spec)
     held_out = task.held_out(tokens, spec)
-
-    def score(changed: ModelView) -> float:
-        return task.score(changed.to(device).model, held_out)
-
+    judge = probes.judge_by(task, held_out, device)
     calibration, watch = (
         statistics.read(permutations, moments, device, MOMENTS),
         partial(progress, what=f"search {variant}"),
     )
     if windows_spec.choose == "forms":
-        probed = mixing.probe_all(view, calibration, windows_spec.forms, score, watch)
-        tried = mixing.search(view, calibration, windows_spec, probed, score, watch)
+        probed = probes.probe_all(view, calibration, windows_spec.forms, judge, watch)
+        tried = mixing.search(view, calibration, windows_spec, probed, judge, watch)
         return {
             "groups": [],
             "candidates": [],
             "forms": tried[0].plan,
-            "tried": [{"forms": one.forms, "trusted": one.trusted, "perplexity": one.perplexity} for one in tried],
+            "tried": [{"forms": one.forms, "by": one.by, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": probed.original,
             task.unit: len(held_out),
         }
-    found = search(view, calibration, operation, windows_spec, score, watch)
+    found = search(view, calibration, operation, windows_spec, judge.score, watch)
     return {
         "groups": [windows.layers(window) for window in found.chosen.windows],
         "candidates": [{"windows": layout.windows, "perplexity": layout.perplexity} for layout in found.scored],

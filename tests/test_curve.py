@@ -7,6 +7,7 @@ from stages.commands import curve as command
 from stages.core.architecture import targets
 from stages.core.process.errors import UserError
 from stages.core.shrinking import curve
+from stages.core.shrinking.probes import Judge
 
 
 def test_every_method_stores_at_most_the_size():
@@ -17,7 +18,8 @@ def test_every_method_stores_at_most_the_size():
         asked.append(changed)
         return 2.0 + len(asked) / 1000
 
-    found = list(curve.made(view, known, [0.9], score))
+    judge = Judge(score, lambda view: None, lambda view, reference: 0.01)
+    found = list(curve.made(view, known, [0.9], judge))
     assert [name for name, *_ in found] == [name for name in curve.METHODS if curve.fits(name, 0.9, view.shape)]
     assert {"softshare", "mix", "pruned", "dropped", "basis_2"} <= {name for name, *_ in found}
     for name, share, changed, _ in found:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from stages.core.architecture import targets
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.settings.variants import Forms, LowRank, Prune
-from stages.core.shrinking import baselines, mixing
-from stages.core.shrinking.mixing import GONE, Option
+from stages.core.shrinking import baselines, making, mixing, probes
+from stages.core.shrinking.options import DENSE, GONE, Option
+from stages.core.text.corpus import Stream
 
 MATRICES = [(layer, role) for layer in (0, 1) for role in ("in", "out")]
 
@@ -28,29 +29,49 @@ def test_at_every_price_no_other_choice_is_better(seed, price):
     every = {matrix: [Option(0, 1.0, GONE), *map(option, (3, 5, 9, 14)), Option(20, 0.0, {})] for matrix in MATRICES}
     weights = dict(zip(MATRICES, (1.0, 0.1, 3.0, 0.5)))
 
-    def harm(matrix, error):
-        return weights[matrix] * error
+    def harm(matrix, option):
+        return weights[matrix] * option.error
 
     ways = [
-        (sum(option.stored for option in way), sum(harm(matrix, o.error) for matrix, o in zip(every, way)))
+        (sum(option.stored for option in way), sum(harm(matrix, o) for matrix, o in zip(every, way)))
         for way in itertools.product(*every.values())
     ]
     stored, least = min(ways, key=lambda way: way[1] + price * way[0])
     chosen = mixing.allot(every, harm, stored)
     assert sum(option.stored for option in chosen.values()) <= stored
-    assert sum(harm(matrix, option.error) for matrix, option in chosen.items()) == pytest.approx(least)
+    assert sum(harm(matrix, option) for matrix, option in chosen.items()) == pytest.approx(least)
 
 
 def test_harm_runs_through_the_probes_and_never_falls():
-    probes = {(0, "in"): [(0.1, 0.02), (0.4, 0.2)], (0, "out"): [(0.1, -0.01), (0.3, -0.02)], (1, "in"): []}
-    harm = mixing.harm_by(probes, 0.01)
-    assert [harm((0, "in"), error) - 0.01 * error for error in (0.0, 0.05, 0.1, 0.4, 1.0)] == pytest.approx(
-        [0.0, 0.01, 0.02, 0.2, 0.2 + 0.6 * 0.6]
-    )
-    for matrix in probes:
-        values = [harm(matrix, error / 50) for error in range(51)]
+    lines = {"sparse": [(0.4, 0.2), (0.1, 0.02)], "low_rank": [(0.1, 0.03), (0.3, 0.01)]}
+    harm = probes.harm_by({(0, "in"): lines, (0, "out"): {"sparse": []}})
+
+    def of(error, form="sparse", matrix=(0, "in")):
+        return harm(matrix, Option(1, error, {"form": form}))
+
+    assert [of(error) for error in (0.0, 0.05, 0.1, 0.4, 1.0)] == pytest.approx([0.0, 0.01, 0.02, 0.2, 0.2 + 0.6 * 0.6])
+    for form in lines:
+        values = [of(error / 50, form) for error in range(51)]
         assert values == sorted(values) and values[-1] > 0
-    assert mixing.harm_by(probes, None)((0, "out"), 0.3) == 0.3
+    assert harm((0, "in"), Option(9, 0.0, DENSE)) == 0
+    assert harm((0, "in"), Option(0, 1.0, GONE)) == pytest.approx(of(1.0, "low_rank"))
+    assert of(0.3, matrix=(0, "out")) == 0.3 == probes.harm_by(None)((0, "out"), Option(1, 0.3, {}))
+
+
+def test_probes_that_resume_are_those_of_whole_passes():
+    view, known = tiny.view(tiny.model("gpt2")), tiny.calibration(tiny.model("gpt2"))
+    text = Stream(tiny.ids(1, 60, seed=5)[0])
+    judge = probes.judge_by(tiny.TASK, text, "cpu")
+    found, reference = probes.probe_all(view, known, ["low_rank"], judge), judge.reference(view)
+    assert judge.divergence(view, reference) == pytest.approx(0, abs=1e-6)
+    for matrix in [(0, "in"), (2, "out"), (4, "in")]:
+        options = probes.tried(found.options[matrix], ["low_rank"])
+        whole = [
+            judge.divergence(making.mix(view, known, {str(matrix[0]): {matrix[1]: option.form}})[0], reference)
+            for _, option in options
+        ]
+        assert [harm for _, harm in found.probes[matrix]["low_rank"]] == pytest.approx(whole, rel=1e-4)
+        assert [error for error, _ in found.probes[matrix]["low_rank"]] == [option.error for _, option in options]
 
 
 @pytest.mark.parametrize("name, share", [("gpt2", 0.9), ("llama", 0.7)])
@@ -62,16 +83,17 @@ def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, sh
         with torch.no_grad():
             return math.exp(changed.model(text, labels=text).loss.item())
 
+    judge = probes.Judge(score, score, lambda view, original: abs(math.log(score(view) / original)))
     spec = Forms(choose="forms", target_parameters=share)
-    probed = mixing.probe_all(view, known, spec.forms, score)
-    tried = mixing.search(view, known, spec, probed, score)
+    probed = probes.probe_all(view, known, spec.forms, judge)
+    tried = mixing.search(view, known, spec, probed, judge)
     assert probed.original == score(view) and [one.perplexity for one in tried] == sorted(
         one.perplexity for one in tried
     )
     assert {tuple(one.forms) for one in tried} == {("low_rank", "sparse"), ("low_rank",), ("sparse",)}
     target = targets.target(view.shape, share)
     for one in tried:
-        changed, sharing = mixing.mix(view, known, one.plan)
+        changed, sharing = making.mix(view, known, one.plan)
         assert tiny.count(changed.model)["parameters"] <= target
         assert score(changed) == one.perplexity
         assert bool(sharing.kept) <= ("sparse" in one.forms)
@@ -80,8 +102,9 @@ def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, sh
         assert tried[0].perplexity <= score(baselines.low_rank(view, known, low)[0]) * (1 + 1e-6)
     # `prune` alone corrects no bias, so it is compared where there is none.
     if name == "llama":
-        pruned = baselines.prune(view, known, Prune(method="prune", target_parameters=share))[0]
-        assert tried[0].perplexity <= score(pruned) * (1 + 1e-6)
+        for way in ({}, {"score": "input", "scope": "row"}):
+            pruned = baselines.prune(view, known, Prune(method="prune", target_parameters=share, **way))[0]
+            assert tried[0].perplexity <= score(pruned) * (1 + 1e-6)
 
 
 def test_a_mixture_survives_the_disk(tmp_path):
@@ -93,7 +116,7 @@ def test_a_mixture_survives_the_disk(tmp_path):
         {"form": "dense"},
     )
     plan = {"0": {"in": forms[0], "out": forms[1]}, "2": {"in": forms[2], "out": forms[3]}}
-    changed, sharing = mixing.mix(tiny.view(model), tiny.calibration(model), plan)
+    changed, sharing = making.mix(tiny.view(model), tiny.calibration(model), plan)
     assert sharing.kept == {"0": {"in": 100}} and sharing.ranks == {"0": {"out": 2}, "2": {"in": 0}}
     tiny.save(changed.model, sharing, tmp_path / "model")
     loaded, found = tiny.load(tmp_path / "model")

@@ -16,7 +16,7 @@ from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.shrinking import curve
+from stages.core.shrinking import curve, probes
 from stages.core.tasks import choice
 from stages.core.training import recovery
 
@@ -33,14 +33,12 @@ def main(sizes: str, recover: str, to: Path) -> None:
     recipe, device = params.section(profile, "finetune"), devices.start(runtime)
     view = ModelView(opening.open_snapshot(model).to(device))
     calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
-    validation = choice.by(model, search).held_out(Path("artifacts/text/validation.parquet"), search)
+    chooser = choice.by(model, search)
+    judge = probes.judge_by(chooser, chooser.held_out(Path("artifacts/text/validation.parquet"), search), device)
     tested = choice.by(model, test).held_out(Path("artifacts/text/test.parquet"), test)
 
-    def score(changed: ModelView) -> float:
-        return choice.by(model, search).score(changed.to(device).model, validation)
-
     def measured(changed: ModelView) -> dict[str, float]:
-        return {"validation": score(changed), "test": choice.by(model, test).score(changed.model, tested)}
+        return {"validation": judge.score(changed), "test": choice.by(model, test).score(changed.model, tested)}
 
     def row(name: str, changed: ModelView) -> dict:
         stored = counting.count(changed)["parameters"]
@@ -63,7 +61,7 @@ def main(sizes: str, recover: str, to: Path) -> None:
 
     rows = [row("original", view) | {"speed": curve.ORDINARY}]
     watch = partial(progress, what="curve")
-    for name, share, changed, sharing in curve.made(view, calibration, shares, score, watch):
+    for name, share, changed, sharing in curve.made(view, calibration, shares, judge, watch):
         rows.append(row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed})
         if share in trained:
             rows[-1] |= train(changed, sharing, curve.METHODS[name].variant(share))

@@ -14,6 +14,7 @@ from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
+from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed
 
 
@@ -40,7 +41,7 @@ def low_rank(
     """
     factored = view.copy()
     shared = [list(group) for group in _groups(view, spec.basis) if len(group) > 1]
-    sharing = Sharing(ranks=ranks or _ranks(view, calibration, spec), factored=True, bases=shared)
+    sharing = Sharing(ranks=ranks or ranks_within(view, calibration, spec), factored=True, bases=shared)
     install(factored, sharing)
     for group, role in calibration.watch(_matrices(view, spec)):
         rank = sharing.ranks[str(group[0])].get(role)
@@ -96,7 +97,7 @@ def _of(view: ModelView, calibration: Calibration, spec: LowRank, group: range, 
     return weights, [m.centred() for m in inputs] if _corrected(view, spec, role) else inputs
 
 
-def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
+def ranks_within(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
     """The ranks that fill the budget: the same share of every matrix, or by `budgets.factor_or_keep`."""
     shape, together = view.shape, _matrices(view, spec)
     shapes = {
@@ -127,6 +128,12 @@ def _ranks(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str
 
 @torch.no_grad()
 def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[ModelView, Sharing]:
+    """The model with its pruned matrices as masks and values."""
+    return masked(view, pruned(view, calibration, spec))
+
+
+@torch.no_grad()
+def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matrix, Tensor]:
     """Pruning, unstructured: the entries of the FFN matrices with the largest scores stay, the others are zero.
 
     As many stay as the target allows beside a mask of one bit an entry: the same share of every row or matrix, or the
@@ -142,28 +149,33 @@ def prune(view: ModelView, calibration: Calibration, spec: Prune) -> tuple[Model
         stays = stay.split([each.numel() for each in scores])
     else:
         stays = [_largest(each if spec.scope == "row" else each.flatten()[None], share) for each in scores]
-    sparse = {
+    return {
         matrix: view.read(matrix[0])[f"w_{matrix[1]}"] * stay.view_as(each)
         for matrix, stay, each in zip(matrices, stays, scores)
     }
-    return masked(view, sparse)
 
 
-def masked(view: ModelView, sparse: Mapping[tuple[int, str], Tensor]) -> tuple[ModelView, Sharing]:
+def masked(view: ModelView, sparse: Mapping[Matrix, Tensor]) -> tuple[ModelView, Sharing]:
     """The model with some FFN matrices as a mask and values: (layer, role) -> (d_out, d_in), with zeros.
 
     A matrix with so few zeros that this would not make it smaller stays as it is.
     """
-    changed, kept = view.copy(), {}
-    for (layer, role), matrix in sparse.items():
-        entries = (matrix != 0).sum().item()
-        if entries + mask_size(matrix.numel()) < matrix.numel():
-            kept.setdefault(str(layer), {})[role] = entries
+    changed, kept = view.copy(), entries_kept(sparse)
     install(changed, Sharing(kept=kept))
     for layer, roles in kept.items():
         for role in roles:
             changed.linears(int(layer))[role].store(sparse[int(layer), role])
     return changed, Sharing(kept=kept)
+
+
+def entries_kept(sparse: Mapping[Matrix, Tensor]) -> dict[str, dict[str, int]]:
+    """Layer, as a string -> role -> entries that are not zero, of the matrices that a mask makes smaller."""
+    kept: dict[str, dict[str, int]] = {}
+    for (layer, role), matrix in sparse.items():
+        entries = (matrix != 0).sum().item()
+        if entries + mask_size(matrix.numel()) < matrix.numel():
+            kept.setdefault(str(layer), {})[role] = entries
+    return kept
 
 
 def _largest(scores: Tensor, share: float) -> Tensor:

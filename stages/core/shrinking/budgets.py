@@ -1,6 +1,6 @@
 """How a budget of parameters is allotted to the matrices of a model's FFNs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,10 +50,10 @@ def factor_or_keep(
     """
     steps = []
     for matrix, values in gains.items():
-        hull = _hull(values, *shapes[matrix])
+        edge = hull(_points(values, *shapes[matrix]))
         steps += [
             ((error - next_error) / (next_cost - cost), matrix, next_cost - cost, next_cost)
-            for (cost, error), (next_cost, next_error) in zip(hull, hull[1:])
+            for (cost, error), (next_cost, next_error) in zip(edge, edge[1:])
             if error > next_error
         ]
     stored, room = dict.fromkeys(gains, 0), budget
@@ -88,21 +88,30 @@ def _filled(
     return found
 
 
-def _hull(gains: Tensor, d_out: int, d_in: int) -> list[tuple[int, float]]:
-    """The lower convex hull of (stored parameters, error left) of a matrix, from rank 0 to the dense matrix."""
+def _points(gains: Tensor, d_out: int, d_in: int) -> list[tuple[int, float]]:
+    """(stored parameters, error left) of a matrix, from rank 0 to the dense matrix."""
     whole = gains.sum().item()
     most = min(len(gains), (d_out * d_in - 1) // (d_out + d_in))
     left = (whole - gains.cumsum(0)).clamp_min(0).tolist()
-    points = [(0, whole)] + [((rank + 1) * (d_out + d_in), left[rank]) for rank in range(most)] + [(d_out * d_in, 0.0)]
-    hull: list[tuple[int, float]] = []
+    return [(0, whole)] + [((rank + 1) * (d_out + d_in), left[rank]) for rank in range(most)] + [(d_out * d_in, 0.0)]
+
+
+def hull(points: Iterable[tuple]) -> list[tuple]:
+    """The lower convex hull of points that begin with (stored parameters, harm), sorted by what they store.
+
+    Of points that store as much, the first is taken.
+    """
+    found: list[tuple] = []
     for point in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-    return hull
+        if found and point[0] == found[-1][0]:
+            continue
+        while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-2], point):
+            found.pop()
+        found.append(point)
+    return found
 
 
-def _slope(one: tuple[int, float], other: tuple[int, float]) -> float:
+def _slope(one: tuple, other: tuple) -> float:
     return (other[1] - one[1]) / (other[0] - one[0])
 
 

@@ -10,10 +10,9 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
 from stages.core.settings.variants import Variant
-from stages.core.shrinking import mixing, window_search
+from stages.core.shrinking import making, mixing, probes, window_search
 from stages.core.shrinking.operations import operate
 
-Score = Callable[[ModelView], float]
 FORMS = ("low_rank", "sparse")
 
 
@@ -63,26 +62,26 @@ def made(
     view: ModelView,
     calibration: Calibration,
     shares: Iterable[float],
-    score: Score,
+    judge: probes.Judge,
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[tuple[str, float, ModelView, Sharing]]:
     """(method, share, model, structure) for every method at every share that it can reach, untrained.
 
-    `score` maps a model to its perplexity on validation text, by which windows and forms are chosen.
+    `judge` judges models on validation text, by which windows and forms are chosen.
     """
-    probed = mixing.probe_all(view, calibration, FORMS, score, watch)
+    probed = probes.probe_all(view, calibration, FORMS, judge, watch)
     plans = [(name, share) for share in shares for name in METHODS if fits(name, share, view.shape)]
     for name, share in watch(plans):
-        yield name, share, *_make(view, calibration, METHODS[name].variant(share), probed, score)
+        yield name, share, *_make(view, calibration, METHODS[name].variant(share), probed, judge)
 
 
 def _make(
-    view: ModelView, calibration: Calibration, variant: Variant, probed: mixing.Probed, score: Score
+    view: ModelView, calibration: Calibration, variant: Variant, probed: probes.Probed, judge: probes.Judge
 ) -> tuple[ModelView, Sharing]:
     if variant.windows.choose == "forms":
-        best = mixing.search(view, calibration, variant.windows, probed, score)[0]
-        return mixing.mix(view, calibration, best.plan)
+        best = mixing.search(view, calibration, variant.windows, probed, judge)[0]
+        return making.mix(view, calibration, best.plan)
     if variant.windows.choose == "none":
         return operate(view, [], calibration, variant.surgery)
-    chosen = window_search.search(view, calibration, variant.surgery, variant.windows, score).chosen
+    chosen = window_search.search(view, calibration, variant.surgery, variant.windows, judge.score).chosen
     return operate(view, [windows.layers(w) for w in chosen.windows], calibration, variant.surgery, chosen.ranks)

@@ -14,7 +14,7 @@ from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Collapse, Drop, LowRank, Mix, Prune, Share
-from stages.core.shrinking import baselines, mixing
+from stages.core.shrinking import baselines, making
 from stages.core.shrinking.fitting import Fit, fit
 from stages.core.shrinking.repair import answers, least_squares, refit, repair
 
@@ -35,7 +35,7 @@ def operate(
     calibration: Calibration,
     spec: Any,
     ranks: Ranks | None = None,
-    forms: mixing.Plan | None = None,
+    forms: making.Plan | None = None,
 ) -> tuple[ModelView, Sharing]:
     """A new model, made from `view` by the method of `spec`, and its structure. `view` does not change.
 
@@ -53,7 +53,7 @@ def operate(
     if isinstance(spec, Prune):
         return baselines.prune(view, calibration, spec)
     if isinstance(spec, Mix):
-        return mixing.mix(view, calibration, forms or {})
+        return making.mix(view, calibration, forms or {})
     return view.copy(), Sharing()
 
 

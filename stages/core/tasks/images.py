@@ -95,6 +95,15 @@ class ImageClassification:
         """exp of the mean cross-entropy of images."""
         return exp_cross_entropy(self.logits(model, held_out, watch), held_out.labels)
 
+    def reference(self, model: Any, held_out: Images) -> Tensor:
+        """The logs of the labels' probabilities, float64, (n, labels)."""
+        return self.logits(model, held_out).double().log_softmax(1)
+
+    def divergence(self, model: Any, held_out: Images, reference: Tensor) -> float:
+        """The mean of KL(reference || model) over images, in nats, at least 0."""
+        after = self.logits(model, held_out).double().log_softmax(1)
+        return max(0.0, (reference.exp() * (reference - after)).sum(1).mean().item())
+
     def measure(
         self, model: Any, held_out: Images, others: Any, watch: Callable[[Iterable], Iterable] = iter
     ) -> dict[str, float]:

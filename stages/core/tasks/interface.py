@@ -89,6 +89,17 @@ class Task(Protocol):
         """
         ...
 
+    def reference(self, model: Any, held_out: Any) -> Any:
+        """What a model answers to held-out data, as distributions that `divergence` compares another's with."""
+        ...
+
+    def divergence(self, model: Any, held_out: Any, reference: Any) -> float:
+        """The mean of KL(reference || model) over the answers that `score` counts, in nats, at least 0.
+
+        It is what a change does to the answers, and needs far less data than a difference of two scores.
+        """
+        ...
+
     def measure(self, model: Any, held_out: Any, others: Any, watch: Watch = iter) -> dict[str, float]:
         """`score` as `perplexity`, and what else is measured on the test split. others: the rows beside it."""
         ...

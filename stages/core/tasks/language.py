@@ -8,7 +8,7 @@ negative log-likelihood over the scored tokens. There is no padding.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,8 @@ from stages.core.tasks import notes, timing
 from stages.core.tasks.interface import CalibrationRows
 from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
+
+REFERENCE = 2**28  # bytes of next-token probabilities that `reference` keeps, at least one token for each scored one
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,48 @@ class Language:
         """The perplexity of a stream of token ids, which may be a plain tensor: int64, (tokens,)."""
         text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
         return perplexity(model, text.tokens, self.context, self.stride, self.batch_size, watch, text.start)
+
+    @torch.no_grad()
+    def reference(self, model: Any, held_out: corpus.Stream | Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each batch the likeliest next tokens, int32, (scored tokens, kept), and the logs of their probabilities.
+
+        All tokens of the vocabulary are kept, or as many as REFERENCE bytes hold.
+        """
+        text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
+        most, found = max(1, int(REFERENCE / (8 * len(text)))), []
+        for _, logits, _ in self._scored(model, text):
+            logs, tokens = logits.log_softmax(-1).topk(min(most, logits.shape[-1]), dim=-1)
+            found.append((tokens.int(), logs))
+        return found
+
+    @torch.no_grad()
+    def divergence(self, model: Any, held_out: corpus.Stream | Tensor, reference: list[tuple[Tensor, Tensor]]) -> float:
+        """The mean of KL(reference || model) over the next tokens that `score` counts, in nats, at least 0.
+
+        Tokens that the reference did not keep count as one. So the result never exceeds that for the whole vocabulary.
+        """
+        text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
+        total, count = 0.0, 0
+        for (tokens, logs), (_, logits, _) in zip(reference, self._scored(model, text), strict=True):
+            chosen, before = tokens.long(), logs.double()
+            after = logits.log_softmax(-1).gather(-1, chosen).double()
+            total += (before.exp() * (before - after)).sum().item()
+            if chosen.shape[-1] < logits.shape[-1]:
+                other = logits.scatter(-1, chosen, -math.inf).logsumexp(-1) - logits.logsumexp(-1)
+                left = (1 - before.exp().sum(-1)).clamp_min(1e-12)
+                total += (left * (left.log() - other.double())).sum().item()
+            count += len(logits)
+        if not math.isfinite(total):
+            raise UserError("the divergence is not finite: the model is broken")
+        return max(0.0, total / count)
+
+    def _scored(self, model: Any, text: corpus.Stream) -> Iterator[tuple[list[tuple[int, int, int]], Tensor, Tensor]]:
+        """For each batch its windows, and the logits (n, vocabulary) and ids (n,) of the tokens that are scored."""
+        before = 0 if text.start is None else 1
+        for batch, logits, ids in forward(model, text.tokens, self.context, self.stride, self.batch_size, text.start):
+            scored = [slice(first - begin - 1 + before, None) for begin, _, first in batch]
+            rows = [torch.cat([row[part] for row, part in zip(each, scored)]) for each in (logits, ids)]
+            yield batch, *rows
 
     def measure(
         self, model: Any, held_out: corpus.Stream, others: Path, watch: Callable[[Iterable], Iterable] = iter
@@ -211,18 +255,11 @@ def perplexity(
     wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where the result is not finite,
     with the range of the tokens.
     """
-    if len(tokens) < 2:
-        raise UserError(f"perplexity needs at least 2 tokens, the text has {len(tokens)}")
-    before = tokens[:0] if start is None else tokens.new_tensor([start])
-    room = context - len(before)
-    device, windows = next(model.parameters()).device, spans(len(tokens), room, min(stride, room), len(before))
-    total, count = 0.0, 0
-    for batch in watch(list(_batches(windows, batch_size))):
-        ids = torch.stack([torch.cat([before, tokens[begin:end]]) for begin, end, _ in batch]).to(device)
-        logits = model(ids, use_cache=False).logits[:, :-1].float()
-        losses = functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
+    before, total, count = 0 if start is None else 1, 0.0, 0
+    for batch, logits, ids in forward(model, tokens, context, stride, batch_size, start, watch):
+        losses = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").double()
         for (begin, end, first), row in zip(batch, losses):
-            total += row[first - begin - 1 + len(before) :].sum().item()
+            total += row[first - begin - 1 + before :].sum().item()
             count += end - first
         if not math.isfinite(total):
             raise UserError(f"the loss is not finite in tokens {batch[0][0]} to {batch[-1][1]}: the model is broken")
@@ -230,6 +267,28 @@ def perplexity(
     if mean > 700:
         raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")
     return math.exp(mean)
+
+
+def forward(
+    model: Any,
+    tokens: Tensor,
+    context: int,
+    stride: int,
+    batch_size: int = 1,
+    start: int | None = None,
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[tuple[list[tuple[int, int, int]], Tensor, Tensor]]:
+    """For each batch its windows, as `spans` has them, the logits, float32, (windows, length, vocabulary), and the ids
+    of the tokens that they predict, (windows, length), on the model's device.
+    """
+    if len(tokens) < 2:
+        raise UserError(f"perplexity needs at least 2 tokens, the text has {len(tokens)}")
+    before = tokens[:0] if start is None else tokens.new_tensor([start])
+    room = context - len(before)
+    device, windows = next(model.parameters()).device, spans(len(tokens), room, min(stride, room), len(before))
+    for batch in watch(list(_batches(windows, batch_size))):
+        ids = torch.stack([torch.cat([before, tokens[begin:end]]) for begin, end, _ in batch]).to(device)
+        yield batch, model(ids, use_cache=False).logits[:, :-1].float(), ids[:, 1:]
 
 
 def _batches(windows: list[tuple[int, int, int]], size: int) -> Iterable[list[tuple[int, int, int]]]:

@@ -1,0 +1,87 @@
+"""What may become of one FFN matrix: it stays dense, becomes a product of two thin ones, or keeps few entries."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.core.architecture.view import ModelView
+from stages.core.calibration.moments import SITE, Moments
+from stages.core.calibration.statistics import Calibration
+from stages.core.forms.counting import mask_size
+from stages.core.shrinking import budgets
+from stages.core.shrinking.budgets import Matrix
+
+SHARES = tuple(share / 20 for share in range(1, 20))  # of a matrix's entries, that sparse options keep
+SCORES = ("magnitude", "input", "row")
+DENSE = {"form": "dense"}
+GONE = {"form": "low_rank", "rank": 0}
+
+Form = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A form of one matrix: what it stores, the relative error E|(W - W') x|^2 / E|W x|^2, and the form by name.
+
+    form: {form: dense}, {form: low_rank, rank} or {form: sparse, kept, score}; rank 0 leaves nothing of the matrix.
+    """
+
+    stored: int
+    error: float
+    form: Form
+
+
+def matrices(view: ModelView) -> list[Matrix]:
+    """(layer, role) of every FFN matrix."""
+    return [(layer, role) for layer in range(view.depth) for role in view.roles]
+
+
+def options(
+    view: ModelView, calibration: Calibration, layer: int, role: str, forms: Iterable[str] = ("low_rank", "sparse")
+) -> list[Option]:
+    """What may become of a matrix: nothing of it is left, all ranks and densities that store less, or all of it."""
+    weight, moments = read(view, calibration, layer, role)
+    whole, root = weight.numel(), moments.root
+    gains = budgets.gains(weight @ root, weight @ root)
+    total = (weight @ root).square().sum()
+    if total == 0:
+        return [Option(0, 0.0, GONE)]
+    left = (gains.sum() - gains.cumsum(0)).clamp_min(0).tolist()
+    found = [Option(0, 1.0, GONE), Option(whole, 0.0, DENSE)]
+    if "low_rank" in forms:
+        found += [
+            Option(rank * sum(weight.shape), left[rank - 1], {"form": "low_rank", "rank": rank})
+            for rank in range(1, len(left) + 1)
+            if rank * sum(weight.shape) < whole
+        ]
+    if "sparse" in forms:
+        for score in SCORES:
+            step = weight.shape[0] if score == "row" else 1
+            for kept in (int(share * whole) // step * step for share in SHARES):
+                if kept + mask_size(whole) < whole:
+                    missing = (weight - sparse(weight, moments, kept, score)) @ root
+                    form = {"form": "sparse", "kept": kept, "score": score}
+                    found.append(Option(kept + mask_size(whole), (missing.square().sum() / total).item(), form))
+    return found
+
+
+def sparse(weight: Tensor, moments: Moments, kept: int, score: str) -> Tensor:
+    """The matrix with its `kept` largest entries, by magnitude or by the score `input` of `baselines.prune`.
+
+    `row` is the score `input`, and the same number of entries of every row.
+    """
+    sizes = weight.abs()
+    if score != "magnitude":
+        sizes = sizes * moments.second.diagonal().clamp_min(0).sqrt()
+    rows = sizes if score == "row" else sizes.flatten()[None]
+    stay = torch.zeros_like(rows).scatter_(1, rows.topk(kept // len(rows), dim=1).indices, 1)
+    return weight * stay.view_as(weight)
+
+
+def read(view: ModelView, calibration: Calibration, layer: int, role: str) -> tuple[Tensor, Moments]:
+    """A matrix, float64, and the moments of its input: centred where a bias takes up the mean."""
+    ffn, moments = view.read_double(layer), calibration.moments(layer)[SITE[role]]
+    return ffn[f"w_{role}"], moments.centred() if f"b_{role}" in ffn else moments
