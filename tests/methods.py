@@ -10,6 +10,11 @@ SHARES = {
         biases=biases, bias_correction=biases == "own",
     )
     for alignment, reference, biases in [("identity", "first", "shared"), ("cost", "centre", "own")]
+} | {
+    "share refitted": Share(
+        method="share", reference="first", delta="joint", rank=3, bias_correction=True, repair="least_squares",
+        refit_others=True,
+    )
 }  # fmt: skip
 COLLAPSES = {
     f"collapse {base} {repair}": Collapse(

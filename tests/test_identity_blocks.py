@@ -1,5 +1,6 @@
 """Blocks that do nothing, as block expansion makes them: what is zero costs nothing, every closed form is finite."""
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -128,8 +129,10 @@ def test_low_rank_of_zeros_is_finite_and_takes_no_rank_from_others(chosen, fit, 
 def test_a_budget_of_ranks_and_a_search_with_blocks_of_zeros(name, fault):
     built, calibration = expanded(name, fault)
     spec = tiny.share(2, alignment="cost", reference="centre", base="regression", delta="joint", bias_correction=True)
-    for values in ranks.gains(tiny.view(built), [0, 1, 2], calibration, spec).values():
-        assert values.isfinite().all() and (values >= 0).all()
+    moving = spec.model_copy(update={"gains": "moving_base"})
+    for one, group in itertools.product((spec, moving), ([0, 1, 2], [1, 2])):
+        for values in ranks.gains(tiny.view(built), group, calibration, one).values():
+            assert values.isfinite().all() and (values >= 0).all()
     score = lambda view: float(tiny.logits(view.model).square().mean())  # noqa: E731
     for wanted in (Best(choose="best", sizes=[2]), Budget(choose="budget", sizes=[2], target_parameters=0.9)):
         found = window_search.search(tiny.view(built), calibration, spec, wanted, score)

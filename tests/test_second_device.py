@@ -143,7 +143,9 @@ def test_what_calibration_sees_stays_on_its_device(far):
         (one, dead), (other, _) = (standardised(torch.cat(parts)) for parts in zip(*rows))
         known = tiny.moved(tiny.calibration(tiny.model("llama")), device)
         orders = alignment.by_cost(view.read_double, known.moments, [[0, 1, 2]], ["centre"])["centre"][0]
+        turned = alignment.by_cost(view.read_double, known.moments, [[0, 1, 2]], ["centre"], signs=True)["centre"][0]
         found[device] = {
+            "signed orders": torch.stack([torch.from_numpy(turned[layer]) for layer in (1, 2)]),
             "moments": moments.moments().second,
             "correlation": correlations(one, other),
             "dead": dead,

@@ -24,6 +24,7 @@ FORMS = (
     ("regression", "svd", "none"),
     ("regression", "weighted", "none"),
     ("regression", "joint", "none"),
+    ("regression", "joint", "least_squares"),
 )
 # Two starts, the notes' and the joint fit, for every recovery at every rate.
 STARTS = {
