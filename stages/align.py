@@ -6,14 +6,16 @@ against the running mean of its aligned layers.
 
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import stages
 from stages.core.calibration import alignment
+from stages.core.calibration.correlation import SHIFTED
 from stages.core.calibration.statistics import key, read_moments
 from stages.core.process import command, devices
-from stages.core.process.artifacts import read_tensors, write_arrays, write_json
+from stages.core.process.artifacts import read_shapes, read_tensors, write_arrays, write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
 
@@ -36,6 +38,7 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
         orders = alignment.by_correlation(reader(folder), windows, alignment.REFERENCES, watch, note)
         found |= named(folder.name, orders)
         sites[folder.name] = {
+            "null": chance(folder),
             "dead_neurons": dead_neurons(folder),
             "pairs": {f"{first}-{layer}": pairs[first, layer] for first, layer in sorted(pairs)},
         }
@@ -48,8 +51,8 @@ def main(profile: str, model: Path, moments: Path, correlations: Path, permutati
     write_arrays(permutations, found)
     tokens = int(read_tensors(folder / "layer_00.safetensors", ["tokens"])["tokens"])
     neurons = max(view.neurons(layer) for layer in range(view.depth))  # the more, the higher is chance
-    null = alignment.null_correlation(tokens, neurons)
-    write_json(quality, {"tokens": tokens, "neurons": neurons, "null": null, "sites": sites})
+    independent = alignment.null_correlation(tokens, neurons)
+    write_json(quality, {"tokens": tokens, "neurons": neurons, "independent": independent, "sites": sites})
 
 
 def named(way: str, orders: alignment.Orders) -> dict:
@@ -78,6 +81,17 @@ def agreement(correlation, permutation) -> dict[str, float]:
         "matched": alignment.matched_correlation(correlation, permutation),
         "unmatched": float(correlation.diagonal().mean(dtype="float64")),
     }
+
+
+def chance(folder: Path) -> float:
+    """The mean matched correlation of neighbouring layers at different tokens: what is no agreement of theirs."""
+    found = [
+        alignment.matched_correlation(correlation, alignment.match(correlation))
+        for file in sorted(folder.glob("layer_*.safetensors"))
+        if SHIFTED in read_shapes(file)
+        for correlation in [read_tensors(file, [SHIFTED])[SHIFTED].numpy()]
+    ]
+    return fmean(found) if found else 0.0
 
 
 def dead_neurons(folder: Path) -> dict[str, int]:

@@ -4,7 +4,7 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
-from stages.core.calibration.correlation import correlations, standardised
+from stages.core.calibration.correlation import SHIFTED, correlations, shifted, standardised
 from stages.core.process import command, devices
 from stages.core.process.artifacts import numbers, parquet_reader, replacing, write_tensors
 from stages.core.process.progress import progress
@@ -31,6 +31,8 @@ def stages(schema) -> list[list[str]]:
 def within_reach(rows_of, names: list[str], reach: int):
     """For every layer its name and tensors by name: correlations with each layer in reach, `dead` neurons, `tokens`.
 
+    `shifted` are those with the next layer at other tokens, which say what is chance.
+
     rows_of(name): the activations of a layer, (tokens, d_ff). Every layer is read and standardised once.
     """
     import torch
@@ -41,6 +43,8 @@ def within_reach(rows_of, names: list[str], reach: int):
         known |= {other: standardised(rows_of(other)) for other in group if other not in known}
         own, dead = known.pop(name)
         tensors = {other: correlations(own, known[other][0]).cpu() for other in group[1:]}
+        if group[1:]:
+            tensors[SHIFTED] = correlations(own, shifted(known[group[1]][0])).cpu()
         yield name, tensors | {"dead": dead, "tokens": torch.tensor(len(own))}
 
 

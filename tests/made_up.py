@@ -65,9 +65,10 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
         alignment={
             "tokens": 4000,
             "neurons": 512,
-            "null": 0.046,
+            "independent": 0.046,
             "sites": {
                 site: {
+                    "null": 0.06,
                     "dead_neurons": {"0": 0, "1": 2},
                     "pairs": {
                         f"{a}-{b}": {"matched": high - 0.02 * (b - a) - 0.01 * a, "unmatched": 0.07 / (1 + a)}

@@ -14,6 +14,7 @@ import tiny
 import torch
 from closure import ROOT
 from ruamel.yaml import YAML
+from scipy.optimize import linear_sum_assignment
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -252,6 +253,19 @@ def test_correlations_and_permutations_agree_with_numpy(study):
     quality = json.loads((study / "alignment.json").read_text())["sites"]["pre_activation"]["pairs"]["0-2"]
     assert quality["matched"] == pytest.approx(expected[np.arange(len(permutation)), permutation].mean(), abs=1e-6)
     assert quality["matched"] > quality["unmatched"]
+
+
+def test_chance_is_what_neighbours_reach_at_other_tokens(study):
+    table = pq.read_table(study / "activations/pre_activation.parquet")
+    rows = [np.stack(column.to_numpy()).astype(np.float64) for column in table.columns]
+    shift = min(1000, len(rows[0]) // 2)
+    reached = []
+    for one, other in zip(rows, rows[1:]):
+        correlation = np.corrcoef(one.T, np.roll(other, shift, 0).T)[: one.shape[1], one.shape[1] :]
+        pairs = linear_sum_assignment(correlation, maximize=True)
+        reached.append(correlation[pairs].mean())
+    found = json.loads((study / "alignment.json").read_text())["sites"]["pre_activation"]["null"]
+    assert found == pytest.approx(np.mean(reached), abs=1e-5)
 
 
 def test_every_way_to_align_has_its_permutations(study):

@@ -6,6 +6,8 @@ Every layer is standardised once, with statistics in float64. The correlations o
 import torch
 from torch import Tensor
 
+SHIFTED = "shifted"  # the name of correlations with a layer at other tokens
+SHIFT = 1000  # tokens
 TILE = 512  # columns that are there in float64 at once
 
 
@@ -25,6 +27,14 @@ def standardised(rows: Tensor) -> tuple[Tensor, Tensor]:
         found[:, start : start + TILE] = part * torch.where(still, 0.0, squares.clamp_min(1e-300).rsqrt())
         dead.append(still)
     return found, torch.cat(dead)
+
+
+def shifted(rows: Tensor, tokens: int = SHIFT) -> Tensor:
+    """Standardised rows moved on by so many tokens, or by half of them where they are few; the last become the first.
+
+    They vary from token to token as before, but have nothing to do with what another layer holds of the same token.
+    """
+    return rows.roll(min(tokens, len(rows) // 2), 0)
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:

@@ -168,11 +168,13 @@ def _windows(study: Study) -> Chapter:
 
 
 def _neighbours(study: Study) -> Chapter:
+    chance = ", ".join(f"{found['null']:.3f} (`{site}`)" for site, found in study.alignment["sites"].items())
     return Chapter(
         "Do layers agree?",
         [
-            f"Mean correlation of neuron pairs over {study.alignment['tokens']:,} tokens. Independent neurons, matched "
-            f"the same way, would reach {study.alignment['null']:.3f}: only the excess counts.",
+            f"Mean correlation of neuron pairs over {study.alignment['tokens']:,} tokens. Only the excess over chance "
+            f"counts, which is what neighbouring layers reach at different tokens, matched the same way: {chance} "
+            f"(independent neurons: {study.alignment['independent']:.3f}).",
             Picture(
                 "correlations",
                 "Mean correlation of the neurons of every two layers, matched and as numbered",

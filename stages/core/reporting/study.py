@@ -165,7 +165,7 @@ def correlation_rows(study: Study) -> list[dict[str, Any]]:
             "first": int(key.split("-")[0]),
             "second": int(key.split("-")[1]),
             "matched": pair["matched"],
-            "above_chance": pair["matched"] - study.alignment["null"],
+            "above_chance": pair["matched"] - found["null"],
             "as_numbered": pair["unmatched"],
         }
         for site, found in study.alignment["sites"].items()

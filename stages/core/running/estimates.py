@@ -88,10 +88,10 @@ def correlate(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -
     The activations of these layers are there standardised, those of one layer also as the file has them.
     """
     reach, square = min(profile.correlate.reach, shape.layers), shape.hidden**2
-    columns = profile.extract.max_tokens * (reach + 3) * FLOAT * shape.hidden
+    columns = profile.extract.max_tokens * (reach + 4) * FLOAT * shape.hidden
     pairs = len(profile.extract.sites) * near(shape, reach)
     return Cost(
-        LIBRARIES + columns + reach * square * FLOAT,
+        LIBRARIES + columns + (reach + 1) * square * FLOAT,
         pairs * FLOAT * square,
         2 * pairs * profile.extract.max_tokens * square,
     )
