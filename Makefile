@@ -6,6 +6,8 @@ JOBS ?= auto
 RANK ?= 8
 RECOVER ?= yes
 SIZES ?= 0.95,0.9,0.8,0.7,0.6,0.5
+TRAIN ?= no
+SEEDS ?= 0
 # Only where it is said: a variable of this name may mean something else to another program.
 ifeq ($(origin PROFILE),command line)
 export SHARED_FFN_PROFILE := $(PROFILE)
@@ -65,8 +67,8 @@ harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=r
 ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
 	@python -m stages.commands.ablate --window "$(WINDOW)" --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
 
-curve: .venv/ready ## Every method at several sizes: SIZES=0.9,0.8 RECOVER=0.8
-	@python -m stages.commands.curve --sizes "$(SIZES)" --recover "$(if $(filter yes,$(RECOVER)),no,$(RECOVER))" --to metrics/curve
+curve: .venv/ready ## Every method at several sizes: SIZES=0.9,0.8 TRAIN=0.8
+	@python -m stages.commands.curve --sizes "$(SIZES)" --train "$(TRAIN)" --seeds "$(SEEDS)" --to metrics/curve
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -32,11 +32,11 @@ def main(
 
 
 def searched(profile, variant, windows_spec, model, tokens, permutations, moments) -> dict:
-    """The chosen groups, every layout that was scored, and the ranks or forms where a budget chose them."""
+    """The chosen groups, every layout that was scored, and what a target chose: ranks, forms or layers."""
     from stages.core.architecture import opening
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
-    from stages.core.shrinking import mixing, probes
+    from stages.core.shrinking import layer_search, mixing, probes
     from stages.core.shrinking.window_search import search
     from stages.core.tasks import choice
 
@@ -59,6 +59,16 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
             "forms": tried[0].plan,
             "tried": [{"forms": one.forms, "by": one.by, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": probed.original,
+            task.unit: len(held_out),
+        }
+    if windows_spec.choose == "layers":
+        steps = layer_search.search(view, calibration, windows_spec, judge.score, watch)
+        return {
+            "groups": [],
+            "candidates": [],
+            "dropped": sorted(steps[0].layers),
+            "tried": [{"dropped": one.layers, "perplexity": one.perplexity} for one in steps],
+            "original_perplexity": judge.score(view),
             task.unit: len(held_out),
         }
     found = search(view, calibration, operation, windows_spec, judge.score, watch)

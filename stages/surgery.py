@@ -31,7 +31,7 @@ def main(
         watch = partial(progress, what=f"surgery {variant}")
         calibration, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
         changed, sharing = operations.operate(
-            view, chosen["groups"], calibration, spec, chosen.get("ranks"), chosen.get("forms")
+            view, chosen["groups"], calibration, spec, chosen.get("ranks"), chosen.get("forms"), chosen.get("dropped")
         )
     checkpoint.save(changed, sharing, out)
     counts = counting.count(changed)

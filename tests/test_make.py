@@ -51,7 +51,8 @@ def test_make_alone_lists_every_target_in_a_line_and_makes_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    "target", ["repro", "check", "models", "test", "verify", "export", "push", "quantise", "harness", "ablation"]
+    "target",
+    ["repro", "check", "models", "test", "verify", "export", "push", "quantise", "harness", "ablation", "curve"],
 )
 def test_every_target_works_in_a_path_with_a_space(target, folder):
     ran = [line for line in make(folder, target).splitlines() if "/.venv/bin/python -m " in line or "pip" in line]

@@ -7,17 +7,12 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 from functools import partial
 from pathlib import Path
 
-from stages.core.architecture import opening, rules
-from stages.core.architecture.view import ModelView
-from stages.core.calibration import statistics
-from stages.core.process import command, devices
+from stages.commands.opened import Opened
+from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
-from stages.core.settings import params
 from stages.core.shrinking import ablation
-from stages.core.tasks.language import Language
-from stages.core.training import recovery
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
 
@@ -27,29 +22,17 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
 
     if recover not in ("yes", "no"):
         raise UserError(f"RECOVER = {recover}: yes or no is needed")
-    profile = params.load().profile
-    rules.validate(profile, Path("artifacts/model"))
-    runtime, search = params.section(profile, "runtime"), params.section(profile, "search")
-    recipe, sites = params.section(profile, "finetune"), params.section(profile, "extract").sites
-    device = devices.start(runtime)
-    original = ModelView(opening.open_snapshot(Path("artifacts/model")).to(device))
+    study = Opened.here()
+    original, sites = study.view, study.section("extract").sites
     group = layers(window, original.depth)
     most = min(original.shape.matrices["in"])
     if not rank.isdigit() or not 1 <= int(rank) <= most:
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
-    calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
-    task, training_task = Language.by(search), Language.by(recipe)
-    held_out = task.held_out(Path("artifacts/text/validation.parquet"), search)
-    rows = training_task.training(Path("artifacts/text/train.parquet"), recipe)
-
-    def score(view):
-        return task.score(view.model, held_out)
+    calibration, score = study.calibration, study.judge("search", "validation").score
+    recover_one = study.recoverer(held_out_by="search")
 
     def train(view, sharing, spec):
-        recovery.recover(
-            view, sharing, original, training_task, rows, held_out, recipe, spec, recipe.seeds[0],
-            autocast=devices.autocast(device, runtime.precision), watch=iter,
-        )  # fmt: skip
+        recover_one(view, sharing, original, spec)
         return score(view)
 
     watch = partial(progress, what=f"ablate layers {window}")

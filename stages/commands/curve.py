@@ -1,72 +1,119 @@
 """Measure every way to store less at several sizes: validation and test perplexity against what a model stores.
 
-Run from the repository's root after `dvc repro`: make curve SIZES=0.9,0.8. RECOVER=0.8 trains those of that size, too,
-each at three rates, of which the validation split chooses one. Windows and forms are chosen by the validation split.
+Run from the repository's root after `dvc repro`: make curve SIZES=0.9,0.8. TRAIN=0.8 recovers those of that size, too,
+each at three rates, of which the validation split chooses one; SEEDS=0,1,2 then repeats it with these seeds. Windows,
+layers and forms are chosen by the validation split. On the CPU every core measures methods of its own.
 """
 
-from functools import partial
+import os
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
-from stages.core.architecture import opening, rules
+from stages.commands.opened import Opened
 from stages.core.architecture.view import ModelView
-from stages.core.calibration import statistics
 from stages.core.forms import checkpoint, counting
-from stages.core.process import command, devices
+from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
-from stages.core.settings import params
-from stages.core.shrinking import curve, probes
-from stages.core.tasks import choice
-from stages.core.training import recovery
+from stages.core.shrinking import curve
+from stages.core.training.files import Outputs
 
 RATES = (1.0, 0.3, 0.1)  # times the profile's own
+CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
+LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
 
 
-def main(sizes: str, recover: str, to: Path) -> None:
-    profile, model = params.load().profile, Path("artifacts/model")
-    rules.validate(profile, model)
-    shares, trained = _shares("SIZES", sizes), _shares("RECOVER", recover) if recover != "no" else []
+def main(sizes: str, train: str, seeds: str, to: Path) -> None:
+    shares, trained = _shares("SIZES", sizes), _shares("TRAIN", train) if train != "no" else []
     if lost := [share for share in trained if share not in shares]:
-        raise UserError(f"RECOVER = {recover}: {lost[0]} is none of SIZES = {sizes}")
-    runtime, search, test = (params.section(profile, name) for name in ("runtime", "search", "perplexity"))
-    recipe, device = params.section(profile, "finetune"), devices.start(runtime)
-    view = ModelView(opening.open_snapshot(model).to(device))
-    calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
-    chooser = choice.by(model, search)
-    judge = probes.judge_by(chooser, chooser.held_out(Path("artifacts/text/validation.parquet"), search), device)
-    tested = choice.by(model, test).held_out(Path("artifacts/text/test.parquet"), test)
+        raise UserError(f"TRAIN = {train}: {lost[0]} is none of SIZES = {sizes}")
+    repeats = _seeds(seeds)
+    measuring = Measuring()
+    plans = curve.plans(shares, measuring.study.view.shape)
+    jobs = [(name, share, repeats if share in trained else None) for name, share in plans]
+    rows = {}
+    original = measuring.original()
+    for row in progress(_measured(jobs, measuring), "curve", total=len(jobs)):
+        rows[row["method"], row["size"]] = row
+        _write(_excesses([original, *(rows[plan] for plan in plans if plan in rows)]), to)
+    _show(_excesses([original, *(rows[plan] for plan in plans)]), to)
 
-    def measured(changed: ModelView) -> dict[str, float]:
-        return {"validation": judge.score(changed), "test": choice.by(model, test).score(changed.model, tested)}
 
-    def row(name: str, changed: ModelView) -> dict:
+class Measuring:
+    """The study of this repository, with what measures a model of it."""
+
+    def __init__(self):
+        self.study = Opened.here()
+        self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
+        self.probed = cache(partial(curve.probe, self.study.view, self.study.calibration, self.judge))
+
+    def original(self) -> dict:
+        """The row of the original."""
+        return self.row("original", self.study.view) | {"speed": curve.ORDINARY}
+
+    def point(self, name: str, share: float, seeds: list[int] | None) -> dict:
+        """The row of a method at a share of the original's parameters; seeds: of its recovery, None without one."""
+        study = self.study
+        changed, sharing = curve.make(name, share, study.view, study.calibration, self.judge, self.probed)
+        found = self.row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed}
+        return found if seeds is None else found | self.trained(changed, sharing, name, share, seeds)
+
+    def row(self, name: str, changed: ModelView) -> dict:
+        """What a model stores and its perplexities."""
         stored = counting.count(changed)["parameters"]
-        return {"method": name, "stored": stored, "share": stored / view.shape.parameters, **measured(changed)}
+        share = stored / self.study.view.shape.parameters
+        return {"method": name, "stored": stored, "share": share} | self.measured(changed)
 
-    def train(changed: ModelView, sharing, variant) -> dict[str, float]:
-        """The figures after recovery at the rate that validation text chooses."""
-        task, teacher = choice.by(model, recipe), checkpoint.load(Path("artifacts/control"))[0].to(device)
-        rows = task.training(Path("artifacts/text/train.parquet"), recipe)
-        held_out = task.held_out(Path("artifacts/text/validation.parquet"), recipe.validation)
-        found = []
-        for rate in RATES:
-            tried, spec = changed.copy(), variant.finetune.model_copy(update={"rate": rate})
-            recovery.recover(
-                tried, sharing, teacher, task, rows, held_out, recipe, spec, recipe.seeds[0],
-                autocast=devices.autocast(device, runtime.precision), watch=iter,
-            )  # fmt: skip
-            found.append({f"{name}_after": value for name, value in measured(tried).items()} | {"rate": rate})
-        return min(found, key=lambda one: one["validation_after"])
+    def measured(self, changed: ModelView) -> dict[str, float]:
+        """The perplexities of a model."""
+        return {"validation": self.judge.score(changed), "test": self.test.score(changed)}
 
-    rows = [row("original", view) | {"speed": curve.ORDINARY}]
-    watch = partial(progress, what="curve")
-    for name, share, changed, sharing in curve.made(view, calibration, shares, judge, watch):
-        rows.append(row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed})
-        if share in trained:
-            rows[-1] |= train(changed, sharing, curve.METHODS[name].variant(share))
-        _write(rows, to)
-    _show(rows, to)
+    def trained(self, changed: ModelView, sharing, name: str, share: float, seeds: list[int]) -> dict[str, float]:
+        """The perplexities after recovery at the rate that validation text chooses with the first seed.
+
+        They are means over the seeds; `spread_after` is the standard deviation on the test split.
+        """
+        teacher = checkpoint.load(CONTROL)[0].to(self.study.device)
+        recover, variant = self.study.recoverer(), curve.METHODS[name].variant(share)
+
+        def ends(rate: float, seed: int) -> dict[str, float]:
+            tried = changed.copy()
+            recover(tried, sharing, teacher, variant.finetune.model_copy(update={"rate": rate}), seed)
+            return self.measured(tried)
+
+        found = {rate: ends(rate, seeds[0]) for rate in RATES}
+        rate = min(found, key=lambda rate: found[rate]["validation"])
+        every = [found[rate], *(ends(rate, seed) for seed in seeds[1:])]
+        means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
+        spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
+        return means | spread | {"rate": rate, "seeds": len(every)}
+
+
+def _measured(jobs: list[tuple], measuring: Measuring) -> Iterator[dict]:
+    """The rows of all jobs as they are done: one after the other on a GPU, on the CPU as many as there are cores."""
+    threads = measuring.study.section("runtime").threads
+    workers = min(len(jobs), len(os.sched_getaffinity(0)) // threads if threads else 1)
+    if measuring.study.device.type != "cpu" or workers < 2:
+        yield from (measuring.point(*job) for job in jobs)
+        return
+    # Fresh processes: a copy of this one would hang where torch has started threads.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield from (done.result() for done in as_completed([pool.submit(_point, *job) for job in jobs]))
+
+
+@cache
+def _own() -> Measuring:
+    """The study as this process has opened it."""
+    return Measuring()
+
+
+def _point(*job) -> dict:
+    return _own().point(*job)
 
 
 def _shares(name: str, text: str) -> list[float]:
@@ -78,6 +125,19 @@ def _shares(name: str, text: str) -> list[float]:
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"{name} = {text}: shares of the original's parameters are needed, as 0.9,0.8")
     return sorted(set(shares), reverse=True)
+
+
+def _seeds(text: str) -> list[int]:
+    """The whole numbers of a list such as 0,1,2. Raises UserError unless all are, and no two are the same."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise UserError(f"SEEDS = {text}: different whole numbers are needed, as 0,1,2")
+    return list(map(int, parts))
+
+
+def _excesses(rows: list[dict]) -> list[dict]:
+    """The rows with how far test perplexity lies above the original's, as a share of it."""
+    return [row | {"excess": row["test"] / rows[0]["test"] - 1} for row in rows]
 
 
 def _write(rows: list[dict], to: Path) -> None:
@@ -97,27 +157,44 @@ def _show(rows: list[dict], to: Path) -> None:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Test perplexity above the original's (log scale) against the share stored, one line a method."""
+    """Test perplexity above the original's (log scale) against the share stored, a named line a method."""
     from stages.core.reporting.pictures import COLOURS, MARKERS, plt
 
-    original, lines = rows[0]["test"], {}
+    lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows[1:]:
-        lines.setdefault(row["method"], []).append((row["share"], max(row["test"] / original - 1, 1e-5)))
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+        lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    ends = {}
     for number, (name, points) in enumerate(lines.items()):
-        dashed = "--" if curve.METHODS[name].speed == curve.SPARSE else "-"
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.plot(*zip(*sorted(points)), dashed, label=name, **style)
+        dashes = {curve.SPARSE: "--", curve.FEWER: ":"}.get(curve.METHODS[name].speed, "-")
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        axes.plot(*zip(*sorted(points)), dashes, **style)
+        ends[name] = (*min(points), style["color"])
     axes.set(
-        title="Before recovery; dashed: needs sparse storage",
+        title="Before recovery. Solid: ordinary matrices; dotted: fewer layers; dashed: needs sparse storage",
         xlabel="stored, share of the original",
-        ylabel="test perplexity above the original's (share of it)",
+        ylabel=f"test perplexity above the original's, share of it (at least {LEAST:g})",
         yscale="log",
     )
-    axes.grid(which="both")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.grid(which="major")
+    left = min(share for points in lines.values() for share, _ in points)
+    height = axes.get_ylim()[1] / axes.get_ylim()[0]
+    for name, y in _apart({name: value for name, (_, value, _) in ends.items()}, height ** (1 / 28)).items():
+        share, value, colour = ends[name]
+        link = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkA": 0, "shrinkB": 2}
+        place = {"xytext": (left - 0.012, y), "ha": "right", "va": "center", "arrowprops": link}
+        axes.annotate(name, (share, value), color=colour, **place)
+    axes.set_xlim(left=left - 0.14)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _apart(heights: dict[str, float], least: float) -> dict[str, float]:
+    """Heights of labels on a logarithmic axis in the same order, moved up so that neighbours differ by a factor."""
+    found: dict[str, float] = {}
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        found[name] = max(height, least * max(found.values(), default=0.0))
+    return found
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from stages.core.settings.variants import (
     Chosen,
     Drop,
     Forms,
+    Layers,
     Like,
     LowRank,
     Mix,
@@ -110,14 +111,14 @@ def variant_mistakes(where: str, variant: Variant, shape: Shape) -> Iterator[str
         yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, most)}"
     if isinstance(chosen, Budget) and not broken:
         yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
-    elif isinstance(chosen, Forms):
+    elif isinstance(chosen, Forms | Layers):
         yield from _target(f"{where}.windows", chosen.target_parameters, _baseline(surgery, shape), shape)
     elif target := getattr(surgery, "target_parameters", None):
         yield from _target(f"{where}.surgery", target, _baseline(surgery, shape), shape)
 
 
 def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
-    if isinstance(chosen, NoWindows | Forms):
+    if isinstance(chosen, NoWindows | Forms | Layers):
         return
     key, sizes = ("size", [chosen.size]) if isinstance(chosen, Blocks) else ("sizes", chosen.sizes)
     if too_long := [size for size in sizes if size > shape.deepest.depth]:

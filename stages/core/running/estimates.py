@@ -13,7 +13,18 @@ from stages.core.architecture import targets, windows
 from stages.core.architecture.shape import Shape
 from stages.core.settings.profiles import Profile, Schedule
 from stages.core.settings.texts import Articles, Reviews
-from stages.core.settings.variants import Blocks, Budget, Collapse, Drop, Forms, LowRank, Share, Variant, is_control
+from stages.core.settings.variants import (
+    Blocks,
+    Budget,
+    Collapse,
+    Drop,
+    Forms,
+    Layers,
+    LowRank,
+    Share,
+    Variant,
+    is_control,
+)
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 
@@ -126,6 +137,10 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
         if isinstance(variant.windows, Blocks | Forms) or variant.windows.choose == "none":
             continue
         chosen = variant.windows
+        if isinstance(chosen, Layers):
+            # The layers of least influence, then the shortlist for every layer that goes.
+            scored += 2 + chosen.shortlist * targets.layers(shape, chosen.target_parameters)
+            continue
         if isinstance(chosen, Forms):
             # Every matrix alone twice, then plans.
             scored += 1 + 2 * shape.layers * len(shape.matrices) + 4 + 5 * len(chosen.forms)
@@ -261,7 +276,8 @@ def stored(variant: Variant, shape: Shape) -> int:
     """The numbers that a variant's checkpoint holds; of searched windows the smallest are taken, of a file all."""
     chosen, surgery = variant.windows, variant.surgery
     if isinstance(surgery, Drop):
-        gone = surgery.layers or targets.layers(shape, surgery.target_parameters)
+        target = chosen.target_parameters if isinstance(chosen, Layers) else surgery.target_parameters
+        gone = surgery.layers or targets.layers(shape, target)
         return shape.parameters - gone * shape.block
     if isinstance(surgery, LowRank):
         return targets.target(shape, surgery.target_parameters)

@@ -25,7 +25,7 @@ PROFILE = "SHARED_FFN_PROFILE"  # the environment variable of `make ... PROFILE=
 # pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
 UNIONS = {
     "source": {"stories", "articles", "reviews", "dataset", "patterns", "digits"},
-    "windows": {"none", "blocks", "best", "budget", "forms"},
+    "windows": {"none", "blocks", "best", "budget", "forms", "layers"},
     "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "mix", "external"},
     "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
 }

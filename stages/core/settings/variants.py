@@ -94,6 +94,17 @@ class Forms(Section):
         return self
 
 
+class Layers(Section):
+    """No windows, but layers to leave out: one after the other, by perplexity, until `target_parameters` are reached.
+
+    Each time the `shortlist` of least block influence are tried.
+    """
+
+    choose: Literal["layers"]
+    shortlist: Count = Field(4, description="layers that are tried before one goes")
+    target_parameters: Target = Field(description=TARGET)
+
+
 class Keep(Section):
     """The original."""
 
@@ -188,8 +199,14 @@ class Collapse(_Merging):
         return self
 
 
+EITHER = "method = drop takes either layers or target_parameters"
+
+
 class Drop(Section):
-    """The model without its least influential layers: so many, or the fewest that reach `target_parameters`."""
+    """The model without its least influential layers: so many, or the fewest that reach `target_parameters`.
+
+    Neither is said where `windows.choose = layers` has found the layers.
+    """
 
     method: Literal["drop"]
     layers: Count | None = Field(None, description="how many; or target_parameters")
@@ -197,8 +214,8 @@ class Drop(Section):
 
     @model_validator(mode="after")
     def _one_of_two(self):
-        if (self.layers is None) == (self.target_parameters is None):
-            raise ValueError("method = drop takes either layers or target_parameters")
+        if self.layers is not None and self.target_parameters is not None:
+            raise ValueError(EITHER)
         return self
 
 
@@ -302,7 +319,7 @@ def is_control(surgery: Section, finetune: Recovery) -> bool:
     return surgery.method == "none" and finetune == CONTROL
 
 
-Chosen = Annotated[NoWindows | Blocks | Best | Budget | Forms, Field(discriminator="choose")]
+Chosen = Annotated[NoWindows | Blocks | Best | Budget | Forms | Layers, Field(discriminator="choose")]
 Surgery = Annotated[Keep | Share | Collapse | Drop | LowRank | Prune | Mix | External, Field(discriminator="method")]
 
 # Which ways to choose layers go with which surgery.
@@ -310,7 +327,7 @@ FITTING = {
     "none": {"none"},
     "share": {"blocks", "best", "budget"},
     "collapse": {"blocks", "best"},
-    "drop": {"none"},
+    "drop": {"none", "layers"},
     "low_rank": {"none"},
     "prune": {"none"},
     "mix": {"forms"},
@@ -361,6 +378,8 @@ class Variant(Section):
                 f"windows.choose = {chosen} with surgery.method = {method}, "
                 f"which takes {' or '.join(sorted(FITTING[method]))}"
             )
+        if method == "drop" and (chosen == "none") == (self.surgery.layers is self.surgery.target_parameters):
+            raise ValueError(EITHER if chosen == "none" else "windows.choose = layers has the target; surgery has none")
         deltas = getattr(self.surgery, "rank", 0) > 0
         if chosen == "budget" and not deltas:
             raise ValueError("windows.choose = budget needs a surgery with a delta: it chooses the ranks too")

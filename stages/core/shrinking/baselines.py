@@ -1,6 +1,6 @@
 """Baselines of the same size: fewer layers, low-rank FFN matrices, or sparse ones."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed
 
 
-def drop(view: ModelView, calibration: Calibration, spec: Drop) -> tuple[ModelView, Sharing]:
-    """The model without its layers of least block influence: `spec.layers` of them, or the fewest for the target.
+def drop(
+    view: ModelView, calibration: Calibration, spec: Drop, gone: Collection[int] | None = None
+) -> tuple[ModelView, Sharing]:
+    """The model without the layers `gone`, by default those of least block influence: by number, or for the target.
 
     Men et al. 2024, ShortGPT (arXiv:2403.03853).
     """
-    order = influence(view, calibration.watch(calibration.text())).argsort(stable=True).tolist()
-    gone = targets.dropped(view.shape, order, spec.target_parameters, spec.layers)
+    if gone is None:
+        order = influence(view, calibration.watch(calibration.text())).argsort(stable=True).tolist()
+        gone = targets.dropped(view.shape, order, spec.target_parameters, spec.layers)
     return keep_layers(view, [layer for layer in range(view.depth) if layer not in gone]), Sharing()
 
 

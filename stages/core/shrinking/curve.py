@@ -1,6 +1,6 @@
 """Every way to store less, made at a given size: what stands in the curve of size against perplexity."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
 from stages.core.settings.variants import Variant
-from stages.core.shrinking import making, mixing, probes, window_search
+from stages.core.shrinking import layer_search, making, mixing, probes, window_search
 from stages.core.shrinking.operations import operate
 
 FORMS = ("low_rank", "sparse")
@@ -27,7 +27,7 @@ class Method:
     def variant(self, share: float) -> Variant:
         """The variant that stores this share of the original's parameters."""
         sized = {"target_parameters": share}
-        chosen = dict(self.windows) | (sized if self.windows["choose"] in ("budget", "forms") else {})
+        chosen = dict(self.windows) | (sized if self.windows["choose"] in ("budget", "forms", "layers") else {})
         surgery = dict(self.surgery) | ({} if chosen.keys() & sized.keys() else sized)
         return Variant(windows=chosen, surgery=surgery, finetune={})
 
@@ -46,6 +46,7 @@ METHODS = {
     "svd_weighted_equal": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "equal"}, ORDINARY),
     "basis_2": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "equal", "basis": 2}, ORDINARY),
     "dropped": Method(NO_WINDOWS, {"method": "drop"}, FEWER),
+    "dropped_searched": Method({"choose": "layers"}, {"method": "drop"}, FEWER),
     "mix_low_rank": Method({"choose": "forms", "forms": ["low_rank"]}, {"method": "mix"}, ORDINARY),
     "pruned": Method(NO_WINDOWS, {"method": "prune"}, SPARSE),
     "pruned_input": Method(NO_WINDOWS, {"method": "prune", "score": "input", "scope": "row"}, SPARSE),
@@ -58,29 +59,35 @@ def fits(name: str, share: float, shape: Shape) -> bool:
     return not list(rules.variant_mistakes(name, METHODS[name].variant(share), shape))
 
 
-def made(
+def plans(shares: Iterable[float], shape: Shape) -> list[tuple[str, float]]:
+    """(method, share) of every method at every share that it can reach."""
+    return [(name, share) for share in shares for name in METHODS if fits(name, share, shape)]
+
+
+def probe(view: ModelView, calibration: Calibration, judge: probes.Judge, watch: Callable = iter) -> probes.Probed:
+    """What each matrix alone costs in each form; `make` takes it for every mixture."""
+    return probes.probe_all(view, calibration, FORMS, judge, watch)
+
+
+def make(
+    name: str,
+    share: float,
     view: ModelView,
     calibration: Calibration,
-    shares: Iterable[float],
     judge: probes.Judge,
-    watch: Callable[[Iterable], Iterable] = iter,
-) -> Iterator[tuple[str, float, ModelView, Sharing]]:
-    """(method, share, model, structure) for every method at every share that it can reach, untrained.
-
-    `judge` judges models on validation text, by which windows and forms are chosen.
-    """
-    probed = probes.probe_all(view, calibration, FORMS, judge, watch)
-    plans = [(name, share) for share in shares for name in METHODS if fits(name, share, view.shape)]
-    for name, share in watch(plans):
-        yield name, share, *_make(view, calibration, METHODS[name].variant(share), probed, judge)
-
-
-def _make(
-    view: ModelView, calibration: Calibration, variant: Variant, probed: probes.Probed, judge: probes.Judge
+    probed: Callable[[], probes.Probed],
 ) -> tuple[ModelView, Sharing]:
+    """The untrained model of a method at a share, and its structure.
+
+    `judge` judges models on validation text, by which windows, layers and forms are chosen. probed: a function that gives what `probe` does, which only mixtures ask for.
+    """
+    variant = METHODS[name].variant(share)
     if variant.windows.choose == "forms":
-        best = mixing.search(view, calibration, variant.windows, probed, judge)[0]
+        best = mixing.search(view, calibration, variant.windows, probed(), judge)[0]
         return making.mix(view, calibration, best.plan)
+    if variant.windows.choose == "layers":
+        gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers
+        return operate(view, [], calibration, variant.surgery, dropped=gone)
     if variant.windows.choose == "none":
         return operate(view, [], calibration, variant.surgery)
     chosen = window_search.search(view, calibration, variant.surgery, variant.windows, judge.score).chosen

@@ -36,18 +36,20 @@ def operate(
     spec: Any,
     ranks: Ranks | None = None,
     forms: making.Plan | None = None,
+    dropped: list[int] | None = None,
 ) -> tuple[ModelView, Sharing]:
     """A new model, made from `view` by the method of `spec`, and its structure. `view` does not change.
 
     groups: the layers that belong together, for methods that share or collapse. ranks: the ranks of single matrices
-    where a budget chose them; they replace the rank of `spec`. forms: what a mixture makes of each matrix.
+    where a budget chose them; they replace the rank of `spec`. forms: what a mixture makes of each matrix. dropped:
+    layers that go, where a search chose them.
     """
     if isinstance(spec, Share):
         return share(view, groups, calibration, spec, ranks)
     if isinstance(spec, Collapse):
         return collapse(view, groups, calibration, spec)
     if isinstance(spec, Drop):
-        return baselines.drop(view, calibration, spec)
+        return baselines.drop(view, calibration, spec, dropped)
     if isinstance(spec, LowRank):
         return baselines.low_rank(view, calibration, spec, ranks)
     if isinstance(spec, Prune):

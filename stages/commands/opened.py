@@ -1,0 +1,71 @@
+"""A finished study as commands open it: the original, what was read of it, and how a model is scored and recovered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core.architecture import opening, rules
+from stages.core.architecture.view import ModelView
+from stages.core.calibration import statistics
+from stages.core.calibration.statistics import Calibration
+from stages.core.forms.structure import Sharing
+from stages.core.process import devices
+from stages.core.settings import params
+from stages.core.settings.variants import Recovery
+from stages.core.shrinking.probes import Judge, judge_by
+from stages.core.tasks import choice
+from stages.core.training import recovery
+
+MODEL = Path("artifacts/model")
+SPLITS = {split: Path(f"artifacts/text/{split}.parquet") for split in ("train", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The study of the profile that params.yaml has, from the repository's root."""
+
+    profile: str
+    device: Any
+    view: ModelView
+    calibration: Calibration
+
+    @classmethod
+    def here(cls) -> "Opened":
+        """Opened on the profile's device. Raises UserError where params.yaml does not fit the model."""
+        profile = params.load().profile
+        rules.validate(profile, MODEL)
+        device = devices.start(params.section(profile, "runtime"))
+        view = ModelView(opening.open_snapshot(MODEL).to(device))
+        calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
+        return cls(profile, device, view, calibration)
+
+    def section(self, name: str) -> Any:
+        """A section of the profile."""
+        return params.section(self.profile, name)
+
+    def judge(self, section: str, split: str) -> Judge:
+        """What judges models on the head of a split, as long as a section asks for."""
+        task = choice.by(MODEL, self.section(section))
+        return judge_by(task, task.held_out(SPLITS[split], self.section(section)), self.device)
+
+    def recoverer(self, held_out_by: str | None = None) -> Callable[..., None]:
+        """What trains a model in place: (model, structure, teacher, what is trained, seed).
+
+        held_out_by: the section that says how much validation text chooses the best state, by default that of the
+        recovery itself.
+        """
+        recipe, runtime = self.section("finetune"), self.section("runtime")
+        task = choice.by(MODEL, recipe)
+        rows = task.training(SPLITS["train"], recipe)
+        held_out = task.held_out(SPLITS["validation"], self.section(held_out_by) if held_out_by else recipe.validation)
+
+        def recover(
+            changed: ModelView, sharing: Sharing, teacher: ModelView, spec: Recovery, seed: int = recipe.seeds[0]
+        ) -> None:
+            recovery.recover(
+                changed, sharing, teacher, task, rows, held_out, recipe, spec, seed,
+                autocast=devices.autocast(self.device, runtime.precision), watch=iter,
+            )  # fmt: skip
+
+        return recover
