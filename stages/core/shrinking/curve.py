@@ -79,7 +79,8 @@ def make(
 ) -> tuple[ModelView, Sharing]:
     """The untrained model of a method at a share, and its structure.
 
-    `judge` judges models on validation text, by which windows, layers and forms are chosen. probed: a function that gives what `probe` does, which only mixtures ask for.
+    `judge` judges models on validation text, by which windows, layers and forms are chosen. probed: a function that
+    gives what `probe` does, which only mixtures ask for.
     """
     variant = METHODS[name].variant(share)
     if variant.windows.choose == "forms":
