@@ -36,7 +36,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     from stages.core.architecture import opening
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
-    from stages.core.shrinking import layer_search, mixing, probes
+    from stages.core.shrinking import layer_search, making, mixing, probes
     from stages.core.shrinking.window_search import search
     from stages.core.tasks import choice
 
@@ -57,6 +57,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
             "groups": [],
             "candidates": [],
             "forms": tried[0].plan,
+            "shares": making.shares(view, tried[0].plan),
             "tried": [{"forms": one.forms, "by": one.by, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": probed.original,
             task.unit: len(held_out),

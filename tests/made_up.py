@@ -24,6 +24,11 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
         return {name: make(name, rank[name]) for name in names}
 
     def searched(name: str) -> dict[str, Any]:
+        if name == "svd":  # as a mixture is searched
+            kinds = ({"form": "sparse", "kept": 9}, {"form": "low_rank", "rank": 3}, {"form": "dense"})
+            forms = {str(n): {"in": kinds[n % 3], "out": {"form": "low_rank", "rank": 0}} for n in range(12)}
+            shares = {str(n): {"in": (0.5, 0.3, 1.0)[n % 3], "out": 0.0} for n in range(12)}
+            return {"groups": [], "candidates": [], "forms": forms, "shares": shares, "original_perplexity": 1.72}
         if not name.startswith("softshare"):
             return {"groups": [] if name == "original" else [[0, 1, 2, 3], [4, 5, 6, 7]], "candidates": []}
         cost = {first: 1.75 + 0.02 * (first - 3) ** 2 + 0.01 * rank[name] for first in range(9)}

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.architecture import targets
+from stages.core.calibration.moments import Moments
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.settings.variants import Forms, LowRank, Prune
-from stages.core.shrinking import baselines, making, mixing, probes
+from stages.core.shrinking import baselines, making, mixing, options, probes
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.text.corpus import Stream
 
@@ -65,13 +66,13 @@ def test_probes_that_resume_are_those_of_whole_passes():
     found, reference = probes.probe_all(view, known, ["low_rank"], judge), judge.reference(view)
     assert judge.divergence(view, reference) == pytest.approx(0, abs=1e-6)
     for matrix in [(0, "in"), (2, "out"), (4, "in")]:
-        options = probes.tried(found.options[matrix], ["low_rank"])
+        found_alone = probes.tried(found.options[matrix], ["low_rank"])
         whole = [
             judge.divergence(making.mix(view, known, {str(matrix[0]): {matrix[1]: option.form}})[0], reference)
-            for _, option in options
+            for _, option in found_alone
         ]
         assert [harm for _, harm in found.probes[matrix]["low_rank"]] == pytest.approx(whole, rel=1e-4)
-        assert [error for error, _ in found.probes[matrix]["low_rank"]] == [option.error for _, option in options]
+        assert [error for error, _ in found.probes[matrix]["low_rank"]] == [option.error for _, option in found_alone]
 
 
 @pytest.mark.parametrize("name, share", [("gpt2", 0.9), ("llama", 0.7)])
@@ -107,10 +108,33 @@ def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, sh
             assert tried[0].perplexity <= score(pruned) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("role", ["in", "out"])
+def test_refitted_entries_leave_less_error_in_every_round_down_to_the_least(role):
+    weight, moments = options.read(tiny.view(tiny.model("gpt2")), tiny.calibration(tiny.model("gpt2")), 1, role)
+    generator = torch.Generator().manual_seed(0)
+    stay = (torch.rand(weight.shape, generator=generator) < 0.5).double()
+    # Moments of full rank, so that the least error belongs to one matrix.
+    moments = Moments(moments.mean, moments.second + moments.second.diagonal().mean() * torch.eye(len(moments.second)))
+
+    def error(matrix):
+        return ((weight - matrix) @ moments.ridged() * (weight - matrix)).sum().item()
+
+    rounds = [options.refitted(weight, moments, stay, number) for number in range(8)]
+    errors = [error(matrix) for matrix in rounds]
+    assert torch.equal(rounds[0], weight * stay) and errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] and all((matrix[stay == 0] == 0).all() for matrix in rounds)
+    least, right = torch.zeros_like(weight), weight @ moments.ridged()
+    for row, chosen in enumerate(stay.bool()):
+        least[row, chosen] = torch.linalg.solve(moments.ridged()[chosen][:, chosen], right[row, chosen])
+    final = options.refitted(weight, moments, stay, 200)
+    torch.testing.assert_close(final, least, rtol=1e-6, atol=1e-8)
+    assert torch.equal(options.refitted(weight, moments, torch.ones_like(weight)), weight)
+
+
 def test_a_mixture_survives_the_disk(tmp_path):
     model = tiny.model("gpt2")
     forms = (
-        {"form": "sparse", "kept": 100, "score": "input"},
+        {"form": "sparse", "kept": 100, "score": "input", "refit": True},
         {"form": "low_rank", "rank": 2},
         GONE,
         {"form": "dense"},
@@ -118,6 +142,9 @@ def test_a_mixture_survives_the_disk(tmp_path):
     plan = {"0": {"in": forms[0], "out": forms[1]}, "2": {"in": forms[2], "out": forms[3]}}
     changed, sharing = making.mix(tiny.view(model), tiny.calibration(model), plan)
     assert sharing.kept == {"0": {"in": 100}} and sharing.ranks == {"0": {"out": 2}, "2": {"in": 0}}
+    shares = making.shares(tiny.view(model), plan)
+    assert shares["1"] == {"in": 1.0, "out": 1.0} and shares["2"] == {"in": 0.0, "out": 1.0}
+    assert shares["0"] == pytest.approx({"in": (100 + 128) / 4096, "out": 2 * 160 / 4096})
     tiny.save(changed.model, sharing, tmp_path / "model")
     loaded, found = tiny.load(tmp_path / "model")
     assert found == sharing and tiny.gap(loaded, changed.model) == 0

@@ -197,3 +197,13 @@ def test_environments_name_the_precision_of_what_was_trained():
     table = tables.environments(made_up.study())
     assert [row[0] for row in table.rows] == ["recovery", "perplexity; latency; sentiment; summarization"]
     assert [row[table.header.index("precision")] for row in table.rows] == ["bfloat16", "float32"]
+
+
+def test_the_picture_of_a_mixture_says_form_and_share_of_every_matrix():
+    study = made_up.study()
+    axes = pictures.forms(study).axes[0]
+    assert pictures.mixed(study) == ["svd"] and len(axes.patches) == 2 * 12
+    assert [patch.get_label() for patch in axes.patches[:6]] == ["sparse", "gone", "low rank", "gone", "dense", "gone"]
+    assert [text.get_text() for text in axes.texts[:6]] == ["50", "0", "30", "0", "100", "0"]
+    assert "forms" in pictures.drawings(study)
+    assert "forms" not in pictures.drawings(made_up.study(("original", "softshare")))

@@ -162,8 +162,14 @@ def _windows(study: Study) -> Chapter:
         Picture("window_search", "Validation perplexity of every window before training"),
         *found,
     ]
+    forms = "What a mixture stores of every FFN matrix, and in which form"
     return Chapter(
-        "Which layers", [tables.groups(study), *(searched if found else ["No variant asked for its best window."])]
+        "Which layers",
+        [
+            tables.groups(study),
+            *(searched if found else ["No variant asked for its best window."]),
+            *([Picture("forms", forms, wide=True)] if any("shares" in each for each in study.windows.values()) else []),
+        ],
     )
 
 

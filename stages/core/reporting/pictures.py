@@ -20,6 +20,10 @@ from stages.core.reporting.study import Study, by_size, by_speed, correlation_ro
 INK = "#1b1f24"
 COLOURS = ("#d1495b", "#3a86c8", "#2a9d6f", "#e08e2b", "#8e6bbf", "#2fa4b5", "#c45ba0", "#a07a4b", "#8a9a2b")
 MARKERS = "osD^vPX*p<>"
+FORMS = {
+    form: {"facecolor": colour, "edgecolor": INK, "linewidth": 0.4, "alpha": 0.6}
+    for form, colour in zip(("dense", "low_rank", "sparse", "gone"), ("#8b949e", *COLOURS[1:3], COLOURS[0]))
+}
 STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -48,6 +52,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Any]]:
         "perplexity_by_size": lambda: perplexity_by_size(study),
         "perplexity_by_speed": lambda: perplexity_by_speed(study),
         "window_search": lambda: window_search(study),
+        **({"forms": lambda: forms(study)} if mixed(study) else {}),
         "correlations": lambda: correlations(study),
         "training": lambda: training(study),
     }
@@ -124,6 +129,33 @@ def window_search(study: Study) -> Any:
     axes.xaxis.get_major_locator().set_params(integer=True)
     _logarithmic(axes)
     return _legend(figure, axes)
+
+
+def forms(study: Study) -> Any:
+    """Layers by roles for every mixture, coloured by form, with the percentage of each matrix that is stored."""
+    names = mixed(study)
+    figure, grid = _figure(1, len(names))
+    for axes, name in zip(np.ravel(grid), names):
+        found = study.windows[name]
+        roles, depth = list(found["shares"]["0"]), len(found["shares"])
+        for layer, row in ((layer, row) for layer in range(depth) for row in range(len(roles))):
+            share = found["shares"][str(layer)][roles[row]]
+            form = found["forms"].get(str(layer), {}).get(roles[row], {"form": "dense"})["form"] if share else "gone"
+            axes.add_patch(plt.Rectangle((layer, row), 1, 1, **FORMS[form], label=form.replace("_", " ")))
+            if depth <= 40:
+                axes.text(layer + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=6)
+        every = range(0, depth, 1 if depth <= 16 else 5)
+        axes.set(title=f"{name}: stored, % of each matrix", xlabel="layer", xlim=(0, depth), ylim=(0, len(roles)))
+        axes.set_xticks([layer + 0.5 for layer in every], [str(layer) for layer in every])
+        axes.set_yticks([row + 0.5 for row in range(len(roles))], roles)
+        axes.grid(False)
+    figure.set_size_inches(9.2, 1.2 + 1.6 * len(names))
+    return _legend(figure, np.ravel(grid)[0])
+
+
+def mixed(study: Study) -> list[str]:
+    """The variants whose matrices have forms of their own."""
+    return [name for name, found in study.windows.items() if "shares" in found]
 
 
 def correlations(study: Study) -> Any:

@@ -134,7 +134,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
     """
     spec, scored, fitted = profile.search, 0, 0
     for variant in variants.values():
-        if isinstance(variant.windows, Blocks | Forms) or variant.windows.choose == "none":
+        if isinstance(variant.windows, Blocks) or variant.windows.choose == "none":
             continue
         chosen = variant.windows
         if isinstance(chosen, Layers):
@@ -142,8 +142,8 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
             scored += 2 + chosen.shortlist * targets.layers(shape, chosen.target_parameters)
             continue
         if isinstance(chosen, Forms):
-            # Every matrix alone twice, then plans.
-            scored += 1 + 2 * shape.layers * len(shape.matrices) + 4 + 5 * len(chosen.forms)
+            # Every matrix alone twice in each form, half a pass each on average; then plans.
+            scored += 2 + len(chosen.forms) * shape.layers * len(shape.matrices) + 2 + 4 * len(chosen.forms)
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist

@@ -7,9 +7,10 @@ import torch
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
+from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
 from stages.core.shrinking.lowrank import weighted
-from stages.core.shrinking.options import Form, read, sparse
+from stages.core.shrinking.options import DENSE, Form, read, sparse
 
 Plan = dict[str, dict[str, Form]]  # layer, as JSON's string -> role -> form
 
@@ -28,7 +29,8 @@ def mix(view: ModelView, calibration: Calibration, plan: Plan) -> tuple[ModelVie
         weight, moments = read(view, calibration, layer, role)
         linear = changed.linears(layer)[role]
         if form["form"] == "sparse":
-            linear.store(sparse(weight, moments, form["kept"], form["score"]).to(linear.values.dtype))
+            matrix = sparse(weight, moments, form["kept"], form["score"], form.get("refit", False))
+            linear.store(matrix.to(linear.values.dtype))
             new = linear.matrix()
         else:
             if form["rank"]:
@@ -39,6 +41,23 @@ def mix(view: ModelView, calibration: Calibration, plan: Plan) -> tuple[ModelVie
             own, mean = view.read_double(layer)[f"b_{role}"], calibration.moments(layer)[SITE[role]].mean
             linear.bias.copy_(own + (weight - new.double()) @ mean)
     return changed, sharing
+
+
+def shares(view: ModelView, plan: Plan) -> dict[str, dict[str, float]]:
+    """Layer -> role -> what a plan stores of each FFN matrix, as a share of its parameters, masks included."""
+    return {
+        str(layer): {
+            role: _stored(plan.get(str(layer), {}).get(role, DENSE), *shape) / (shape[0] * shape[1])
+            for role, shape in view.shape.matrices_of(layer).items()
+        }
+        for layer in range(view.depth)
+    }
+
+
+def _stored(form: Form, d_out: int, d_in: int) -> int:
+    if form["form"] == "low_rank":
+        return form["rank"] * (d_out + d_in)
+    return form["kept"] + mask_size(d_out * d_in) if form["form"] == "sparse" else d_out * d_in
 
 
 def _sizes(plan: Plan) -> dict[str, Any]:

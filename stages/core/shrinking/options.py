@@ -15,7 +15,8 @@ from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 
 SHARES = tuple(share / 20 for share in range(1, 20))  # of a matrix's entries, that sparse options keep
-SCORES = ("magnitude", "input", "row")
+SCORES = ("magnitude", "input")
+ROUNDS = 10  # of conjugate gradients, which refit the entries that stay
 DENSE = {"form": "dense"}
 GONE = {"form": "low_rank", "rank": 0}
 
@@ -26,7 +27,7 @@ Form = dict[str, Any]
 class Option:
     """A form of one matrix: what it stores, the relative error E|(W - W') x|^2 / E|W x|^2, and the form by name.
 
-    form: {form: dense}, {form: low_rank, rank} or {form: sparse, kept, score}; rank 0 leaves nothing of the matrix.
+    form: {form: dense}, {form: low_rank, rank} or {form: sparse, kept, score, refit}; rank 0 leaves nothing of it.
     """
 
     stored: int
@@ -59,26 +60,46 @@ def options(
         ]
     if "sparse" in forms:
         for score in SCORES:
-            step = weight.shape[0] if score == "row" else 1
-            for kept in (int(share * whole) // step * step for share in SHARES):
+            for kept in (int(share * whole) for share in SHARES):
                 if kept + mask_size(whole) < whole:
-                    missing = (weight - sparse(weight, moments, kept, score)) @ root
-                    form = {"form": "sparse", "kept": kept, "score": score}
+                    missing = (weight - sparse(weight, moments, kept, score, refit=True)) @ root
+                    form = {"form": "sparse", "kept": kept, "score": score, "refit": True}
                     found.append(Option(kept + mask_size(whole), (missing.square().sum() / total).item(), form))
     return found
 
 
-def sparse(weight: Tensor, moments: Moments, kept: int, score: str) -> Tensor:
+def sparse(weight: Tensor, moments: Moments, kept: int, score: str, refit: bool = False) -> Tensor:
     """The matrix with its `kept` largest entries, by magnitude or by the score `input` of `baselines.prune`.
 
-    `row` is the score `input`, and the same number of entries of every row.
+    `row` is the score `input`, and the same number of entries of every row. With `refit` the entries that stay change
+    to make up for those that go.
     """
     sizes = weight.abs()
     if score != "magnitude":
         sizes = sizes * moments.second.diagonal().clamp_min(0).sqrt()
     rows = sizes if score == "row" else sizes.flatten()[None]
-    stay = torch.zeros_like(rows).scatter_(1, rows.topk(kept // len(rows), dim=1).indices, 1)
-    return weight * stay.view_as(weight)
+    stay = torch.zeros_like(rows).scatter_(1, rows.topk(kept // len(rows), dim=1).indices, 1).view_as(weight)
+    return refitted(weight, moments, stay) if refit else weight * stay
+
+
+def refitted(weight: Tensor, moments: Moments, stay: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """The matrix V, zero where `stay` is 0, that brings E|(W - V) x|^2 down from that of W with these zeros.
+
+    The error is a quadratic form of every row of V. So conjugate gradients, all rows at once and scaled by the
+    diagonal of the moments, lower it in every round and end at its least value (Hestenes & Stiefel 1952).
+    """
+    second, tiny = moments.ridged(), torch.finfo(weight.dtype).tiny
+    values, scale = weight * stay, second.diagonal()
+    slope = ((weight - values) @ second) * stay
+    direction = slope / scale
+    size = (slope * direction).sum(1, keepdim=True)
+    for _ in range(rounds):
+        change = (direction @ second) * stay
+        step = size / (direction * change).sum(1, keepdim=True).clamp_min(tiny)
+        values, slope = values + step * direction, slope - step * change
+        before, size = size, (slope.square() / scale).sum(1, keepdim=True)
+        direction = slope / scale + size / before.clamp_min(tiny) * direction
+    return values
 
 
 def read(view: ModelView, calibration: Calibration, layer: int, role: str) -> tuple[Tensor, Moments]:
