@@ -1,5 +1,8 @@
 """The handwritten digits, the bundled ViT that has learnt them, and the choice of a profile by `make`."""
 
+import json
+import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,11 @@ from shrunk import attempt, run
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
+from stages.commands import export
+from stages.core.architecture import opening
+from stages.core.architecture.view import ModelView
+from stages.core.forms import checkpoint
+from stages.core.forms.structure import Sharing, install
 from stages.core.images import augmentation, digits, sources, table
 from stages.core.process.errors import UserError
 from stages.core.running import choice
@@ -29,13 +37,13 @@ def test_the_table_is_what_scikit_learn_ships():
     assert pixels.dtype == np.uint8 and FILE.stat().st_size < 60_000
 
 
-def test_splits_share_no_image_and_test_is_the_last_540():
+def test_splits_are_blocks_in_the_official_order_and_test_is_the_last_540():
     _, labels = digits.read(FILE)
     train, validation, test = (digits.chosen(labels, split) for split in ("train", "validation", "test"))
-    assert sorted([*train, *validation, *test]) == list(range(1797))
-    assert np.array_equal(test, np.arange(1257, 1797)) and (len(train), len(validation)) == (1009, 248)
-    counts = np.bincount(labels[:1257])
-    assert np.array_equal(np.bincount(labels[validation]), counts // 5)
+    assert np.array_equal(np.concatenate([train, validation, test]), np.arange(1797))
+    assert (len(train), len(validation), len(test)) == (1000, 257, 540)
+    # Blocks by writer hold every digit about as often.
+    assert np.bincount(labels[validation], minlength=10).min() >= 20
 
 
 def test_pixels_reach_the_model_as_the_training_had_them(tmp_path):
@@ -61,6 +69,49 @@ def test_the_bundled_vit_is_small_and_right_on_94_percent_of_the_test_split(tmp_
     assert found["accuracy"] == accuracy_score(images.labels, task.logits(model, images).argmax(1))
 
 
+STRANGER = """
+import json, sys
+from importlib.util import find_spec
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+assert find_spec("stages") is None
+for form in ("dense", "shared"):
+    model = AutoModelForImageClassification.from_pretrained(form, trust_remote_code=form == "shared").eval()
+    pictures = [Image.open(path) for path in sorted(Path("pictures").iterdir())]
+    pixels = AutoImageProcessor.from_pretrained(form)(pictures, return_tensors="pt")["pixel_values"]
+    print(json.dumps([type(model).__name__, model(pixel_values=pixels).logits.argmax(1).tolist()]))
+"""
+
+
+def test_exports_answer_the_same_where_nothing_of_this_project_is(tmp_path, monkeypatch):
+    """The stock class for the dense form, the module beside the weights for the shared one; with the processor."""
+    shared, sharing = ModelView(opening.open_snapshot(MODEL)), Sharing(groups=[[2, 3], [6, 7, 8]])
+    install(shared, sharing)
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(shared, sharing, tmp_path / "artifacts/finetuned/mine")
+    config = json.loads((MODEL / "preprocessor_config.json").read_text())
+    table.processor(config).save_pretrained("artifacts/tokenizer")
+    rows = list(islice(sources.rows(SOURCE, "test"), 60))
+    Path("pictures").mkdir()
+    for number, (file, _) in enumerate(rows):
+        Path(f"pictures/{number:03}.png").write_bytes(file)
+    table.write(Path("test.parquet"), rows, config, [])
+    images = table.read(Path("test.parquet"))
+    wanted = ImageClassification().logits(shared.model, images).argmax(1).tolist()
+    assert len(set(wanted)) > 1
+    for form in ("dense", "shared"):
+        export.main("mine", Path(form), form)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    lines = run(tmp_path, sys.executable, "-I", "-c", STRANGER).splitlines()
+    (dense, answers), (other, others) = map(json.loads, lines[-2:])
+    assert dense == "ViTForImageClassification" != other and answers == others == wanted
+
+
 def test_warped_images_stay_where_nothing_is_asked_and_move_by_whole_pixels():
     image = torch.rand(3, 1, 8, 8)
     assert torch.allclose(augmentation.warped(image, *[0.0] * 5, background=-1.0), image, atol=1e-5)
@@ -75,6 +126,26 @@ def test_warped_images_stay_where_nothing_is_asked_and_move_by_whole_pixels():
     ring[..., 3:5, 3:5] = 1
     turned = augmentation.warped(ring, 45.0, *[0.0] * 4, background=0.0)
     assert torch.allclose(turned, turned.flip(-1).flip(-2), atol=1e-5)
+
+
+def test_bent_images_stay_without_an_amount_and_are_bent_each_by_a_field_of_its_own():
+    image = torch.rand(1, 1, 8, 8).repeat(3, 1, 1, 1)
+    assert torch.allclose(augmentation.bent(image, 0.0, background=-1.0), image, atol=1e-5)
+    torch.manual_seed(0)
+    changed = augmentation.bent(image, 0.5, background=-1.0)
+    assert changed.shape == image.shape and changed.min() >= -1 - 1e-5 and changed.max() <= 1 + 1e-5
+    assert min((changed[i] - changed[i - 1]).abs().max() for i in range(3)) > 0.01
+    # An image of the background alone has nothing to bend.
+    assert (augmentation.bent(torch.full((2, 1, 8, 8), -1.0), 2.0, background=-1.0) == -1).all()
+
+
+def test_mixed_images_keep_the_shares_of_their_labels():
+    pixels, labels = torch.eye(4).reshape(4, 1, 2, 2), torch.eye(4)
+    assert augmentation.mixed(pixels, labels, 0.0) == (pixels, labels)
+    torch.manual_seed(0)
+    mixed, shares = augmentation.mixed(pixels, labels, 0.5)
+    assert torch.equal(mixed.flatten(1), shares) and torch.allclose(shares.sum(1), torch.ones(4))
+    assert 0 < shares[0, 0] < 1 and (shares > 0).sum() == 8
 
 
 # ------------------------------------------------------------------------------------------- the choice of a profile

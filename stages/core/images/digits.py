@@ -1,8 +1,9 @@
 """The handwritten digits that scikit-learn ships, from a parquet table of this repository.
 
 1,797 images of 8 x 8 pixels from 0 to 16, after E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits"
-(UCI machine learning repository, 1998, CC BY 4.0): the test set there, in its order. As in scikit-learn's own example,
-the last 540 are the test split. Of the others, every fifth of a digit is for validation.
+(UCI machine learning repository, 1998, CC BY 4.0): the test set there, in its order. Neighbours in it are by the same
+writer, so splits are blocks: as in scikit-learn's own example, the last 540 are the test split; the 257 before them are
+for validation.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from stages.core.process.artifacts import numbers, parquet_reader
 
-SIDE, TEST, EVERY = 8, 540, 5
+SIDE, VALIDATION, TEST = 8, 257, 540
 FULL = 16  # of a pixel: black
 
 
@@ -25,9 +26,6 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def chosen(labels: np.ndarray, split: str) -> np.ndarray:
     """The numbers of the images of a split (`train`, `validation` or `test`), int64, in order."""
-    first = len(labels) - TEST
-    if split == "test":
-        return np.arange(first, len(labels))
-    held_out = [np.flatnonzero(labels[:first] == label)[EVERY - 1 :: EVERY] for label in np.unique(labels[:first])]
-    is_held_out = np.isin(np.arange(first), np.concatenate(held_out))
-    return np.flatnonzero(is_held_out if split == "validation" else ~is_held_out)
+    end, last = len(labels), len(labels) - TEST
+    parts = {"train": (0, last - VALIDATION), "validation": (last - VALIDATION, last), "test": (last, end)}
+    return np.arange(*parts[split])
