@@ -56,7 +56,7 @@ def test_pixels_reach_the_model_as_the_training_had_them(tmp_path):
     assert np.array_equal(found.labels, labels[1257:1297])
 
 
-def test_the_bundled_vit_is_small_and_right_on_94_percent_of_the_test_split(tmp_path):
+def test_the_bundled_vit_is_small_and_right_on_97_percent_of_the_test_split(tmp_path):
     from transformers import AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(MODEL).eval()
@@ -65,7 +65,7 @@ def test_the_bundled_vit_is_small_and_right_on_94_percent_of_the_test_split(tmp_
     table.write(tmp_path / "test.parquet", sources.rows(SOURCE, "test"), config, [])
     task, images = ImageClassification(), table.read(tmp_path / "test.parquet")
     found = task.measure(model, images, None)
-    assert found["accuracy"] >= 0.94
+    assert found["accuracy"] >= 0.97
     assert found["accuracy"] == accuracy_score(images.labels, task.logits(model, images).argmax(1))
 
 
