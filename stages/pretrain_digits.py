@@ -1,8 +1,8 @@
 """Make the bundled model of profile `digits`: a 12-layer ViT trained on the train split of the handwritten digits.
 
 The stage is frozen in dvc.yaml and its result is in git. `dvc unfreeze pretrain_digits && dvc repro pretrain_digits`
-trains the model anew. What is kept is a running mean of the weights over the steps. Recipes were compared on
-the validation split; the stage reads the train split alone.
+trains the model anew. What is kept is a running mean of the weights over the steps. Recipes were compared on the
+validation split; the stage reads the train split alone.
 """
 
 from pathlib import Path

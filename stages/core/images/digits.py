@@ -1,9 +1,9 @@
 """The handwritten digits that scikit-learn ships, from a parquet table of this repository.
 
 1,797 images of 8 x 8 pixels from 0 to 16, after E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits"
-(UCI machine learning repository, 1998, CC BY 4.0): the test set there, in its order. Neighbours in it seem to be by
-the same writer, so splits are blocks: as in scikit-learn's own example, the last 540 are the test split; the 257 before them are
-for validation.
+(UCI machine learning repository, 1998, CC BY 4.0): the test set there, in its order. Neighbours in it seem to be by the
+same writer, so splits are blocks: as in scikit-learn's own example, the last 540 are the test split; the 257 before
+them are for validation.
 """
 
 from pathlib import Path
