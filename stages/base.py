@@ -23,7 +23,7 @@ def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
         dense.save_pretrained(draft)
         digest = sha256(sorted(draft.glob("*.safetensors")))
     with replacing(tokenizer) as draft:
-        own_tokenizer.save_pretrained(draft)
+        opening.save_processor(own_tokenizer, draft)
     write_json(
         provenance,
         {

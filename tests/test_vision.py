@@ -5,7 +5,7 @@ import pytest
 import tiny_vision
 import torch
 
-from stages.core.architecture import depth, ffn, rules, shape, targets, vision_families, windows
+from stages.core.architecture import depth, ffn, opening, rules, shape, targets, vision_families, windows
 from stages.core.architecture.view import ModelView
 from stages.core.calibration import activations
 from stages.core.forms import checkpoint, counting
@@ -42,7 +42,7 @@ def test_the_canonical_ffn_is_the_module_and_its_scale_is_its_block_s(name):
     for layer, record in records.items():
         found, (x, y) = view.read(layer), record["ffn"]
         inner = torch.nn.functional.linear(x, found["w_in"], found["b_in"])
-        act = getattr(view.ffn(layer), "activation_fn", None) or view.ffn(layer).act_fn
+        act = getattr(view.ffn(layer), view.family.activation)
         torch.testing.assert_close(act(inner) @ found["w_out"].T + found["b_out"], y, atol=1e-5, rtol=1e-5)
         # Without an FFN, the block gives what it gave less the scaled output.
         silent, scale = view.copy(), view.scale(layer)
@@ -102,7 +102,9 @@ def test_every_method_saves_loads_and_goes_back_to_dense(name, method, tmp_path)
         assert counts[0]["parameters"] <= targets.target(view.shape, methods.METHODS[method].target_parameters)
 
 
-@pytest.mark.parametrize("name", ["vit", "deit with teacher", "beit", "swin", "clip"])
+@pytest.mark.parametrize(
+    "name", tiny_vision.parameters("vit", "deit with teacher", "beit", "swin", "clip", "timm_wrapper")
+)
 def test_an_export_opens_in_the_stock_class_with_its_image_processor(name, tmp_path, monkeypatch):
     import numpy as np
     from PIL import Image
@@ -115,15 +117,45 @@ def test_an_export_opens_in_the_stock_class_with_its_image_processor(name, tmp_p
     spec = methods.METHODS["share cost centre own"]
     shared, sharing = operations.operate(view, tiny_vision.GROUPS, tiny_vision.calibration(view), spec)
     checkpoint.save(shared, sharing, tmp_path / "artifacts/finetuned/mine")
-    tiny_vision.processor().save_pretrained("artifacts/tokenizer")
+    opening.save_processor(tiny_vision.processor(name), tmp_path / "artifacts/tokenizer")
     export.main("mine", tmp_path / "exported")
     found = AutoModelForImageClassification.from_pretrained(tmp_path / "exported", dtype="float32").eval()
     assert type(found) is type(view.model) and tiny_vision.gap(found, shared.model) < 1e-4
     picture = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
     made = [maker(picture, return_tensors="pt")["pixel_values"] for maker in (
-        AutoImageProcessor.from_pretrained(tmp_path / "exported"), tiny_vision.processor()
+        AutoImageProcessor.from_pretrained(tmp_path / "exported"), tiny_vision.processor(name)
     )]  # fmt: skip
     assert torch.equal(*made) and made[0].shape == (1, 3, tiny_vision.SIDE, tiny_vision.SIDE)
+
+
+@pytest.mark.parametrize("name", tiny_vision.parameters("timm_wrapper"))
+def test_what_timm_opens_is_what_was_exported(name, tmp_path, monkeypatch):
+    import timm
+    from transformers import AutoModelForImageClassification, TimmWrapperImageProcessor
+
+    from stages.commands import export
+
+    monkeypatch.chdir(tmp_path)
+    view = tiny_vision.view(name)
+    for method in ("share cost centre own", "collapse regression least_squares"):
+        changed, sharing = operations.operate(
+            view, tiny_vision.GROUPS, tiny_vision.calibration(view), methods.METHODS[method]
+        )
+        checkpoint.save(changed, sharing, tmp_path / "artifacts/finetuned/mine")
+        opening.save_processor(tiny_vision.processor(name), tmp_path / "artifacts/tokenizer")
+        export.main("mine", tmp_path / "dense")
+        theirs = timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(tiny_vision.pixels()), tiny_vision.logits(changed.model))
+        assert theirs.depths == changed.model.timm_model.depths
+        assert [len(stage.blocks) for stage in theirs.stages] == changed.depths(range(changed.depth))
+        export.main("mine", tmp_path / "shared", form="shared")
+        ours = AutoModelForImageClassification.from_pretrained(tmp_path / "shared", trust_remote_code=True)
+        assert tiny_vision.gap(ours.eval(), changed.model) == 0
+        reader = TimmWrapperImageProcessor.from_pretrained(
+            tmp_path / "shared", image_processor_filename="preprocessor_config.json"
+        )
+        assert reader.data_config == tiny_vision.processor(name).data_config
 
 
 @tiny_vision.every_family
@@ -247,3 +279,59 @@ def test_no_stage_loses_its_last_layer():
 def test_a_config_that_makes_no_model_is_named():
     with pytest.raises(UserError, match="config.json"):
         shape.of_config({"model_type": "vit", "hidden_size": "wide"}, "config.json")
+
+
+def test_a_model_of_timm_without_timm_or_of_another_kind_is_one_line(monkeypatch):
+    import sys
+
+    config = {"architecture": "tiny_vit_5m_224", "num_classes": 7, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    with pytest.raises(UserError, match="^config.json: architecture 'resnet50' is not supported; .* 'tiny_vit'$"):
+        shape.of_config({**config, "architecture": "resnet50"}, "config.json")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="^config.json: such models need timm and torchvision, and timm cannot be"):
+        shape.of_config(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("size", "widths"), [("5m", [128, 160, 320]), ("11m", [128, 256, 448]), ("21m", [192, 384, 576])]
+)
+@pytest.mark.parametrize("name", tiny_vision.parameters("timm_wrapper"))
+def test_the_tinyvits_of_timm_fit_their_profile(name, size, widths):
+    """By a config.json as timm writes it: no model type, no depths, 1,000 classes."""
+    from closure import ROOT
+
+    from stages.core.settings import params
+
+    said = {
+        "architecture": f"tiny_vit_{size}_224",
+        "num_classes": 1000,
+        "pretrained_cfg": {"input_size": [3, 224, 224]},
+    }
+    known = shape.of_config(said, "config.json")
+    assert [(stage.first, stage.depth, stage.width, stage.hidden) for stage in known.stages] == [
+        (first, layers, width, 4 * width) for first, layers, width in zip((0, 2, 8), (2, 6, 2), widths)
+    ]
+    assert known.positions == 28 * 28 and known.vocabulary == 1000 and known.layers == 10
+    found = params.load(ROOT / "params.yaml")
+    assert rules.mistakes(found, "tinyvit", known) == []
+    asked = rules.variant_mistakes("variants.merged_8", found.variants["merged_8"], known)
+    assert list(asked) == [
+        "variants.merged_8.windows.size = 8: the stages of this model have 2, 6, 2 layers, so 2 to 6 are allowed"
+    ]
+
+
+@pytest.mark.parametrize("name", tiny_vision.parameters("timm_wrapper"))
+def test_what_batch_norm_counts_is_trained_kept_and_restored(name):
+    """The best state holds the statistics of its moment: a later worse step leaves none of its own behind."""
+    from stages.core.training import loop
+
+    model = tiny_vision.model(name)
+    counted = [tensor for key, tensor in model.named_buffers() if "running" in key]
+    before = [tensor.clone() for tensor in counted]
+    best = loop._BestState(model, [*model.parameters(), *loop._statistics(model)], iter([1.0, 2.0]).__next__)
+    best.evaluate(0, 0)
+    model.train()(tiny_vision.pixels())
+    assert not any(torch.equal(*pair) for pair in zip(before, counted))
+    best.evaluate(1, 3)
+    best.restore()
+    assert len(counted) > 10 and all(torch.equal(*pair) for pair in zip(before, counted))

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
+from transformers import CONFIG_MAPPING, AutoModelForImageClassification, ViTImageProcessor
 
+from stages.core.architecture import shape
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import MomentStream
 from stages.core.calibration.statistics import Calibration
+from stages.core.process.errors import UserError
 
 torch.set_num_threads(1)
 
@@ -41,15 +43,44 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "clip": {"vision_config": _PLAIN},
     "siglip": {"vision_config": _PLAIN},
+    # As timm writes it: num_classes instead of num_labels.
+    "timm_wrapper": {
+        "architecture": "tiny_vit_5m_224",
+        "model_args": {
+            "embed_dims": [8, 16, 32],
+            "depths": [1, 2, 3],
+            "num_heads": [1, 2, 4],
+            "window_sizes": [2, 2, 2],
+            "mlp_ratio": 2.0,
+        },
+        "pretrained_cfg": {"input_size": [3, SIDE, SIDE], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
+    },
 }
-every_family = pytest.mark.parametrize("name", CONFIGS)
+
+
+def _why_not(name: str) -> str:
+    """Why models of this name cannot be made here; empty where they can."""
+    try:
+        shape.family_for({"model_type": name.split()[0], **CONFIGS[name]})
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def parameters(*names: str) -> list[Any]:
+    """The names as parameters of a test, each skipped where such models cannot be made here."""
+    return [pytest.param(name, marks=pytest.mark.skipif(bool(why := _why_not(name)), reason=why)) for name in names]
+
+
+every_family = pytest.mark.parametrize("name", parameters(*CONFIGS))
 # Groups within the stages of every model above.
 GROUPS = [[0, 1], [2, 3, 4]]
 
 
 def model(name: str, seed: int = 0, **options: Any) -> Any:
     """A model in evaluation mode with all parameters drawn anew, norms and scales about 1, all else about 0."""
-    config = AutoConfig.for_model(name.split()[0], **{"num_labels": LABELS, **CONFIGS[name], **options})
+    kind = CONFIG_MAPPING[name.split()[0]]
+    config = kind.from_dict({**CONFIGS[name], **options}, num_labels=LABELS)
     built = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -78,8 +109,12 @@ def gap(a: Any, b: Any) -> float:
     return (logits(a) - logits(b)).abs().max().item()
 
 
-def processor() -> Any:
-    """An image processor that makes images of the tiny models' size."""
+def processor(name: str = "vit") -> Any:
+    """An image processor that makes images of the tiny models' size; timm's own for its models."""
+    if name == "timm_wrapper":
+        from transformers import TimmWrapperImageProcessor
+
+        return TimmWrapperImageProcessor(CONFIGS[name]["pretrained_cfg"], CONFIGS[name]["architecture"])
     return ViTImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands.finished import checkpoint_of
+from stages.core.architecture.families import family_of
 from stages.core.architecture.tokens import state_end_tokens
+from stages.core.architecture.vision_shape import image_size
 from stages.core.architecture.weights import auto_class
 from stages.core.forms import checkpoint
 from stages.core.forms.dense import to_dense
@@ -48,19 +50,22 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     probe, auto = probed(view.model.config), auto_class(view.model.config.model_type).__name__
     with torch.no_grad():
         wanted = view.model(probe).logits
-    model = view.model if form == "shared" and sharing != Sharing() else to_dense(view)
+    shares = form == "shared" and sharing != Sharing()
+    model = view.model if shares else to_dense(view)
     # The original's way to generate: a variant's checkpoint has only its end tokens.
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained("artifacts/model", local_files_only=True)
     state_end_tokens(model)
     with replacing(to) as draft:
-        model.to(getattr(torch, dtype)).save_pretrained(draft, max_shard_size=SHARD)
+        tensors = model.to(getattr(torch, dtype)).state_dict()
+        if not shares:
+            tensors = {name.removeprefix(view.family.prefix): tensor for name, tensor in tensors.items()}
+        model.save_pretrained(draft, state_dict=tensors, max_shard_size=SHARD)
         if Path("artifacts/tokenizer").is_dir():
             shutil.copytree("artifacts/tokenizer", draft, dirs_exist_ok=True)
         with torch.no_grad():
             difference = (checkpoint.load(draft)[0].model(probe).logits - wanted).abs().max().item()
         record = {"variant": variant, "form": form, "dtype": dtype, "largest_logit_difference": difference}
-        shares = form == "shared" and sharing != Sharing()
         write_text(
             draft / "README.md",
             card.render(
@@ -96,10 +101,8 @@ def probed(config: Any) -> Any:
     """A batch of one that a model of this config takes: 64 tokens, or noise as an image."""
     import torch
 
-    seen = getattr(config, "vision_config", config)
-    if side := getattr(seen, "image_size", None):
-        height, width = (side, side) if isinstance(side, int) else side
-        return torch.randn(1, seen.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    if family_of(config.model_type).task == "image_classification":
+        return torch.randn(1, *image_size(config.to_dict()), generator=torch.Generator().manual_seed(0))
     length = min(64, getattr(config, "max_position_embeddings", None) or 64)
     return torch.arange(length).remainder(config.vocab_size)[None]
 

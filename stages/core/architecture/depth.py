@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import torch
@@ -37,9 +35,10 @@ def keep_layers(view: ModelView, kept: list[int]) -> ModelView:
         del config[key]
     *above, key = family.depth.split(".")
     key = view.model.config.attribute_map.get(key, key)
-    inner = reduce(getitem, above, config)
-    depths = [sum(first <= layer < first + depth for layer in kept) for first, depth in view.stacks]
-    inner[key] = depths if isinstance(inner[key], (list, tuple)) else len(kept)
+    inner = config
+    for name in above:
+        inner[name] = inner = dict(inner.get(name) or {})
+    inner[key] = view.depths(kept) if "*" in family.layers else len(kept)
     numbered = family.numbered and config[family.numbered]
     if numbered:
         config[family.numbered] = False

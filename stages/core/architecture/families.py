@@ -5,6 +5,7 @@ d_ff), `gate` (the other such matrix of a gated FFN, whose output goes through t
 to d_model). What a row does not say, such as sizes, biases, norms and tied embeddings, is read off the model itself.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,11 @@ class Family:
     task: what such models are studied at, a key of `stages.core.tasks.choice.TASKS`.
     options: what a forward pass is told besides its batch.
     scale: dotted path from a block to the vector that multiplies its FFN's output; None where there is none.
+    image: dotted path in config.json to the size of an image: its side, (height, width), or with channels before them.
+    patch: the key of config.json with the pixels, one side, of a token of the first layer; or their number.
+    architecture: how `architecture` in config.json begins, where a model type stands for a whole library of models.
+    needs: packages beyond requirements.txt that such models are made with.
+    prefix: how the names of tensors begin in transformers, and not in a stock checkpoint.
     """
 
     model_types: tuple[str, ...]
@@ -55,6 +61,11 @@ class Family:
     task: str = "language"
     options: Mapping[str, Any] = field(default_factory=lambda: {"use_cache": False})
     scale: str | None = None
+    image: str = "image_size"
+    patch: str | int = "patch_size"
+    architecture: str = ""
+    needs: tuple[str, ...] = ()
+    prefix: str = ""
 
     @property
     def gated(self) -> bool:
@@ -136,3 +147,20 @@ def family_of(model_type: str) -> Family:
         f"model type {model_type!r} is not supported; supported: {supported}. "
         "A family is one row in stages/core/architecture/families.py."
     )
+
+
+def require(family: Family, config: Mapping[str, Any]) -> None:
+    """Raise UserError where a family does not describe a config's architecture, or lacks a package to make it with."""
+    named = str(config.get("architecture") or "")
+    if not named.startswith(family.architecture):
+        raise UserError(
+            f"architecture {named!r} is not supported; of models of type {family.model_types[0]} those are whose "
+            f"architecture begins with {family.architecture!r}"
+        )
+    for name in family.needs:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a package that was built for another torch raises nearly anything
+            reason = " ".join(str(error).split())[:200]
+            packages = " and ".join(family.needs)
+            raise UserError(f"such models need {packages}, and {name} cannot be imported: {reason}") from error

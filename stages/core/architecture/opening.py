@@ -9,6 +9,7 @@ from typing import Any
 from stages.core.architecture import tokens, weights
 from stages.core.architecture.families import family_of
 from stages.core.process import hub
+from stages.core.process.artifacts import write_json
 from stages.core.process.errors import UserError
 
 # As safetensors names them.
@@ -99,6 +100,15 @@ def _open_image_processor(model: str, named: str, options: dict[str, str], loade
         return AutoImageProcessor.from_pretrained(model, **_reach(model), **options)
 
 
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write a tokenizer or image processor as `from_pretrained` reads it."""
+    processor.save_pretrained(folder)
+    data = getattr(processor, "data_config", None)
+    if data is not None:  # timm's writes nothing: a checkpoint of timm has it in config.json
+        said = {**processor.to_dict(), "pretrained_cfg": data}
+        write_json(folder / "preprocessor_config.json", said)
+
+
 # Task of a family -> what opens that which makes a model's inputs.
 PROCESSORS = {"language": _open_tokenizer, "image_classification": _open_image_processor}
 
@@ -181,17 +191,16 @@ def dequantised(model: Any) -> Any:
 def blank(config: dict[str, Any]) -> Any:
     """A stock model of this config, float32, whose parameters have undefined values and must be filled."""
     import torch
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING
     from transformers.initialization import no_init_weights
 
     from stages.core.architecture import attention
 
     attention.register()
-    options = {key: value for key, value in config.items() if key != "model_type"}
+    # A class may know keys of config.json that are none of its attributes, as timm's knows num_classes.
+    built = CONFIG_MAPPING[config["model_type"]].from_dict({key: config[key] for key in config.keys() - {"model_type"}})
     with no_init_weights():  # drawing them takes longer than to read a file
-        model = weights.auto_class(config["model_type"]).from_config(
-            AutoConfig.for_model(config["model_type"], **options), dtype=torch.float32
-        )
+        model = weights.auto_class(config["model_type"]).from_config(built, dtype=torch.float32)
     model.tie_weights()
     return model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.architecture import gguf_config, gguf_header
-from stages.core.architecture.families import Family, family_of
+from stages.core.architecture.families import Family, family_of, require
 from stages.core.process.errors import UserError
 
 TIMEOUT = 1.0  # seconds for the hub to answer
@@ -131,6 +131,7 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
     """The shape that a config.json describes. Raises UserError with the prefix `where` if it describes none."""
     from stages.core.architecture import opening, vision_shape
 
+    config = typed(config)
     model_type = config.get("model_type")
     try:
         refuse_odd(config)
@@ -144,14 +145,24 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
         raise UserError(f"{where}: describes no {model_type}: {' '.join(str(error).split())[:200]}") from error
 
 
+def typed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with its model type, which those that timm writes leave out, as transformers fills it in."""
+    return ({"model_type": "timm_wrapper"} if "pretrained_cfg" in config else {}) | dict(config)
+
+
 def family_for(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. Raises UserError where there is none, with the row that its modules suggest."""
+    """The family of a config.json.
+
+    Raises UserError where there is none, with the row that its modules suggest, or where a package is missing.
+    """
     from stages.core.architecture import guessing
 
     try:
-        return family_of(config.get("model_type"))
+        family = family_of(config.get("model_type"))
     except UserError as error:
         raise UserError(f"{error}{guessing.hint(config)}") from error
+    require(family, config)
+    return family
 
 
 def of_model(model: Any) -> Shape:
@@ -243,7 +254,7 @@ def of_folder(folder: Path) -> Shape:
 
 def task_of(folder: Path) -> str:
     """What the model in a folder is studied at: the task of its family."""
-    config = read_mapping(folder / "config.json")
+    config = typed(read_mapping(folder / "config.json"))
     return family_of(config.get("dense_type") or config.get("model_type")).task
 
 

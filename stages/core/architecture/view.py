@@ -5,7 +5,7 @@ that only runs a model, such as an evaluation, takes the model itself.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -35,7 +35,8 @@ class ModelView:
     def __init__(self, model: Any):
         self.model = model
         self.family = family_of(model.config.model_type)
-        found = [self._within(path) for path in _paths(model, self.family.layers)]
+        self._stages = _paths(model, self.family.layers)
+        found = [self._within(path) for path in self._stages]
         self.names = [name for names in found for name in names]
         self.blocks = [model.get_submodule(name) for name in self.names]
         starts = accumulate([0, *map(len, found)])
@@ -60,6 +61,12 @@ class ModelView:
     def borders(self) -> list[int]:
         """The first layer of every stage but the first. Layers share only within a stage."""
         return [first for first, _ in self.stacks[1:]]
+
+    def depths(self, kept: Collection[int]) -> list[int]:
+        """The number of blocks of every stage with only these layers, and all blocks that have no FFN."""
+        left = set(self.names) - {self.names[layer] for layer in kept}
+        blocks = {path: [name for name, _ in self.model.get_submodule(path).named_children()] for path in self._stages}
+        return [sum(f"{path}.{name}" not in left for name in names) for path, names in blocks.items()]
 
     @property
     def device(self) -> torch.device:

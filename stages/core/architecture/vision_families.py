@@ -23,6 +23,8 @@ _CLIP = replace(
     model_types=("clip",),
     layers="vision_model.encoder.layers",
     depth="vision_config.num_hidden_layers",
+    image="vision_config.image_size",
+    patch="vision_config.patch_size",
 )
 
 FAMILIES = (
@@ -40,4 +42,18 @@ FAMILIES = (
     replace(_VIT, model_types=("swin",), layers="swin.encoder.layers.*.blocks", depth="depths"),
     _CLIP,
     replace(_CLIP, model_types=("siglip",)),
+    # TinyViT of timm. Blocks of its first stage are convolutions without an FFN; the norm within `mlp` stays a layer's
+    # own. A stage begins with what halves the image, so that fewer layers keep it.
+    replace(
+        _VIT,
+        model_types=("timm_wrapper",),
+        layers="timm_model.stages.*.blocks",
+        activation="act",
+        depth="model_args.depths",
+        image="pretrained_cfg.input_size",
+        patch=8,
+        architecture="tiny_vit",
+        needs=("timm", "torchvision"),
+        prefix="timm_model.",
+    ),
 )

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
+from stages.core.architecture.families import family_of
 from stages.core.architecture.shape import Shape, Stage
 from stages.core.process.errors import UserError
 
@@ -71,12 +74,26 @@ def _tokens(model: Any) -> int:
 
     No forward pass counts them: on a device without memory it would leave tensors in caches of transformers.
     """
-    config = getattr(model.config, "vision_config", None) or model.config
-    (height, width), (high, wide) = _pair(config.image_size), _pair(config.patch_size)
+    config, family = model.config.to_dict(), family_of(model.config.model_type)
+    _, height, width = image_size(config)
+    high, wide = _pair(family.patch if isinstance(family.patch, int) else _at(config, family.patch))
     special = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in SPECIAL]
     return (height // high) * (width // wide) + sum(p.numel() // p.shape[-1] for p in special)
 
 
+def image_size(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, height and width of the images that an image classifier of this config.json takes."""
+    path = family_of(config["model_type"]).image
+    size, (*above, _) = _at(config, path), path.split(".")
+    channels = size[0] if isinstance(size, (list, tuple)) and len(size) == 3 else None
+    return channels or _at(config, ".".join([*above, "num_channels"])), *_pair(size)
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """What a config holds at a dotted path."""
+    return reduce(getitem, path.split("."), config)
+
+
 def _pair(size: Any) -> tuple[int, int]:
-    """Height and width of what a config gives as both or as one number."""
-    return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    """Height and width of what a config gives as both, with channels before them, or as one number."""
+    return tuple(size[-2:]) if isinstance(size, (list, tuple)) else (size, size)

@@ -46,7 +46,9 @@ def read(source: str, **options: Any) -> Any:
     if Path(source, ADAPTER).is_file():
         _refuse_adapter()
     if "gguf_file" not in options:
-        shape.refuse_odd(PreTrainedConfig.get_config_dict(source, **options)[0])
+        said = PreTrainedConfig.get_config_dict(source, **options)[0]
+        shape.refuse_odd(said)
+        shape.family_for(said)
     config = AutoConfig.from_pretrained(source, **options)
     if gguf_file := options.get("gguf_file"):
         _complete(config, _local(source, gguf_file, options))

@@ -66,7 +66,7 @@ def train(
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
     batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed, lengths))
-    best = _BestState(model, parameters, validate)
+    best = _BestState(model, [*parameters, *_statistics(model)], validate)
     curve = _load_state(unfinished, optimizer, best)
     if not curve:
         best.evaluate(0, 0)
@@ -108,10 +108,20 @@ def _show_nothing(text: str, refresh: bool) -> None:
     """What a plain iterable does with the text for a progress bar."""
 
 
-class _BestState:
-    """The trained parameters at the lowest validation value, and all evaluations."""
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a training changes: what BatchNorm has counted."""
+    return [
+        tensor
+        for module in model.modules()
+        if getattr(module, "track_running_stats", False)
+        for tensor in module.buffers(recurse=False)
+    ]
 
-    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], validate: Callable[[], float] | None):
+
+class _BestState:
+    """The trained parameters, and what a training counts, at the lowest validation value, and all evaluations."""
+
+    def __init__(self, model: nn.Module, parameters: list[Tensor], validate: Callable[[], float] | None):
         self.model, self.parameters, self.validate = model, parameters, validate
         self.evaluations: list[dict[str, float]] = []
         self.kept: list[Tensor] = []
