@@ -61,6 +61,7 @@ PARAMS = {
     "profiles.vit": ("", ""),
     "profiles.deit": ("", ""),
     "profiles.swin": ("", ""),
+    "profiles.tinyvit": ("", ""),
     "profiles.smollm2": ("", ""),
     "profiles.smollm2_local": ("", ""),
     "profiles.gemma3_local": ("", ""),
