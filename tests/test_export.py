@@ -91,6 +91,22 @@ def test_an_export_is_of_the_sources_type_unless_asked(form, dtype, study, capsy
 
 
 @pytest.mark.parametrize("form", ["dense", "shared"])
+def test_licence_files_travel_with_an_export(form, study):
+    kept = {"LICENSE": "terms", "NOTICE.txt": "by whom", "USE_POLICY.md": "what for"}
+    for name, text in {
+        **kept,
+        "notes.txt": "none of them",
+        "other.gguf": "",
+        "other.gguf.LICENSE": "another's",
+    }.items():
+        Path("source", name).write_text(text)
+    export.main("deltas", Path("out"), form)
+    found = {path.name: path.read_text() for path in Path("out").glob("*") if path.name in kept}
+    assert found == kept and not list(Path("out").glob("other*")) and not Path("out/notes.txt").exists()
+    assert "license: apache-2.0" in Path("out/README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["dense", "shared"])
 def test_an_export_is_complete_and_in_parts(form, study, monkeypatch):
     monkeypatch.setattr(export, "SHARD", "60KB")
     export.main("deltas", Path("out"), form, "float32")

@@ -168,6 +168,14 @@ def test_published_figures_stand_beside_variants_of_the_same_name(seeds):
     assert ours["compressed_6"][2] == "33.22" and "svd" not in ours
 
 
+def test_figures_of_others_have_the_columns_that_their_source_has():
+    found = {table.title.split(" ")[0]: table for table in tables.elsewhere(made_up.study().published.images)}
+    assert found["MiniViT"].header == ("model", "millions of parameters", "accuracy")
+    assert ("Mini-DeiT-B", "44.0", "0.8320") in found["MiniViT"].rows
+    assert found["ToMe"].header == ("model", "accuracy", "images a second")
+    assert found["Verma"].rows == [("ViT, 99% of its performance", "0.79")] and "FiPS" in found
+
+
 def test_published_figures_must_be_well_formed(tmp_path):
     (tmp_path / "p.yaml").write_text("seeds: {title: t, model: m, protocol: p, figures: [{name: a, accuracy: 87}]}")
     with pytest.raises(UserError, match="accuracy"):

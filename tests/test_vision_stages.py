@@ -177,6 +177,7 @@ def test_what_means_nothing_for_images_is_empty(study):
         assert read(study, f"sentiment/{variant}.json") == read(study, f"summarization/{variant}.json") == {}
         assert pq.read_metadata(study / f"predictions/{variant}.parquet").num_rows == 0
     page = (study / "report.md").read_text() + (study / "report.html").read_text()
+    assert "Mini-DeiT-B" in page and "0.8320" in page and "Krony" not in page and "distilgpt2" not in page
     assert "ROUGE" not in page and "entiment" not in page and "accuracy" in page and "nan" not in page
 
 

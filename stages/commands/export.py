@@ -30,6 +30,9 @@ from stages.core.settings import params
 RECORD = "export.json"  # beside the checkpoint: what it is, and that this command wrote the folder
 SHARD = "4GB"  # the largest file of weights
 FORMS = ("dense", "shared")
+# Apache-2.0 asks for LICENSE and NOTICE beside copies, the terms of Gemma and Llama for their own files.
+TERMS = re.compile(r"(^|\.)(licen[cs]e|notice|terms|use_policy)", re.IGNORECASE)
+USUAL = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 TEMPLATES = Path(__file__).parents[2] / "templates"
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -63,6 +66,8 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
         model.save_pretrained(draft, state_dict=tensors, max_shard_size=SHARD)
         if Path("artifacts/tokenizer").is_dir():
             shutil.copytree("artifacts/tokenizer", draft, dirs_exist_ok=True)
+        for file in licence_files(source):
+            shutil.copyfile(file, draft / file.name)
         with torch.no_grad():
             difference = (checkpoint.load(draft)[0].model(probe).logits - wanted).abs().max().item()
         record = {"variant": variant, "form": form, "dtype": dtype, "largest_logit_difference": difference}
@@ -138,14 +143,31 @@ def licence_of(source: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _of_hub(model: str, revision: str | None) -> Path | None:
-    """The README of a repository of the hub, where the hub or its cache has it."""
+def licence_files(source: dict[str, Any]) -> list[Path]:
+    """The files that travel with a source's weights: its licence, notices and terms.
+
+    In a folder any file named so. Of a hub's repository those of the usual names that the hub or its cache has.
+    """
+    if not (model := source.get("model")):
+        return []
+    folder, gguf = Path(model), source.get("gguf_file") or ""
+    if not folder.is_dir():
+        found = (_of_hub(model, source.get("resolved_revision"), name) for name in USUAL)
+        return [path for path in found if path]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and TERMS.search(path.name)]
+    # A folder of several models has the name of each before its licence's.
+    others = [path.name for path in folder.glob("*.gguf") if path.name != gguf]
+    return [path for path in files if not any(path.name.startswith(other) for other in others)]
+
+
+def _of_hub(model: str, revision: str | None, name: str = "README.md") -> Path | None:
+    """A file of a repository of the hub, where the hub or its cache has it."""
     from transformers.utils import cached_file
 
     hub.settle()
     lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     try:
-        found = cached_file(model, "README.md", revision=revision, **lenient)
+        found = cached_file(model, name, revision=revision, **lenient)
     except (OSError, ValueError):
         return None
     return Path(found) if found else None

@@ -61,14 +61,15 @@ def _with_perplexity(study: Study, name: str) -> str:
 
 def chapters(study: Study) -> list[Chapter]:
     """All chapters, in reading order."""
-    published = [_published(study)] if study.has("sentiment", "accuracy") else []  # figures of language models
+    images = study.has("perplexity", "accuracy_after")
+    published = [_published(study)] if study.has("sentiment", "accuracy") else []
     return [
         _variants(study),
         *_tasks(study),
         _recovery(study),
         _windows(study),
         _neighbours(study),
-        *published,
+        *([_published_of_images(study)] if images else published),
         _provenance(study),
     ]
 
@@ -214,7 +215,19 @@ def _published(study: Study) -> Chapter:
             *tables.beside(study),
             f"“{tables.NOTHING}” was not measured, or not published.",
             "Others on WikiText-2, each comparable with figures of its own source only:",
-            *tables.elsewhere(study),
+            *tables.elsewhere(study.published.elsewhere),
+        ],
+    )
+
+
+def _published_of_images(study: Study) -> Chapter:
+    return Chapter(
+        "Published figures",
+        [
+            "Of others who made image classifiers smaller or faster, on ImageNet-1k's validation images. No value here "
+            "may be compared with one of this run: images, recipes and devices are others. Within a source, what a "
+            "method costs in accuracy for the share of parameters that it saves may be.",
+            *tables.elsewhere(study.published.images),
         ],
     )
 

@@ -13,13 +13,18 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Figure(Section):
-    """One model's figures; `variant` is what this project calls the same model, where it has one."""
+    """One model's figures; `variant` is what this project calls the same model, where it has one.
+
+    parameters_share: of the original's parameters.
+    """
 
     name: str
     variant: str | None = None
     parameters_millions: Positive | None = None
+    parameters_share: Share | None = None
     perplexity: Positive | None = None
     latency_ms: Positive | None = None
+    images_per_second: Positive | None = None
     accuracy: Share | None = None
     rouge1: Share | None = None
     rouge2: Share | None = None
@@ -45,8 +50,11 @@ class Reproducible(Source):
 
 
 class Published(Section):
+    """seeds: the notes' figures. elsewhere, images: those of others on language models and on image classifiers."""
+
     seeds: Reproducible
     elsewhere: list[Source]
+    images: list[Source]
 
 
 def read(path: Path) -> Published:

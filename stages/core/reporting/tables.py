@@ -1,9 +1,10 @@
 """The study's figures as tables of text, for whatever page shows them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.core.reporting.published import Source
 from stages.core.reporting.study import Study, correlation_rows, layout
 
 NOTHING = "–"
@@ -242,21 +243,31 @@ def beside(study: Study) -> list[Table]:
     ]
 
 
-def elsewhere(study: Study) -> list[Table]:
+# Column of published figures -> the figure and its digits; a table has those columns for which its source has a value.
+PUBLISHED = {
+    "millions of parameters": ("parameters_millions", 1),
+    "share of parameters": ("parameters_share", 2),
+    "perplexity": ("perplexity", 2),
+    "accuracy": ("accuracy", 4),
+    "images a second": ("images_per_second", 0),
+}
+
+
+def elsewhere(sources: Iterable[Source]) -> list[Table]:
     """Published figures that no variant of ours is beside, a table for each source."""
-    return [
-        Table(
-            ("model", "millions of parameters", "perplexity"),
-            [
-                (figure.name, _number(figure.parameters_millions, 1), _number(figure.perplexity, 2))
-                for figure in source.figures
-            ],
-            source.title,
-            f"{source.protocol}.",
-            narrow=True,
-        )
-        for source in study.published.elsewhere
-    ]
+    found = []
+    for source in sources:
+        columns = {
+            title: (name, digits)
+            for title, (name, digits) in PUBLISHED.items()
+            if any(getattr(figure, name) is not None for figure in source.figures)
+        }
+        rows = [
+            (figure.name, *(_number(getattr(figure, name), digits) for name, digits in columns.values()))
+            for figure in source.figures
+        ]
+        found.append(Table(("model", *columns), rows, source.title, f"{source.protocol}.", narrow=True))
+    return found
 
 
 def environments(study: Study) -> Table:
