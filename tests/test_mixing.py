@@ -5,12 +5,14 @@ import math
 
 import pytest
 import tiny
+import tiny_vision
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.architecture import targets
 from stages.core.calibration.moments import Moments
+from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.settings.variants import Forms, LowRank, Prune
 from stages.core.shrinking import baselines, making, mixing, options, probes
@@ -106,6 +108,28 @@ def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, sh
         for way in ({}, {"score": "input", "scope": "row"}):
             pruned = baselines.prune(view, known, Prune(method="prune", target_parameters=share, **way))[0]
             assert tried[0].perplexity <= score(pruned) * (1 + 1e-6)
+
+
+def test_a_mixture_of_stages_of_different_width_fits_its_budget():
+    """Swin: matrices of each layer's own shape, answers compared over labels."""
+    view, images = tiny_vision.view("swin"), tiny_vision.pixels(6, seed=3)
+    known = tiny_vision.calibration(view)
+
+    def answers(changed):
+        return tiny_vision.logits(changed.model, images).double().log_softmax(1)
+
+    def divergence(changed, reference):
+        return (reference.exp() * (reference - answers(changed))).sum(1).mean().item()
+
+    judge = probes.Judge(lambda changed: 2 + divergence(changed, answers(view)), answers, divergence)
+    spec = Forms(choose="forms", target_parameters=0.8)
+    probed = probes.probe_all(view, known, spec.forms, judge)
+    assert all(harm >= 0 for lines in probed.probes.values() for line in lines.values() for _, harm in line)
+    tried = mixing.search(view, known, spec, probed, judge)
+    for one in tried:
+        changed, _ = making.mix(view, known, one.plan)
+        assert counting.count(changed)["parameters"] <= targets.target(view.shape, 0.8)
+    assert tried[0].by != "baseline" and tried[0].perplexity < max(one.perplexity for one in tried)
 
 
 @pytest.mark.parametrize("role", ["in", "out"])

@@ -17,7 +17,7 @@ from stages.core.calibration.moments import MomentStream
 from stages.core.evaluation import classification, summaries
 from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.variants import Distill, Recovery
-from stages.core.shrinking import ablation
+from stages.core.shrinking import ablation, making, probes
 from stages.core.tasks import notes, timing
 from stages.core.tasks.language import perplexity
 from stages.core.training import recovery
@@ -130,6 +130,21 @@ def test_distillation_with_backward_stays_on_its_device(name, train_what, far):
         assert devices(model) == {device}
         found[device] = tiny.logits(model, tiny.ids().to(device))
     agree(found[far], found[NEAR], rtol=1e-2, atol=1e-2)
+
+
+def test_a_mixture_and_its_probes_stay_on_their_device(far):
+    plan = {
+        "0": {"in": {"form": "sparse", "kept": 400, "score": "input", "refit": True}},
+        "2": {"in": {"form": "low_rank", "rank": 3}, "out": {"form": "sparse", "kept": 500, "score": "magnitude"}},
+    }
+    found = {}
+    for device in (NEAR, far):
+        view = tiny.view(model_on(device, "gpt2"))
+        judge = probes.judge_by(tiny.TASK, ROWS.flatten(), device)
+        changed, _ = making.mix(view, tiny.moved(tiny.calibration(tiny.model("gpt2")), device), plan)
+        assert devices(changed.model) == {device}
+        found[device] = judge.divergence(changed, judge.reference(view))
+    assert found[far] == pytest.approx(found[NEAR], rel=1e-3) and found[far] > 0
 
 
 def test_what_calibration_sees_stays_on_its_device(far):
