@@ -26,7 +26,7 @@ def test_every_method_stores_at_most_the_size():
     assert {"softshare", "mix", "pruned", "dropped", "dropped_searched", "basis_2"} <= {name for name, _ in plans}
     probed = cache(lambda: curve.probe(view, known, judge))
     for name, share in plans:
-        changed, _ = curve.make(name, share, view, known, judge, probed)
+        changed, *_ = curve.make(name, share, view, known, judge, probed)
         assert tiny.count(changed.model)["parameters"] <= targets.target(view.shape, share), name
 
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from stages.core.architecture.depth import keep_layers
 from stages.core.forms import structure
 from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.variants import Distill, Recovery
@@ -238,3 +239,27 @@ def test_below_the_first_window_nothing_is_kept_for_a_backward_pass(name, what):
     run(shared, objective, rates)
     # The embeddings, then each block's output.
     assert seen[0] == [False, False, False, True, True, True]
+
+
+def test_a_kept_layer_learns_what_the_next_kept_one_reads():
+    states = [torch.tensor(float(layer)) for layer in range(6)]  # what layers 0 to 4 read, and the end
+    assert [int(state) for state in recovery.of_kept(states, [0, 2, 3])] == [0, 2, 3, 5]
+    assert [int(state) for state in recovery.of_kept(states, None)] == list(range(6))
+    assert recovery.of_kept(states, list(range(5))) == states
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_hidden_states_of_a_model_with_fewer_layers_are_compared_with_those_of_kept_ones(name):
+    teacher, kept = tiny.view(tiny.model(name)), [0, 3, 4]
+    student, task = keep_layers(teacher, kept), Language(8, 8)
+    rows = torch.arange(32).view(4, 8) % tiny.VOCABULARY
+    objective = recovery.end_to_end(
+        task, student.model, rows, teacher.model, Distill(logits=0.0, hidden=3.0), None, kept
+    )
+    with torch.no_grad():
+        loss, minimised = objective(torch.arange(4))
+        found, wanted = (task.outputs(view.model, rows, True).hidden_states for view in (student, teacher))
+    pairs = [(found[1], wanted[3]), (found[2], wanted[4]), (found[3], wanted[5])]
+    errors = torch.stack([recovery.relative_error(*pair) for pair in pairs])
+    torch.testing.assert_close(minimised - loss, 3.0 * errors.mean())
+    assert errors.min() > 0

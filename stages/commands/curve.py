@@ -16,10 +16,12 @@ from pathlib import Path
 from stages.commands.opened import Opened
 from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
+from stages.core.forms.structure import Sharing
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
+from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import curve
 from stages.core.training.files import Outputs
 
@@ -37,11 +39,11 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     plans = curve.plans(shares, measuring.study.view.shape)
     jobs = [(name, share, repeats if share in trained else None) for name, share in plans]
     rows = {}
-    original = measuring.original()
+    originals = measuring.controls(repeats) if trained else [measuring.original()]
     for row in progress(_measured(jobs, measuring), "curve", total=len(jobs)):
         rows[row["method"], row["size"]] = row
-        _write(_excesses([original, *(rows[plan] for plan in plans if plan in rows)]), to)
-    _show(_excesses([original, *(rows[plan] for plan in plans)]), to)
+        _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
+    _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
 
 
 class Measuring:
@@ -59,9 +61,12 @@ class Measuring:
     def point(self, name: str, share: float, seeds: list[int] | None) -> dict:
         """The row of a method at a share of the original's parameters; seeds: of its recovery, None without one."""
         study = self.study
-        changed, sharing = curve.make(name, share, study.view, study.calibration, self.judge, self.probed)
+        changed, sharing, kept = curve.make(name, share, study.view, study.calibration, self.judge, self.probed)
         found = self.row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed}
-        return found if seeds is None else found | self.trained(changed, sharing, name, share, seeds)
+        if seeds is None:
+            return found
+        recipes = arms(curve.METHODS[name].variant(share).finetune, kept)
+        return found | self.trained(changed, sharing, recipes, seeds, kept)
 
     def row(self, name: str, changed: ModelView) -> dict:
         """What a model stores and its perplexities."""
@@ -73,25 +78,44 @@ class Measuring:
         """The perplexities of a model."""
         return {"validation": self.judge.score(changed), "test": self.test.score(changed)}
 
-    def trained(self, changed: ModelView, sharing, name: str, share: float, seeds: list[int]) -> dict[str, float]:
-        """The perplexities after recovery at the rate that validation text chooses with the first seed.
+    def controls(self, seeds: list[int]) -> list[dict]:
+        """The original trained as stage `control` does, and with the control as teacher, as variants are."""
+        control = checkpoint.load(CONTROL)[0]
+        plain = {f"{split}_after": value for split, value in self.measured(control).items()}
+        recipes = arms(Recovery(teacher="control", distill=Distill(logits=0.5, hidden=20.0)))
+        distilled = self.trained(self.study.view, Sharing(), recipes, seeds)
+        return [self.original() | plain, self.original() | {"method": "original_distilled"} | distilled]
 
-        They are means over the seeds; `spread_after` is the standard deviation on the test split.
+    def trained(self, changed: ModelView, sharing, recipes: list[Recovery], seeds: list[int], kept=None) -> dict:
+        """The perplexities after recovery by the recipe that validation text chooses with the first seed.
+
+        They are means over the seeds; `spread_after` is the standard deviation on the test split. kept: the original's
+        layers that the model has, None for all.
         """
-        teacher = checkpoint.load(CONTROL)[0].to(self.study.device)
-        recover, variant = self.study.recoverer(), curve.METHODS[name].variant(share)
+        teacher, recover = checkpoint.load(CONTROL)[0].to(self.study.device), self.study.recoverer()
 
-        def ends(rate: float, seed: int) -> dict[str, float]:
+        def ends(spec: Recovery, seed: int) -> dict[str, float]:
             tried = changed.copy()
-            recover(tried, sharing, teacher, variant.finetune.model_copy(update={"rate": rate}), seed)
+            recover(tried, sharing, teacher, spec, seed, kept)
             return self.measured(tried)
 
-        found = {rate: ends(rate, seeds[0]) for rate in RATES}
-        rate = min(found, key=lambda rate: found[rate]["validation"])
-        every = [found[rate], *(ends(rate, seed) for seed in seeds[1:])]
+        found = [ends(spec, seeds[0]) for spec in recipes]
+        best = min(range(len(recipes)), key=lambda number: found[number]["validation"])
+        every = [found[best], *(ends(recipes[best], seed) for seed in seeds[1:])]
         means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
         spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
-        return means | spread | {"rate": rate, "seeds": len(every)}
+        chosen = {"rate": recipes[best].rate, "hidden": recipes[best].distill.hidden, "seeds": len(every)}
+        return means | spread | chosen
+
+
+def arms(spec: Recovery, kept: list[int] | None = None) -> list[Recovery]:
+    """The recipes that are tried: `spec` at every rate; where layers are gone, with and without hidden states."""
+    weights = [spec.distill.hidden] if kept is None else [0.0, 20.0]
+    return [
+        spec.model_copy(update={"rate": rate, "distill": spec.distill.model_copy(update={"hidden": hidden})})
+        for hidden in weights
+        for rate in RATES
+    ]
 
 
 def _measured(jobs: list[tuple], measuring: Measuring) -> Iterator[dict]:
@@ -136,8 +160,14 @@ def _seeds(text: str) -> list[int]:
 
 
 def _excesses(rows: list[dict]) -> list[dict]:
-    """The rows with how far test perplexity lies above the original's, as a share of it."""
-    return [row | {"excess": row["test"] / rows[0]["test"] - 1} for row in rows]
+    """The rows with how far test perplexity lies above the original's (a share of it), and the ratio to the control."""
+    control = rows[0].get("test_after")
+    return [
+        row
+        | {"excess": row["test"] / rows[0]["test"] - 1}
+        | ({"to_control": row["test_after"] / control} if "test_after" in row else {})
+        for row in rows
+    ]
 
 
 def _write(rows: list[dict], to: Path) -> None:
@@ -161,7 +191,7 @@ def draw(rows: list[dict], path: Path) -> None:
     from stages.core.reporting.pictures import COLOURS, MARKERS, plt
 
     lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows[1:]:
+    for row in (row for row in rows if row["method"] in curve.METHODS):
         lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     ends = {}

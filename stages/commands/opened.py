@@ -1,6 +1,6 @@
 """A finished study as commands open it: the original, what was read of it, and how a model is scored and recovered."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Opened:
         return judge_by(task, task.held_out(SPLITS[split], self.section(section)), self.device)
 
     def recoverer(self, held_out_by: str | None = None) -> Callable[..., None]:
-        """What trains a model in place: (model, structure, teacher, what is trained, seed).
+        """What trains a model in place: (model, structure, teacher, what is trained, seed, kept layers).
 
         held_out_by: the section that says how much validation text chooses the best state, by default that of the
         recovery itself.
@@ -61,11 +61,12 @@ class Opened:
         held_out = task.held_out(SPLITS["validation"], self.section(held_out_by) if held_out_by else recipe.validation)
 
         def recover(
-            changed: ModelView, sharing: Sharing, teacher: ModelView, spec: Recovery, seed: int = recipe.seeds[0]
-        ) -> None:
+            changed: ModelView, sharing: Sharing, teacher: ModelView, spec: Recovery, seed: int = recipe.seeds[0],
+            kept: Sequence[int] | None = None,
+        ) -> None:  # fmt: skip
             recovery.recover(
                 changed, sharing, teacher, task, rows, held_out, recipe, spec, seed,
-                autocast=devices.autocast(self.device, runtime.precision), watch=iter,
+                autocast=devices.autocast(self.device, runtime.precision), watch=iter, kept=kept,
             )  # fmt: skip
 
         return recover

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.core.architecture import targets, windows
-from stages.core.architecture.depth import influence, keep_layers
+from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
@@ -15,6 +15,7 @@ from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
+from stages.core.shrinking.layer_search import least_influence
 from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed
 
 
@@ -26,7 +27,7 @@ def drop(
     Men et al. 2024, ShortGPT (arXiv:2403.03853).
     """
     if gone is None:
-        order = influence(view, calibration.watch(calibration.text())).argsort(stable=True).tolist()
+        order = least_influence(view, calibration)
         gone = targets.dropped(view.shape, order, spec.target_parameters, spec.layers)
     return keep_layers(view, [layer for layer in range(view.depth) if layer not in gone]), Sharing()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core.architecture import rules, windows
+from stages.core.architecture import rules, targets, windows
 from stages.core.architecture.shape import Shape
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
@@ -76,8 +76,8 @@ def make(
     calibration: Calibration,
     judge: probes.Judge,
     probed: Callable[[], probes.Probed],
-) -> tuple[ModelView, Sharing]:
-    """The untrained model of a method at a share, and its structure.
+) -> tuple[ModelView, Sharing, list[int] | None]:
+    """The untrained model of a method at a share, its structure, and the layers that it keeps, None for all.
 
     `judge` judges models on validation text, by which windows, layers and forms are chosen. probed: a function that
     gives what `probe` does, which only mixtures ask for.
@@ -85,11 +85,17 @@ def make(
     variant = METHODS[name].variant(share)
     if variant.windows.choose == "forms":
         best = mixing.search(view, calibration, variant.windows, probed(), judge)[0]
-        return making.mix(view, calibration, best.plan)
-    if variant.windows.choose == "layers":
-        gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers
-        return operate(view, [], calibration, variant.surgery, dropped=gone)
+        return *making.mix(view, calibration, best.plan), None
+    if variant.surgery.method == "drop":
+        if variant.windows.choose == "layers":
+            gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers
+        else:
+            order = layer_search.least_influence(view, calibration)
+            gone = targets.dropped(view.shape, order, share, None)
+        kept = [layer for layer in range(view.depth) if layer not in gone]
+        return *operate(view, [], calibration, variant.surgery, dropped=gone), kept
     if variant.windows.choose == "none":
-        return operate(view, [], calibration, variant.surgery)
+        return *operate(view, [], calibration, variant.surgery), None
     chosen = window_search.search(view, calibration, variant.surgery, variant.windows, judge.score).chosen
-    return operate(view, [windows.layers(w) for w in chosen.windows], calibration, variant.surgery, chosen.ranks)
+    groups = [windows.layers(window) for window in chosen.windows]
+    return *operate(view, groups, calibration, variant.surgery, chosen.ranks), None

@@ -1,6 +1,6 @@
 """The recovery of a model after surgery: which of its parameters are trained, and towards what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ def recover(
     autocast: AbstractContextManager,
     watch: Callable[[Any], Any],
     unfinished: Path | None = None,
+    kept: Sequence[int] | None = None,
 ) -> History:
     """Train one model with one seed, in place: FFN by FFN on the first rows (`spec.warm_start`), then end to end.
 
     rows: the examples. held_out: what `task` scores to choose the best state. teacher: the model that is distilled
     from; None if `spec` distils nothing and has no warm start.
-    unfinished: the folder for the state of a training that may be killed.
+    unfinished: the folder for the state of a training that may be killed. kept: the teacher's layers that a model with
+    fewer still has.
     """
     set_dropout(view.model, recipe.dropout)
     penalty = frobenius(view.model, spec.around, spec.frobenius) if spec.frobenius else None
@@ -74,7 +76,7 @@ def recover(
     return train(
         view.model,
         len(rows) - early,
-        end_to_end(task, view.model, rows[early:], teacher and teacher.model, spec.distill, penalty),
+        end_to_end(task, view.model, rows[early:], teacher and teacher.model, spec.distill, penalty, kept),
         with_rates(parts(view, sharing.groups, spec.train)),
         recipe,
         seed,
@@ -151,6 +153,7 @@ def end_to_end(
     teacher: Any | None,
     distill: Distill | None,
     penalty: Callable[[], Tensor] | None,
+    kept: Sequence[int] | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """An objective for `train`: the loss on `rows`, and that loss with distillation and `penalty`.
 
@@ -171,11 +174,23 @@ def end_to_end(
             if distill.logits:
                 minimised = minimised + distill.logits * divergence(outputs.logits, targets.logits, distill.temperature)
             if hidden:
-                pairs = zip(outputs.hidden_states[1:], targets.hidden_states[1:])
+                # Of a model with stages there is one tensor for each stage, whatever layers it has.
+                same = len(outputs.hidden_states) == len(targets.hidden_states)
+                matching = targets.hidden_states if same else of_kept(targets.hidden_states, kept)
+                pairs = zip(outputs.hidden_states[1:], matching[1:])
                 minimised = minimised + distill.hidden * torch.stack([relative_error(*pair) for pair in pairs]).mean()
         return loss, minimised if penalty is None else minimised + penalty()
 
     return objective
+
+
+def of_kept(states: Sequence[Tensor], kept: Sequence[int] | None) -> list[Tensor]:
+    """The teacher's hidden states that a model of its layers `kept` should have: what each of them reads, and the last.
+
+    states: what the first layer reads, what each next one reads, and the end. So a layer learns what is to be read by
+    the one that now follows it, and makes up for those that are gone in between. None: all layers are there.
+    """
+    return list(states) if kept is None else [*(states[layer] for layer in kept), states[-1]]
 
 
 def layer_by_layer(
