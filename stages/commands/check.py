@@ -96,10 +96,10 @@ def table(costs: dict, speed: float | None) -> str:
 def duration(costs: dict, speed: float) -> str:
     """The whole time of one core, what is not in it, and what several cores can make of it."""
     whole, cores = sum(cost.seconds(speed) for cost in costs.values()), os.cpu_count() or 1
-    unknown = [cost.unknown for cost in costs.values() if cost.unknown]
+    unknown = list(dict.fromkeys(cost.unknown for cost in costs.values() if cost.unknown))
     text = f"{'more than' if unknown else 'about'} {clock(whole)} of one core, whose matrix product here does "
     text += f"{rounded(speed / 1e9)} GFLOP/s; JOBS says how many of the {cores} work at a time"
-    return text + (f"\n      not counted, as long as the text is: {', '.join(unknown)}" if unknown else "")
+    return text + (f"\n      not counted, as data sets differ in size: {', '.join(unknown)}" if unknown else "")
 
 
 def misfits(costs: dict, card: Card | None) -> list[str]:
