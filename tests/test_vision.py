@@ -189,7 +189,17 @@ def test_merging_equal_layers_changes_nothing(name):
         assert tiny_vision.gap(view.model, shared.model) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vit", "swin"])
+@tiny_vision.every_family
+def test_the_last_axis_of_hidden_states_is_the_width(name):
+    from stages.core.images.table import Batch
+
+    view, batch = tiny_vision.view(name), Batch(tiny_vision.pixels(2), torch.arange(2))
+    with torch.no_grad():
+        states = ImageClassification().outputs(view.model, batch, hidden_states=True).hidden_states[1:]
+    assert {state.shape[-1] for state in states} <= {view.width(layer) for layer in range(view.depth)}
+
+
+@pytest.mark.parametrize("name", tiny_vision.parameters("vit", "swin", "timm_wrapper"))
 def test_a_distilled_step_counts_labels_states_and_teacher(name):
     from stages.core.images.table import Batch
     from stages.core.settings.variants import Distill
@@ -318,6 +328,19 @@ def test_the_tinyvits_of_timm_fit_their_profile(name, size, widths):
     assert list(asked) == [
         "variants.merged_8.windows.size = 8: the stages of this model have 2, 6, 2 layers, so 2 to 6 are allowed"
     ]
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "swin"])
+def test_a_profile_for_images_fits_its_model(name):
+    """The defaults of these configs are the sizes of the models that the profiles name."""
+    from closure import ROOT
+    from transformers import CONFIG_MAPPING
+
+    from stages.core.settings import params
+
+    kind = {"vit": "ViT", "deit": "DeiT", "swin": "Swin"}[name]
+    config = CONFIG_MAPPING[name](num_labels=1000, architectures=[f"{kind}ForImageClassification"]).to_dict()
+    assert rules.mistakes(params.load(ROOT / "params.yaml"), name, shape.of_config(config, "config.json")) == []
 
 
 @pytest.mark.parametrize("name", tiny_vision.parameters("timm_wrapper"))

@@ -84,8 +84,13 @@ class ImageClassification:
         return batch.pixels
 
     def outputs(self, model: Any, batch: Batch, hidden_states: bool = False) -> Any:
-        """The model's outputs for a batch: logits (n, labels)."""
-        return model(pixel_values=batch.pixels, output_hidden_states=hidden_states)
+        """The model's outputs for a batch: logits (n, labels), and hidden states whose last axis is d_model."""
+        found = model(pixel_values=batch.pixels, output_hidden_states=hidden_states)
+        if hidden_states:  # timm gives maps, (n, d_model, height, width)
+            found.hidden_states = tuple(
+                state.movedim(1, -1) if state.ndim == 4 else state for state in found.hidden_states
+            )
+        return found
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The cross-entropy in nats."""
