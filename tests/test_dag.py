@@ -252,6 +252,15 @@ def test_every_dependency_and_output_reaches_the_command(name):
         assert any(path == value or path.startswith(value + "/") for value in values), path
 
 
+def test_every_named_artifact_is_the_checkpoint_of_a_variant():
+    variants = YAML(typ="safe").load((ROOT / "params.yaml").read_text())["variants"]
+    for name, artifact in DVC["artifacts"].items():
+        variant = name.replace("-", "_")  # names of artifacts have no underscore
+        assert variant in variants and artifact["path"] == f"artifacts/finetuned/{variant}"
+    outs = STAGES["finetune"]["outs"]
+    assert any("artifacts/finetuned/${key}" in (out if isinstance(out, str) else next(iter(out))) for out in outs)
+
+
 def test_core_reads_no_fixed_path():
     """Paths stand in dvc.yaml; core modules get them from the stages (params.py alone knows its file's name)."""
     for path in (ROOT / "stages" / "core").rglob("*.py"):
