@@ -15,8 +15,7 @@ from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 
 SHARES = tuple(share / 20 for share in range(1, 20))  # of a matrix's entries, that sparse options keep
-SCORES = ("magnitude", "input")
-ROUNDS = 10  # of conjugate gradients, which refit the entries that stay
+ROUNDS = 5  # of conjugate gradients, which refit the entries that stay
 DENSE = {"form": "dense"}
 GONE = {"form": "low_rank", "rank": 0}
 
@@ -59,12 +58,11 @@ def options(
             if rank * sum(weight.shape) < whole
         ]
     if "sparse" in forms:
-        for score in SCORES:
-            for kept in (int(share * whole) for share in SHARES):
-                if kept + mask_size(whole) < whole:
-                    missing = (weight - sparse(weight, moments, kept, score, refit=True)) @ root
-                    form = {"form": "sparse", "kept": kept, "score": score, "refit": True}
-                    found.append(Option(kept + mask_size(whole), (missing.square().sum() / total).item(), form))
+        for kept in (int(share * whole) for share in SHARES):
+            if kept + mask_size(whole) < whole:
+                form = {"form": "sparse", "kept": kept, "score": "input", "refit": True}
+                missing = (weight - sparse(weight, moments, kept, "input", refit=True)) @ root
+                found.append(Option(kept + mask_size(whole), (missing.square().sum() / total).item(), form))
     return found
 
 
