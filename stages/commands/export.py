@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands.finished import checkpoint_of
-from stages.core.architecture.families import family_of
 from stages.core.architecture.tokens import state_end_tokens
 from stages.core.architecture.vision_shape import image_size
 from stages.core.architecture.weights import auto_class
@@ -106,8 +105,8 @@ def probed(config: Any) -> Any:
     """A batch of one that a model of this config takes: 64 tokens, or noise as an image."""
     import torch
 
-    if family_of(config.model_type).task == "image_classification":
-        return torch.randn(1, *image_size(config.to_dict()), generator=torch.Generator().manual_seed(0))
+    if size := image_size(config.to_dict()):
+        return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     length = min(64, getattr(config, "max_position_embeddings", None) or 64)
     return torch.arange(length).remainder(config.vocab_size)[None]
 

@@ -81,9 +81,12 @@ def _tokens(model: Any) -> int:
     return (height // high) * (width // wide) + sum(p.numel() // p.shape[-1] for p in special)
 
 
-def image_size(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Channels, height and width of the images that an image classifier of this config.json takes."""
-    path = family_of(config["model_type"]).image
+def image_size(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that a model of this config.json takes; None where it takes text."""
+    family = family_of(config["model_type"])
+    if family.task != "image_classification":
+        return None
+    path = family.image
     size, (*above, _) = _at(config, path), path.split(".")
     channels = size[0] if isinstance(size, (list, tuple)) and len(size) == 3 else None
     return channels or _at(config, ".".join([*above, "num_channels"])), *_pair(size)
