@@ -10,7 +10,7 @@ import threading
 import time
 
 from stages.core.process import guard
-from stages.core.running import choice, lock_file
+from stages.core.running import choice, lock_file, params_file
 
 
 def main(parent: str, *arguments: str) -> int:
@@ -18,6 +18,7 @@ def main(parent: str, *arguments: str) -> int:
     os.environ[guard.DVC] = str(os.getpid())  # its stage ends with this very process
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     lock_file.install()
+    params_file.install()
     choice.apply()
     from dvc.cli import main as dvc
 

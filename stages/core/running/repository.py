@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stages.core.process.errors import UserError
-from stages.core.running import choice
+from stages.core.running import choice, lock_file, params_file
 
 
 def opened() -> Any:
@@ -15,6 +15,8 @@ def opened() -> Any:
     from dvc.scm import SCM, SCMError
 
     choice.apply()
+    lock_file.install()
+    params_file.install()
     try:
         repo = Repo()
         SCM(repo.root_dir, no_scm=repo.config["core"].get("no_scm", False))  # DVC would look for git much later
