@@ -358,3 +358,23 @@ def test_what_batch_norm_counts_is_trained_kept_and_restored(name):
     best.evaluate(1, 3)
     best.restore()
     assert len(counted) > 10 and all(torch.equal(*pair) for pair in zip(before, counted))
+
+
+@pytest.mark.parametrize("name", tiny_vision.parameters("vit", "swin", "timm_wrapper"))
+def test_work_is_estimated_by_the_tokens_that_a_stage_sees(name):
+    """Beside what torch counts. With all tokens in every stage, Swin's would be over tenfold."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.core.running import estimates
+
+    deep = {
+        "vit": {},
+        "swin": {"depths": [2, 2, 6, 2], "num_heads": [2, 2, 4, 4], "image_size": 64, "embed_dim": 32},
+        "timm_wrapper": {"pretrained_cfg": {"input_size": [3, 64, 64]}},
+    }[name]
+    built = tiny_vision.model(name, **deep)
+    known = shape.of_config(built.config.to_dict(), "config.json")
+    size = deep.get("image_size", 64 if deep else tiny_vision.SIDE)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        built(torch.randn(1, 3, size, size))
+    assert 0.6 < estimates.forward(known, known.positions) / counter.get_total_flops() < 1.7

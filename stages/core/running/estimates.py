@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.core.architecture import targets, windows
-from stages.core.architecture.shape import Shape
+from stages.core.architecture.shape import Shape, Stage
 from stages.core.settings.profiles import Profile, Schedule
 from stages.core.settings.texts import Articles, Reviews
 from stages.core.settings.variants import (
@@ -83,7 +83,8 @@ def extract(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     moments = shape.layers * DOUBLE * (shape.width**2 + shape.hidden**2)
     table = len(spec.sites) * spec.max_tokens * shape.layers * FLOAT * shape.hidden
     batch = spec.batch_size * _length(spec, shape)
-    seen = batch * FLOAT * (shape.layers * (2 * shape.hidden + shape.width) + shape.hidden)
+    kept = sum(part.depth * share * (2 * part.hidden + part.width) for part, share in _shares(shape))
+    seen = batch * FLOAT * (kept + shape.hidden)
     spare = 2 * DOUBLE * shape.hidden**2
     products = spec.moment_tokens * shape.layers * (shape.width**2 + shape.hidden**2)  # symmetric: half of each
     return Cost(
@@ -263,8 +264,14 @@ def generation(profile: Profile, variants: Mapping[str, Variant], shape: Shape) 
 
 
 def forward(shape: Shape, tokens: float) -> float:
-    """2 P operations for each token; training takes three times as many (forward, and backward twice that)."""
-    return 2 * shape.parameters * tokens
+    """2 P operations for each token; training takes three times as many (forward, and backward twice that).
+
+    A stage that sees fewer tokens takes so many less; what is in no stage counts as what the last one sees.
+    """
+    shares = _shares(shape)
+    layers = sum(part.depth * part.block for part, _ in shares)
+    met = sum(part.depth * part.block * share for part, share in shares)
+    return 2 * tokens * (met + (shape.parameters - layers) * shares[-1][1])
 
 
 def near(shape: Shape, reach: int) -> int:
@@ -342,8 +349,15 @@ def _key(section: Any, name: str) -> str:
 
 def _activations(shape: Shape, tokens: int) -> float:
     """What a backward pass needs of `tokens`: 12 d and, of the FFN, one f before and two at its activation or gate."""
-    inner = (1 + len(shape.matrices)) * shape.hidden
-    return tokens * shape.layers * FLOAT * (12 * shape.width + inner)
+    inner = 1 + len(shape.matrices)
+    each = (part.depth * share * (12 * part.width + inner * part.hidden) for part, share in _shares(shape))
+    return tokens * FLOAT * sum(each)
+
+
+def _shares(shape: Shape) -> list[tuple[Stage, float]]:
+    """Every stage and how much of `positions` it sees: a wider one comes after an image was halved both ways."""
+    widths = list(dict.fromkeys(part.width for part in shape.stages))
+    return [(part, 0.25 ** widths.index(part.width)) for part in shape.stages]
 
 
 def _scoring(shape: Shape, rows: int, length: int) -> float:
