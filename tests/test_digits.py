@@ -70,10 +70,9 @@ def test_the_bundled_vit_is_small_and_right_on_97_percent_of_the_test_split(tmp_
 
 
 STRANGER = """
-import json, sys
-from importlib.util import find_spec
 import json
 import sys
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from PIL import Image
@@ -84,12 +83,19 @@ for form in ("dense", "shared"):
     model = AutoModelForImageClassification.from_pretrained(form, trust_remote_code=form == "shared").eval()
     pictures = [Image.open(path) for path in sorted(Path("pictures").iterdir())]
     pixels = AutoImageProcessor.from_pretrained(form)(pictures, return_tensors="pt")["pixel_values"]
-    print(json.dumps([type(model).__name__, model(pixel_values=pixels).logits.argmax(1).tolist()]))
+    answers = model(pixel_values=pixels).logits.argmax(1).tolist()
+    said = {"image": pictures[0]}
+    exec(Path(form, "README.md").read_text().split("```python")[1].split("```")[0], said)
+    assert said["logits"].argmax(1).tolist() == answers[:1]
+    print(json.dumps([type(model).__name__, answers]))
 """
 
 
 def test_exports_answer_the_same_where_nothing_of_this_project_is(tmp_path, monkeypatch):
-    """The stock class for the dense form, the module beside the weights for the shared one; with the processor."""
+    """The stock class for the dense form, the module beside the weights for the shared one; with the processor.
+
+    What the model card says opens them does.
+    """
     shared, sharing = ModelView(opening.open_snapshot(MODEL)), Sharing(groups=[[2, 3], [6, 7, 8]])
     install(shared, sharing)
     monkeypatch.chdir(tmp_path)

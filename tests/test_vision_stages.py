@@ -1,7 +1,9 @@
 """Every stage by hand, in order, on a tiny image classifier and images of patterns: what differs is the task alone."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,6 +36,7 @@ from stages.core.architecture import opening
 from stages.core.forms import checkpoint
 from stages.core.images import table
 from stages.core.process.artifacts import read_tensors
+from stages.core.reporting import answers
 
 VARIANTS = ("original", "softshare", "merged_2", "compressed_2")
 
@@ -183,6 +186,25 @@ def test_what_means_nothing_for_images_is_empty(study):
     page = (study / "report.md").read_text() + (study / "report.html").read_text()
     assert "Mini-DeiT-B" in page and "0.8320" in page and "Krony" not in page and "distilgpt2" not in page
     assert "ROUGE" not in page and "entiment" not in page and "accuracy" in page and "nan" not in page
+    assert "dot is a right answer" in page and (study / "plots/accuracy_by_size.png").is_file()
+
+
+def test_what_a_reader_of_images_takes_away_is_accuracy(study):
+    found, page = read(study, "summary.json"), (study / "report.md").read_text()
+    control = found["original"]["accuracy"]["accuracy_after"]
+    near = {name: row for name, row in found.items() if row["accuracy"]["accuracy_after"] >= control - 0.01}
+    smallest = min(near, key=lambda name: near[name]["parameters"])
+    said = f"`{smallest}`, accuracy {near[smallest]['accuracy']['accuracy_after']:.3f}"
+    assert f"**Control: {control:.3f}** accuracy of `original`" in page
+    assert f"one point of the control: {'none' if smallest == 'original' else said}" in re.sub(r"\d+%.*?: ", "", page)
+
+
+def test_names_of_labels_fit_over_an_image():
+    names = SimpleNamespace(label_names=["tench, Tinca tinca", "great white shark", "hammerheads", "a b " * 9])
+    assert [answers._named(names, label) for label in range(5)] == [
+        "tench", "great\nwhite…", "hammerhea…", "a b a b a\nb a b a b…", "4"
+    ]  # fmt: skip
+    assert [answers._named(names, label, lines=1) for label in (0, 1)] == ["tench", "great whi…"]
 
 
 def test_pixels_are_exact_from_the_source_to_the_table(study):

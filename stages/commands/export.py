@@ -77,6 +77,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
                 name=to.name,
                 record=record,
                 auto=auto,
+                processor=processor_of(draft, shares),
                 shares=shares,
                 structure=asdict(sharing),
                 recipe=recipe_of(variant),
@@ -109,6 +110,17 @@ def probed(config: Any) -> Any:
         return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     length = min(64, getattr(config, "max_position_embeddings", None) or 64)
     return torch.arange(length).remainder(config.vocab_size)[None]
+
+
+def processor_of(folder: Path, shares: bool) -> str:
+    """The class of transformers that opens the image processor in a folder; empty where there is none.
+
+    The auto class finds timm's by the model type, and the shared form has one of its own.
+    """
+    if not (file := folder / "preprocessor_config.json").is_file():
+        return ""
+    own = read_json(file)["image_processor_type"]
+    return own if shares and own.startswith("Timm") else "AutoImageProcessor"
 
 
 def known(path: str) -> dict[str, Any]:

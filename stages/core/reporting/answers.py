@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,33 +52,47 @@ def read(path: Path, rows: Sequence[int]) -> tuple[dict[int, bytes], list[str]]:
 
 
 def figure(study: Study) -> Any:
-    """A column for each image, a line for each variant, its answer in the cell; wrong answers in red."""
+    """A column for each image, a line for each variant: a dot where it is right, else its answer in red."""
     from PIL import Image
 
     found, rows = after(study.samples), list(study.images)
     truth = {row["row"]: row["label"] for row in study.samples["original"]}
-    named = lambda label: study.label_names[label][:9] if label < len(study.label_names) else str(label)  # noqa: E731
-    lines = len(study.variants)
-    figure = plt.figure(figsize=(9.6, 1.2 + 0.22 * lines))
-    grid = figure.add_gridspec(2, len(rows), height_ratios=[3, lines], left=0.15, right=0.99, top=0.92, bottom=0.02)
+    lines, room, head = len(study.variants), 0.85 / MOST, 1.2  # room: of one image; head: inches for images and labels
+    height = head + 0.22 * lines
+    figure = plt.figure(figsize=(9.6, height))
     for place, row in enumerate(rows):
-        axes = figure.add_subplot(grid[0, place])
+        inches = 0.9 * room * 9.6
+        axes = figure.add_axes((0.14 + place * room + 0.05 * room, 1 - 1.1 / height, 0.9 * room, inches / height))
         with Image.open(io.BytesIO(study.images[row])) as image:
             axes.imshow(image, cmap="gray" if image.mode == "L" else None)
-        axes.set_title(named(truth[row]), fontsize=9, loc="center")
+        axes.set_title(_named(study, truth[row]), fontsize=8, loc="center")
         axes.axis("off")
-    axes = figure.add_subplot(grid[1, :])
+    axes = figure.add_axes((0.14, 0, len(rows) * room, 1 - head / height))
     axes.set(xlim=(0, len(rows)), ylim=(lines, 0), yticks=[line + 0.5 for line in range(lines)], xticks=[])
     axes.set_yticklabels(study.variants)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
     for line, name in enumerate(study.variants):
+        if line % 2 == 0:
+            axes.axhspan(line, line + 1, color=INK, alpha=0.05, linewidth=0)
         for place, row in enumerate(rows):
             answer = found[name][row]
             wrong = answer != truth[row]
             axes.text(
-                place + 0.5, line + 0.5, named(answer), ha="center", va="center", fontsize=9,
-                color=WRONG if wrong else INK, fontweight="bold" if wrong else "normal",
+                place + 0.5, line + 0.5, _named(study, answer, lines=1) if wrong else "·", ha="center", va="center",
+                fontsize=8, color=WRONG if wrong else INK,
             )  # fmt: skip
     return figure
+
+
+def _named(study: Study, label: int, lines: int = 2) -> str:
+    """The name of a label as it fits over an image, or its number; what is cut ends in dots."""
+    name = study.label_names[label].partition(",")[0] if label < len(study.label_names) else str(label)
+    if lines == 1:
+        return _cut(name)
+    return "\n".join(textwrap.wrap(" ".join(map(_cut, name.split())), 10, max_lines=lines, placeholder="…"))
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 10 else name[:9].rstrip() + "…"

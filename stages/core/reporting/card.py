@@ -15,6 +15,7 @@ def render(
     name: str,
     record: Mapping[str, Any],
     auto: str,
+    processor: str,
     shares: bool,
     structure: Mapping[str, Any],
     recipe: Mapping[str, Any],
@@ -27,9 +28,10 @@ def render(
     """The card as Markdown, with the header that the hub reads. What is not known (an empty mapping) is left out.
 
     name: the export's folder. record: its variant, form, dtype and largest_logit_difference. auto: the auto class that
-    opens it. shares: whether it needs the module beside it. structure: its `Sharing`. recipe: what params.yaml says of
-    the variant. figures, original: its figures and the control's. source: the provenance of the model under study.
-    licence: `license` by the source's README, or the `file` that holds it.
+    opens it. processor: the class that opens its image processor, empty where it has none. shares: whether it needs the
+    module beside it. structure: its `Sharing`. recipe: what params.yaml says of the variant. figures, original: its
+    figures and the control's. source: the provenance of the model under study. licence: `license` by the source's
+    README, or the `file` that holds it.
     """
     own, control = rows(figures), rows(original)
     return fill(
@@ -38,6 +40,8 @@ def render(
         title=name,
         record=record,
         auto=auto,
+        images=bool(processor),
+        processor=processor,
         shares=shares,
         done=done(structure),
         recipe=recipe,
@@ -70,10 +74,10 @@ def done(structure: Mapping[str, Any]) -> list[str]:
 
 
 def rows(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Figure -> value as text, nested names joined by spaces; a sentence's worth of digits."""
+    """Figure -> value as text, nested names joined by spaces (none twice); a sentence's worth of digits."""
     found: dict[str, str] = {}
     for key, value in figures.items():
-        what = f"{prefix} {key}".strip().replace("_", " ")
+        what = f"{prefix} {key.removeprefix(f'{prefix}_')}".strip().replace("_", " ")
         if isinstance(value, Mapping):
             found |= {} if key in UNTOLD else rows(value, what)
         elif isinstance(value, int) and not isinstance(value, bool):

@@ -33,30 +33,44 @@ class Fact:
 
 def facts(study: Study) -> list[Fact]:
     """The control, the smallest variant near it, and the fastest one; "none" where none is smaller or faster."""
-    control = "perplexity of `original`, fine-tuned like every variant"
-    return [Fact("Control", tables.perplexity(study.control), control), _smallest(study), _fastest(study)]
+    known = study.has("perplexity", "accuracy_after")
+    what, value = "perplexity", tables.perplexity(study.control)
+    if known:
+        what, value = "accuracy", f"{study.perplexity['original']['accuracy_after']:.3f}"
+    control = f"{what} of `original`, fine-tuned like every variant"
+    return [Fact("Control", value, control), _smallest(study), _fastest(study)]
 
 
 def _smallest(study: Study) -> Fact:
-    title = "Smallest within 5% of the control"
-    near = (name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control)
+    """For images near in accuracy, whose points are what their readers count in."""
+    if study.has("perplexity", "accuracy_after"):
+        title = "Smallest within one point of the control"
+        least = study.perplexity["original"]["accuracy_after"] - 0.01
+        near = [name for name in study.variants if study.perplexity[name]["accuracy_after"] >= least]
+    else:
+        title = "Smallest within 5% of the control"
+        near = [name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control]
     name = min(near, key=lambda name: study.sizes[name]["parameters"])
     if name == "original":
         return Fact(title, "none", "every variant that stores less is further from it")
     ratio = study.sizes[name]["parameter_ratio"]
-    return Fact(title, f"{ratio:.0%}", f"of the parameters stored: {_with_perplexity(study, name)}")
+    return Fact(title, f"{ratio:.0%}", f"of the parameters stored: {_with_score(study, name)}")
 
 
 def _fastest(study: Study) -> Fact:
     name = max(study.variants, key=lambda name: study.latency[name]["speedup"])
     speedup = f"{study.latency[name]['speedup']:.2f}×"
-    if name == "original":
-        return Fact("Fastest", "none", f"no variant is faster than `original` beside itself ({speedup})")
-    return Fact("Fastest", speedup, _with_perplexity(study, name))
+    noise = study.latency["original"]["speedup"]
+    if study.latency[name]["speedup"] <= max(1.0, noise):
+        return Fact("Fastest", "none", f"no variant is faster than `original` beside itself ({noise:.2f}×)")
+    return Fact("Fastest", speedup, _with_score(study, name))
 
 
-def _with_perplexity(study: Study, name: str) -> str:
-    return f"`{name}`, perplexity {tables.perplexity(study.perplexity[name]['after'])}"
+def _with_score(study: Study, name: str) -> str:
+    found = study.perplexity[name]
+    if "accuracy_after" in found:
+        return f"`{name}`, accuracy {found['accuracy_after']:.3f}"
+    return f"`{name}`, perplexity {tables.perplexity(found['after'])}"
 
 
 def chapters(study: Study) -> list[Chapter]:
@@ -93,9 +107,19 @@ def _variants(study: Study) -> Chapter:
             f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
             Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
             "Sharing saves memory, not arithmetic. A model computes less where layers are gone or matrices are of low "
-            "rank. *Dense* counts a shared weight in every layer that uses it, as the notes did.",
+            f"rank. *Dense* counts a shared weight in every layer that uses it, as the notes did.{_rates(study)}",
             tables.storage(study),
         ],
+    )
+
+
+def _rates(study: Study) -> str:
+    """What images a second of two variants are worth beside each other."""
+    if not any(key.startswith("images_per_second") for key in study.latency["original"]):
+        return ""
+    return (
+        " *Images/s* of two variants come from different minutes of the machine: compare variants by their speed-up, "
+        "whose two sides were timed in turns."
     )
 
 
@@ -112,7 +136,12 @@ def _measures(study: Study) -> str:
 def _tasks(study: Study) -> list[Chapter]:
     if study.has("perplexity", "accuracy_after"):
         images = study.perplexity["original"][study.unit]
-        found = [Chapter("Accuracy", [f"On {images:,} test images, which chose nothing.", tables.accuracy(study)])]
+        said = (
+            f"On {images:,} test images, which chose nothing. All variants answer the same images, so a difference "
+            "between two is known better than their intervals suggest."
+        )
+        picture = Picture("accuracy_by_size", "Test accuracy against stored parameters, with 95% intervals")
+        found = [Chapter("Accuracy", [said, picture, tables.accuracy(study)])]
         return [*found, _answers(study)] if study.images else found
     reviews, articles = study.sentiment["original"], study.summarization["original"]
     seeds = "one seed" if articles["seeds"] == 1 else f"mean of {articles['seeds']} seeds"
@@ -134,7 +163,7 @@ def _tasks(study: Study) -> list[Chapter]:
 def _answers(study: Study) -> Chapter:
     said = (
         "Test images on which not all recovered variants agree, from those on which one differs from `original` to "
-        "those on which many do. Above each image stands its label; wrong answers are red."
+        "those on which many do. Above each image stands its label. A dot is a right answer; wrong ones are written."
     )
     picture = Picture("answers", "Test images with every variant's answer", wide=True)
     return Chapter("Where variants differ", [said, picture])

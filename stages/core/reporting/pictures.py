@@ -51,6 +51,7 @@ def drawings(study: Study) -> dict[str, Callable[[], Any]]:
     return {
         "perplexity_by_size": lambda: perplexity_by_size(study),
         "perplexity_by_speed": lambda: perplexity_by_speed(study),
+        **({"accuracy_by_size": lambda: accuracy_by_size(study)} if study.has("perplexity", "accuracy_after") else {}),
         "window_search": lambda: window_search(study),
         **({"forms": lambda: forms(study)} if mixed(study) else {}),
         "correlations": lambda: correlations(study),
@@ -105,6 +106,21 @@ def perplexity_by_speed(study: Study) -> Any:
     axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning")
     axes.margins(0.08)
     _logarithmic(axes)
+    return _legend(figure, axes)
+
+
+def accuracy_by_size(study: Study) -> Any:
+    """Every variant's accuracy after fine-tuning at its stored parameters, with its interval, beside the control's."""
+    figure, axes = _figure(1)
+    for name, style in styles(study.variants).items():
+        millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
+        interval = [found["accuracy_low_after"], found["accuracy_high_after"]]
+        axes.plot([millions] * 2, interval, color=style["color"], alpha=0.3, linewidth=1)
+        axes.plot(millions, found["accuracy_after"], **style, label=name, linestyle="")
+    control = study.perplexity["original"]["accuracy_after"]
+    axes.axhline(control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
+    axes.set(xlabel="stored parameters, millions", ylabel="test accuracy after fine-tuning")
+    axes.margins(0.08)
     return _legend(figure, axes)
 
 
