@@ -120,8 +120,8 @@ CODE = {
         "sentiment summarize report",
     ),
     "core/reporting/{__init__ answers card chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls choice dvc_child estimates gpus graph leftovers lock_file repository resolved"
-    " screen server verification wire}": ("", ""),  # of commands
+    "core/running/{__init__ board calls choice dvc_child estimates gpus graph leftovers lock_file params_file"
+    " repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
     "pretrain_digits": ("pretrain_digits", ""),

@@ -90,8 +90,9 @@ def test_each_chain_is_shown_its_device_alone(monkeypatch):
 
     class Calls:
         board = SimpleNamespace(
-            plan=graph.Plan(shared=[], chains={"svd": ["a@svd"], "pruned": ["a@pruned"]}, alone=[]), done=set()
-        )
+            plan=graph.Plan(shared=[], chains={"svd": ["a@svd"], "pruned": ["a@pruned"]}, alone=[]),
+            stages={"a@svd", "a@pruned"}, done=set(),
+        )  # fmt: skip
 
         def run(self, name, *arguments, surroundings=None):
             seen[name] = surroundings
