@@ -6,11 +6,12 @@ Only DVC as a child of `make repro` does so; plain `dvc repro` is as DVC made it
 for stages alone is left to DVC.
 """
 
-import copy
 import logging
 import os
 from pathlib import Path
 from typing import Any
+
+from stages.core.running import params_file
 
 HEAD = "schema: '2.0'\nstages:\n"
 logger = logging.getLogger("dvc.dvcfile")
@@ -20,24 +21,14 @@ def install() -> None:
     """Let DVC in this process read and write dvc.lock so."""
     from dvc.dvcfile import Lockfile
 
-    theirs, load, loaded = Lockfile.dump_stages, Lockfile._load, {}
+    theirs = Lockfile.dump_stages
 
     def dump_stages(self: Any, stages: list[Any], **options: Any) -> None:
         if not stages or not write(self, stages, **options):
             theirs(self, stages, **options)
 
-    def cached(self: Any, **options: Any) -> Any:
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return load(self, **options)
-        state = (self.path, status.st_ino, status.st_size, status.st_mtime_ns, tuple(options.items()))
-        if state not in loaded:
-            loaded.clear()
-            loaded[state] = load(self, **options)
-        return copy.deepcopy(loaded[state])
-
-    Lockfile.dump_stages, Lockfile._load = dump_stages, cached
+    Lockfile.dump_stages = dump_stages
+    Lockfile._load = params_file.once(Lockfile._load, lambda lock: (lock.path,))
 
 
 def write(lock: Any, stages: list[Any], **options: Any) -> bool:
