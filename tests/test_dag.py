@@ -80,7 +80,7 @@ CODE = {
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
-    "core/settings/{__init__ images params profiles section splits texts variants}": (
+    "core/settings/{__init__ images messages params profiles section splits texts variants}": (
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),

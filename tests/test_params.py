@@ -124,10 +124,18 @@ OUT_OF_BOUNDS = [
     (f"{SMALL}.generate.prompts", [], rf"{SMALL}.generate.prompts = \[\]"),
     (f"{SMALL}.latency.repeats", 1, f"{SMALL}.latency.repeats = 1"),
     (f"{SMALL}.prepare.source.train", 0, f"{SMALL}.prepare.source.train = 0"),
-    (f"{SMALL}.prepare.source.kind", "web", f"{SMALL}.prepare.source: .*'web'"),
+    (f"{SMALL}.prepare.source.kind", "web", f"{SMALL}.prepare.source.kind = 'web': stories or dataset is needed"),
     ("variants.merged_4.windows.size", 1, "variants.merged_4.windows.size = 1"),
-    ("variants.merged_4.windows.choose", "all", "variants.merged_4.windows: .*'all'"),
-    ("variants.softshare.surgery.method", "graft", "variants.softshare.surgery: .*'graft'"),
+    (
+        "variants.merged_4.windows.choose",
+        "all",
+        "variants.merged_4.windows.choose = 'all': none, blocks, best, budget, forms or layers is needed",
+    ),
+    (
+        "variants.softshare.surgery.method",
+        "graft",
+        "variants.softshare.surgery.method = 'graft': none, share, collapse, .* or external is needed",
+    ),
     ("variants.softshare.surgery.base", "median", "variants.softshare.surgery.base = 'median'"),
     ("variants.softshare.finetune.frobenius", -1.0, "variants.softshare.finetune.frobenius = -1.0"),
     ("variants.softshare.finetune.frobenius", float("inf"), "variants.softshare.finetune.frobenius = inf"),
@@ -140,16 +148,20 @@ OUT_OF_BOUNDS = [
     ("pretrain.vocabulary", 256, "pretrain.vocabulary = 256"),
 ]
 MISSING = [
-    ("pretrain", GONE, "pretrain: Field required"),
-    ("variants", GONE, "variants: Field required"),
-    (f"{SMALL}.search", GONE, f"{SMALL}.search: Field required"),
-    (f"{SMALL}.finetune", GONE, f"{SMALL}.finetune: Field required"),
-    (f"{SMALL}.summarize.training.epochs", GONE, f"{SMALL}.summarize.training.epochs: Field required"),
-    ("profiles.gpt2.prepare.source.path", GONE, "profiles.gpt2.prepare.source.path: Field required"),
+    ("pretrain", GONE, "pretrain: missing; it has no default$"),
+    ("variants", GONE, "variants: missing; it has no default$"),
+    (f"{SMALL}.search", GONE, rf"{SMALL}.search: missing; \{{\}} leaves it at its defaults$"),
+    (f"{SMALL}.finetune", GONE, rf"{SMALL}.finetune: missing; \{{\}} leaves it at its defaults$"),
+    (f"{SMALL}.summarize.training.epochs", GONE, f"{SMALL}.summarize.training.epochs: missing; it has no default$"),
+    ("profiles.gpt2.prepare.source.path", GONE, "profiles.gpt2.prepare.source.path: missing; it has no default$"),
     ("variants.softshare.surgery.rank", GONE, "variants.softshare.surgery: rank = 0 with delta = joint"),
-    ("variants.merged_4.finetune", GONE, "variants.merged_4.finetune: Field required"),
-    ("variants.svd.surgery.fit", GONE, "variants.svd.surgery.fit: Field required"),
-    ("variants.softshare.windows.choose", GONE, "variants.softshare.windows: .*'choose'"),
+    ("variants.merged_4.finetune", GONE, r"variants.merged_4.finetune: missing; \{\} leaves it at its defaults$"),
+    ("variants.svd.surgery.fit", GONE, "variants.svd.surgery.fit: missing; it has no default$"),
+    (
+        "variants.softshare.windows.choose",
+        GONE,
+        "variants.softshare.windows.choose: missing; none, blocks, best, budget, forms or layers is needed",
+    ),
     ("profiles", {}, "profiles"),
 ]
 DISAGREEING = [
@@ -211,7 +223,11 @@ DISAGREEING = [
     ("variants.dropped.surgery.layers", 2, "variants.dropped.surgery: method = drop takes either layers or target"),
     ("variants.svd.surgery.basis", 2, "variants.svd.surgery: basis = 2 with fit = svd"),
     ("variants.svd.windows", {"choose": "blocks", "size": 4}, "variants.svd: windows.choose = blocks with .* low_rank"),
-    ("variants.pruned.surgery.target_parameters", GONE, "variants.pruned.surgery.target_parameters: Field required"),
+    (
+        "variants.pruned.surgery.target_parameters",
+        GONE,
+        "variants.pruned.surgery.target_parameters: missing; it has no default$",
+    ),
     (
         "variants.merged_4.surgery",
         {"method": "none"},
@@ -450,8 +466,9 @@ def test_names_that_are_words_of_the_file_too_are_told(name, tmp_path):
         ("profile: [small", "line 1"),
         ("profile: small\nprofile: gpt2\n", 'duplicate key "profile"'),
         ("\tprofile: small", "line 1"),
-        ("", "valid dictionary"),
-        ("- profile", "valid dictionary"),
+        (f"profile: {'9' * 5000}", "4300 digits"),
+        ("", "keys with values are needed"),
+        ("- profile", "keys with values are needed"),
     ],
 )
 def test_what_is_no_mapping_in_yaml_is_refused(text, message, tmp_path):

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError,
 
 from stages.core.process import memory
 from stages.core.process.errors import UserError
+from stages.core.settings import messages
 from stages.core.settings.images import ImageProfile
 from stages.core.settings.profiles import LanguageProfile, Pretrain, PretrainDigits
 from stages.core.settings.section import Section
@@ -21,14 +22,6 @@ from stages.core.settings.variants import Variant
 
 PARAMS = Path("params.yaml")
 PROFILE = "SHARED_FFN_PROFILE"  # the environment variable of `make ... PROFILE=name`, which goes before the file's
-
-# pydantic puts the chosen member of a union into a mistake's path, right below these keys; the file has no such key.
-UNIONS = {
-    "source": {"stories", "articles", "reviews", "dataset", "patterns", "digits"},
-    "windows": {"none", "blocks", "best", "budget", "forms", "layers"},
-    "surgery": {"none", "share", "collapse", "drop", "low_rank", "prune", "mix", "external"},
-    "target_parameters": {"constrained-int", "constrained-float", "int", "float", "Like"},
-}
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
@@ -111,11 +104,12 @@ def load(path: Path = PARAMS) -> Params:
 
     try:
         return _parsed(path.read_text(encoding="utf-8"), os.environ.get(PROFILE))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except UserError:
+        raise
     except ValidationError as error:
-        mistakes = [mistake for mistake in error.errors() if mistake["type"] != "default_factory_not_called"]
-        raise UserError("\n       ".join(f"{path}: {_line(mistake)}" for mistake in mistakes)) from error
+        raise UserError("\n       ".join(f"{path}: {line}" for line in messages.lines(error, Params))) from error
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 @lru_cache(maxsize=1)
@@ -158,14 +152,3 @@ def pretrain() -> Pretrain:
 def pretrain_digits() -> PretrainDigits:
     """The section `pretrain_digits`."""
     return load().pretrain_digits
-
-
-def _line(mistake: dict) -> str:
-    """One mistake in the file's own terms: the key, the value and what is allowed."""
-    path = [step for step in mistake["loc"] if step != "[key]"]  # pydantic's for a mistake in a name
-    if path[:1] == ["profiles"] and path[2:3] in (["language"], ["image_classification"]):
-        del path[2]  # pydantic's, too: which kind of profile it is
-    steps = [str(step) for above, step in zip([None, *path], path) if not (above in UNIONS and step in UNIONS[above])]
-    message = mistake["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(mistake["input"], dict) or not path else f" = {mistake['input']!r}"
-    return f"{'.'.join(steps)}{shown}: {message}".removeprefix(": ")

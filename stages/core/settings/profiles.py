@@ -4,9 +4,10 @@ The defaults are those of GPT-2 on a GPU box: a profile says what differs. The s
 differ from those for language are in stages.core.settings.images.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.core.settings.section import Count, Natural, Rate, Section, Sequence
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
@@ -21,10 +22,16 @@ SUMMARY_FORMAT = "{article}\nTL;DR:"
 Site = Literal["pre_activation", "post_activation"]
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("auto, cpu, cuda or one GPU, as cuda:1, is needed")
+    return name
+
+
 class Runtime(Section):
     """Where everything runs. Weights and every evaluation are float32."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    device: Annotated[str, AfterValidator(_device)] = Field("auto", description="auto takes a GPU where there is one")
     threads: Count | None = Field(None, description="of one process on the CPU; null leaves it to torch")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of training's forward and backward passes"
