@@ -339,3 +339,20 @@ def test_the_full_server_has_few_threads(warm):
 def test_every_module_that_the_server_imports_exists():
     """One that does not exist would end the server at its start, and every stage would start cold."""
     assert not [name for name in server.modules() if importlib.util.find_spec(name) is None]
+
+
+def test_what_every_stage_does_first_is_done_before_the_fork(monkeypatch):
+    from stages.core.settings import params
+
+    monkeypatch.chdir(ROOT)
+    params._parsed.cache_clear()
+    server.warm()
+    before = params._parsed.cache_info()
+    params.load()
+    assert params._parsed.cache_info().hits == before.hits + 1
+
+
+def test_a_params_file_with_a_mistake_does_not_end_the_server(monkeypatch, tmp_path):
+    (tmp_path / "params.yaml").write_text("profile: [")
+    monkeypatch.chdir(tmp_path)
+    server.warm()

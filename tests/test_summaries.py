@@ -165,3 +165,26 @@ def test_summaries_end_at_every_end_token_and_nowhere_else(ends):
     (taught,) = summaries.targets(Letters(), ["abc"], end_tokens(model), 3)
     plain = Letters()(" abc")["input_ids"]
     assert taught == (plain[:3] if ends is None else [*plain[:2], 4])
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@tiny.every_family
+def test_summaries_are_those_of_the_library_s_own_cache(name, beam):
+    """A prompt is read once for all its beams, and only what follows it is moved: neither changes a token."""
+    model = tiny.model(name)
+    found = summaries.write(model, PROMPTS, spec(4, beam, 0), 10, "all")
+    for prompt, row in zip(PROMPTS, found):
+        ids = torch.tensor([prompt])
+        options = {"num_beams": beam, "max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+        alone = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+        ends = set(end_tokens(model))
+        assert row == alone[: next((at for at, token in enumerate(alone) if token in ends), len(alone))]
+
+
+def test_a_prompt_is_read_once_whatever_the_beams():
+    model, rows = tiny.model("gpt2"), []
+    model.base_model.register_forward_pre_hook(
+        lambda _, inputs, named: rows.append((inputs or [named["input_ids"]])[0].shape), with_kwargs=True
+    )
+    summaries.write(model, PROMPTS, spec(4, 3, 0), 6, "all")
+    assert rows[0] == (4, 29) and set(rows[1:]) == {(12, 1)}

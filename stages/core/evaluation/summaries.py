@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.architecture.tokens import end_tokens, pad_token
+from stages.core.evaluation import beams
 from stages.core.process.artifacts import parquet_reader, parquet_writer
 from stages.core.process.errors import UserError
 
@@ -90,6 +91,8 @@ def write(
         ids = torch.tensor([[pad] * (length - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
         seen = torch.tensor([[0] * (length - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device)
         options: dict[str, Any] = {}
+        if length > 1:
+            options["past_key_values"] = beams.read(model, ids, seen, spec.beams, new_tokens)
         if spec.no_repeat_ngram and no_repeat_over == "all":
             options["no_repeat_ngram_size"] = spec.no_repeat_ngram
         elif spec.no_repeat_ngram:

@@ -25,10 +25,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stages.core.process import guard, progress
+from stages.core.process.errors import UserError
 from stages.core.running import wire
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -111,6 +112,20 @@ def digest() -> str:
     return found.hexdigest()
 
 
+def warm() -> None:
+    """Do once what every stage would do first: check params.yaml, compile transformers' rules for names of weights.
+
+    Libraries keep what they found in memory. A child whose params.yaml has another text reads that.
+    """
+    params, rules = sys.modules.get("stages.core.settings.params"), sys.modules.get("transformers.conversion_mapping")
+    if params:
+        with suppress(UserError):  # a stage says what is wrong
+            params.load()
+    if rules:
+        for name in TYPES:
+            rules.get_checkpoint_conversion_mapping(name)
+
+
 class Server:
     """Answers clients one after the other. children: process id of a child -> the connection to its client."""
 
@@ -121,6 +136,7 @@ class Server:
         os.environ[CHECK] = "1"
         for name in imports:
             importlib.import_module(name)
+        warm()
         assert "torch" not in sys.modules or not sys.modules["torch"].cuda.is_initialized()
         # Variables that the imports have set, as they would in a stage's own process.
         own = {key: value for key, value in os.environ.items() if key != CHECK}
