@@ -1,8 +1,10 @@
 """What is compared is the same: our alignment of a window and the peer's agree, and a figure says its ratio."""
 
 import numpy as np
+import pytest
 import torch
 
+from tests.benchmarks import __main__ as bench
 from tests.benchmarks import figures, peer, shapes, work
 from tests.benchmarks.measuring import Figure
 
@@ -32,3 +34,15 @@ def test_a_line_says_how_many_times_as_fast_or_as_long():
 
 def test_every_group_of_figures_has_a_name_that_only_can_choose():
     assert all(name.isidentifier() and measure.__doc__ for name, measure in figures.FIGURES.items())
+
+
+def test_only_chooses_groups_by_a_part_of_their_name():
+    assert bench.chosen("") == list(figures.FIGURES) and bench.chosen("align") == ["align_window", "align_all"]
+
+
+def test_a_group_that_is_not_there_is_refused_with_those_that_are(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.entry(["--only", "nosuch"])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("ONLY=nosuch: ") and all(name in said.err for name in figures.FIGURES)

@@ -34,14 +34,26 @@ def main(only: str, to: Path) -> None:
 
 def measured(only: str) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, measure in figures.FIGURES.items():
-            if only in name:
-                yield from measure(Path(folder))
+        for name in chosen(only):
+            yield from figures.FIGURES[name](Path(folder))
 
 
-if __name__ == "__main__":
+def chosen(only: str) -> list[str]:
+    """The groups of figures whose name has `only` in it."""
+    return [name for name in figures.FIGURES if only in name]
+
+
+def entry(arguments: list[str] | None = None) -> None:
+    """Read the command line and measure. Exits with 2 where it names no group of figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="the figures whose group has this in its name")
     parser.add_argument("--to", type=Path, default=Path("exported/bench.json"))
-    arguments = parser.parse_args()
-    main(arguments.only, arguments.to)
+    options = parser.parse_args(arguments)
+    if not chosen(options.only):
+        names = ", ".join(figures.FIGURES)
+        parser.exit(2, f"ONLY={options.only}: no group of figures has this in its name; there are {names}\n")
+    main(options.only, options.to)
+
+
+if __name__ == "__main__":
+    entry()
