@@ -38,7 +38,12 @@ def test_auto_takes_what_is_there(available, expected, monkeypatch):
     assert devices.start(Runtime(device="auto", threads=1)).type == expected
 
 
-def test_what_was_taken_is_on_record():
+def with_instructions(monkeypatch, *names):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True} | dict.fromkeys(names, True))
+
+
+def test_what_was_taken_is_on_record(monkeypatch):
+    with_instructions(monkeypatch, "avx512_bf16")
     device = devices.start(Runtime(device="cpu", threads=1))
     found = devices.environment(device, "bfloat16")
     assert found["threads"] == 1 and found["precision"] == "bfloat16" and found["torch"] == torch.__version__
@@ -48,6 +53,26 @@ def test_a_device_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     assert devices.precision(torch.device("cuda"), "bfloat16") == "float32"
     assert devices.precision(torch.device("cuda"), "float32") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "taken"),
+    [
+        ((), "float32"),
+        (("avx512_bf16",), "bfloat16"),
+        (("amx_bf16",), "bfloat16"),
+        (("neon",), "float32"),
+        (("neon", "bf16"), "bfloat16"),
+    ],
+)
+def test_a_processor_that_would_emulate_bfloat16_computes_in_float32(instructions, taken, monkeypatch):
+    """This torch says of every processor with AVX-512 that it has bfloat16; emulated, it takes four times as long."""
+    with_instructions(monkeypatch, *instructions)
+    cpu = torch.device("cpu")
+    assert devices.precision(cpu, "bfloat16") == devices.environment(cpu, "bfloat16")["precision"] == taken
+    with devices.autocast(cpu, "bfloat16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, taken)
+    assert devices.precision(cpu, "float32") == "float32"
 
 
 MEMORY = """
