@@ -53,15 +53,16 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     if windows_spec.choose == "forms":
         probed = probes.probe_all(view, calibration, windows_spec.forms, judge, watch)
         tried = mixing.search(view, calibration, windows_spec, probed, judge, watch)
+        plan, layers = tried[0].plan, tried[0].layers
         return {
-            "groups": [],
+            "groups": layers.groups,
             "candidates": [],
-            "forms": tried[0].plan,
-            "shares": making.shares(view, tried[0].plan),
+            "forms": plan,
+            "shares": making.shares(view, plan, layers),
             "tried": [{"forms": one.forms, "by": one.by, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": probed.original,
             task.unit: len(held_out),
-        }
+        } | ({"ranks": layers.ranks, "dropped": sorted(layers.gone)} if layers != making.NO_LAYERS else {})
     if windows_spec.choose == "layers":
         steps = layer_search.search(view, calibration, windows_spec, judge.score, watch)
         return {

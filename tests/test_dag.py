@@ -106,8 +106,8 @@ CODE = {
         "extract correlate align search surgery",
         EXTRACT,
     ),
-    "core/shrinking/{__init__ ablation baselines budgets curve fitting layer_search lowrank making merging mixing"
-    " operations options probes ranks repair window_search}": (
+    "core/shrinking/{__init__ ablation arranging baselines budgets curve fitting layer_search lowrank making members"
+    " merging mixing operations options probes ranks repair sharing window_search}": (
         "search surgery",
         SEARCH,
     ),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.calibration.moments import Moments, MomentStream, cholesky, from_tensors, to_tensors
-from stages.core.shrinking import fitting, lowrank, merging, operations, ranks
+from stages.core.shrinking import fitting, lowrank, members, merging, ranks
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)
@@ -249,10 +249,10 @@ def test_a_corrected_bias_takes_up_the_mean_error(name):
     known, group = tiny.calibration(model), [0, 1, 2]
     spec = tiny.share(4, base="regression", delta="joint", bias_correction=True)
     shared, _ = tiny.operate(model, [group], known, spec)
-    members = operations.aligned(tiny.view(model), group, known, spec)
-    for layer, member in zip(group, members):
+    every = members.aligned(tiny.view(model), group, known, spec)
+    for layer, member in zip(group, every):
         for role, linear in tiny.view(shared).linears(layer).items():
-            x = member.moments[operations.SITE[role]].mean
+            x = member.moments[members.SITE[role]].mean
             weight = linear.base.weight.double()
             weight = (weight.T if tiny.family(model).transposed else weight) + linear.delta().double()
             expected = member.ffn[f"w_{role}"] @ x + member.ffn[f"b_{role}"]

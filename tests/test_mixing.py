@@ -9,13 +9,14 @@ import tiny_vision
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from stages.core.architecture import targets
+from stages.core.architecture import targets, windows
 from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
-from stages.core.settings.variants import Forms, LowRank, Prune
-from stages.core.shrinking import baselines, making, mixing, options, probes
+from stages.core.settings.variants import Budget, Drop, Forms, LowRank, Prune, Variant
+from stages.core.shrinking import baselines, making, mixing, operations, options, probes, window_search
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.text.corpus import Stream
 
@@ -194,3 +195,97 @@ def test_a_masked_map_stores_its_entries_and_trains_only_them():
     fuller = MaskedLinear(kept + 3, 5, 6, None)
     fuller.store(matrix)
     assert torch.equal(fuller.matrix(), matrix)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A small model, its calibration, a judge of it, and all plans of all forms that were tried at 0.7 of its size."""
+    view, known, text = tiny.view(tiny.model("gpt2")), tiny.calibration(tiny.model("gpt2")), tiny.ids(2, seed=5)
+
+    def score(changed):
+        with torch.no_grad():
+            return math.exp(changed.model(text, labels=text).loss.item())
+
+    judge = probes.Judge(score, score, lambda view, original: abs(math.log(score(view) / original)))
+    spec = Forms(choose="forms", forms=["low_rank", "sparse", "share", "drop"], target_parameters=0.7)
+    tried = mixing.search(view, known, spec, probes.probe_all(view, known, spec.forms, judge), judge)
+    return view, known, judge, tried
+
+
+def test_a_mixture_of_all_forms_fits_its_budget(whole):
+    view, known, judge, tried = whole
+    kinds = {tuple(form for form in one.forms if form in ("share", "drop")) for one in tried if one.by == "divergence"}
+    assert kinds >= {(), ("share",), ("drop",), ("share", "drop")}
+    assert [one.perplexity for one in tried] == sorted(one.perplexity for one in tried)
+    for one in tried:
+        changed, sharing = making.mix(view, known, one.plan, one.layers)
+        assert counting.count(changed)["parameters"] <= targets.target(view.shape, 0.7)
+        assert len(sharing.groups) == len(one.layers.groups)
+        assert changed.depth == view.depth - len(one.layers.gone)
+
+
+def test_sharing_and_dropping_alone_are_the_single_methods(whole):
+    """Bit for bit, and among what is tried, so that the best plan is no worse than they are."""
+    view, known, judge, tried = whole
+    alone = {tuple(one.forms): one for one in tried if one.by == "baseline" and one.layers != making.NO_LAYERS}
+    spec = Budget(choose="budget", sizes=[2, 3], target_parameters=0.7)
+    chosen = window_search.search(view, known, making.SHARED, spec, judge.score).chosen
+    groups = [windows.layers(window) for window in chosen.windows]
+    expected = {
+        ("share",): operations.operate(view, groups, known, making.SHARED, chosen.ranks),
+        ("drop",): baselines.drop(view, known, Drop(method="drop", target_parameters=0.7)),
+    }
+    assert alone.keys() == expected.keys()
+    for name, (model, sharing) in expected.items():
+        mixed, found = making.mix(view, known, alone[name].plan, alone[name].layers)
+        assert found == sharing and tiny.same(tiny.state(mixed.model), tiny.state(model.model))
+        assert alone[name].perplexity == judge.score(model) >= tried[0].perplexity
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_shared_and_missing_layers_beside_forms_survive_the_disk(name, tmp_path):
+    view, known = tiny.view(tiny.model(name)), tiny.calibration(tiny.model(name))
+    plan = {
+        "0": {"in": {"form": "low_rank", "rank": 2}, "out": GONE},
+        "4": {"out": {"form": "sparse", "kept": 100, "score": "input", "refit": True}},
+    }
+    ranks = {"2": dict.fromkeys(view.roles, 3), "3": dict.fromkeys(view.roles, 0)}
+    layers = making.Layers([[2, 3]], ranks, [1])
+    changed, sharing = making.mix(view, known, plan, layers)
+    assert sharing.groups == [[1, 2]] and sharing.kept == {"3": {"out": 100}} and changed.depth == view.depth - 1
+    assert sharing.ranks == {"0": {"in": 2, "out": 0}, "1": ranks["2"], "2": ranks["3"]}
+    # As if the layer that is gone had never been there.
+    kept = [0, *range(2, view.depth)]
+    beside, _ = making.mix(view, known, plan, making.Layers([[2, 3]], ranks))
+    for new, old in enumerate(kept):
+        for role, linear in changed.linears(new).items():
+            assert tiny.same(dict(linear.named_parameters()), dict(beside.linears(old)[role].named_parameters()))
+    tiny.save(changed.model, sharing, tmp_path / "model")
+    loaded, found = tiny.load(tmp_path / "model")
+    assert found == sharing and tiny.gap(loaded, changed.model) == 0
+    assert tiny.gap(tiny.dense(loaded), changed.model) <= 1e-4
+    count = counting.count(tiny.view(loaded))["parameters"]
+    assert count == counting.count(changed)["parameters"]
+    shares = making.shares(view, plan, layers)
+    matrices = {layer: view.shape.matrices_of(layer) for layer in range(view.depth)}
+    stored = sum(shares[str(layer)][role] * o * i for layer in matrices for role, (o, i) in matrices[layer].items())
+    assert count == pytest.approx(
+        view.shape.parameters - view.shape.all_ffn_matrices + stored
+        - (view.shape.stage_of(1).block - view.shape.ffn_matrices_of(1))
+    )  # fmt: skip
+    read = load_file(tmp_path / "model" / "model.safetensors")
+    masks = {name: t for name, t in read.items() if t.dtype == torch.uint8}
+    assert count == sum(t.numel() for name, t in read.items() if name not in masks) + sum(
+        -(-t.numel() // 4) for t in masks.values()
+    )
+
+
+def test_mixtures_that_may_lose_layers_learn_no_hidden_states():
+    said = {"choose": "forms", "forms": ["share", "drop"], "target_parameters": 0.8}
+    variant = Variant(windows=said, surgery={"method": "mix"}, finetune={})
+    assert variant.finetune.distill.hidden == 0.0 and variant.windows.size == 3
+    hidden = {"distill": {"logits": 0.5, "hidden": 1.0}}
+    with pytest.raises(ValueError, match="hidden needs the original's layers"):
+        Variant(windows=said, surgery={"method": "mix"}, finetune=hidden)
+    kept = Variant(windows=said | {"forms": ["share"]}, surgery={"method": "mix"}, finetune=hidden)
+    assert kept.finetune.distill.hidden == 1.0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.core.architecture import windows
 from stages.core.settings.variants import Best, Budget
-from stages.core.shrinking import budgets, operations, ranks, window_search
+from stages.core.shrinking import budgets, members, operations, ranks, window_search
 from stages.core.shrinking.window_search import search
 
 
@@ -93,15 +93,15 @@ def test_keeping_matrices_dense_is_never_worse_and_best_at_every_price(budget, p
 def test_gains_are_the_relative_errors_that_ranks_take_away():
     built, spec = tiny.model("gpt2"), tiny.share(4, base="regression", delta="weighted")
     known = tiny.calibration(built)
-    members = operations.aligned(tiny.view(built), [0, 1, 2], known, spec)
+    group = members.aligned(tiny.view(built), [0, 1, 2], known, spec)
     for (layer, role), values in ranks.gains(tiny.view(built), [0, 1, 2], known, spec).items():
-        moments = members[layer].moments[operations.SITE[role]]
+        moments = group[layer].moments[members.SITE[role]]
         left = []
         for rank in (0, 4):
-            fitted = operations.fit_role(members, role, "regression", "weighted" if rank else "none", [rank] * 3)
-            missing = members[layer].ffn[f"w_{role}"] - fitted.weight(layer)
+            fitted = members.fit_role(group, role, "regression", "weighted" if rank else "none", [rank] * 3)
+            missing = group[layer].ffn[f"w_{role}"] - fitted.weight(layer)
             left.append((missing @ moments.root).square().sum())
-        whole = (members[layer].ffn[f"w_{role}"] @ moments.root).square().sum()
+        whole = (group[layer].ffn[f"w_{role}"] @ moments.root).square().sum()
         torch.testing.assert_close(values[:4].sum(), (left[0] - left[1]) / whole, rtol=1e-6, atol=1e-9)
 
 

@@ -118,13 +118,13 @@ def variant_mistakes(where: str, variant: Variant, shape: Shape) -> Iterator[str
 
 
 def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
-    if isinstance(chosen, NoWindows | Forms | Layers):
+    if isinstance(chosen, NoWindows | Layers) or (isinstance(chosen, Forms) and "share" not in chosen.forms):
         return
     key, sizes = ("size", [chosen.size]) if isinstance(chosen, Blocks) else ("sizes", chosen.sizes)
     if too_long := [size for size in sizes if size > shape.deepest.depth]:
         yield f"{where}.{key} = {too_long[0]}: {_layers(shape, 2, shape.deepest.depth)}"
         return
-    if isinstance(chosen, Blocks):
+    if isinstance(chosen, Blocks | Forms):
         return
     if beyond := [layer for layer in chosen.exclude_layers if layer >= shape.layers]:
         yield f"{where}.exclude_layers = {beyond[0]}: this model has layers 0 to {shape.layers - 1} only"

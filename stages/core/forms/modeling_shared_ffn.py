@@ -148,7 +148,7 @@ class Sharing:
     rank: the rank of each member's delta; 0: no delta.
     biases: `shared` within a group, or each layer's `own`.
     ranks: layer, as JSON's string -> role -> rank, instead of `rank` where it names a matrix.
-    factored: each matrix that `ranks` names is A B alone, without a base.
+    factored: each matrix that `ranks` names outside the groups is A B alone, without a base.
     bases: groups of layers that hold the same B in each factored matrix but `out`.
     kept: layer, as JSON's string -> role -> entries: the matrices stored as a mask and as many values.
     """
@@ -187,7 +187,9 @@ def install(model: nn.Module, linears: Mapping[str, str | Sequence[str]], sharin
                 if rank := sharing.rank_of(layer, role):
                     delta = SharedLinear(linear, rank, *_sizes(linear)).to(linear.weight.device)
                     model.set_submodule(path_of(paths, layer), delta)
-    thin = [(FactoredLinear, sharing.ranks)] if sharing.factored else []
+    grouped = {str(layer) for group in sharing.groups for layer in group}
+    alone = {layer: roles for layer, roles in sharing.ranks.items() if layer not in grouped}
+    thin = [(FactoredLinear, alone)] if sharing.factored else []
     for form, sizes in [*thin, (MaskedLinear, sharing.kept)]:
         for layer, roles in sizes.items():
             for role, size in roles.items():

@@ -57,13 +57,16 @@ def done(structure: Mapping[str, Any]) -> list[str]:
     told = []
     for group in structure["groups"]:
         told.append(f"Layers {', '.join(map(str, group))} (from 0) share one FFN.")
+    grouped = {str(layer) for group in structure["groups"] for layer in group}
     if structure["groups"]:
-        ranks = {rank for roles in structure["ranks"].values() for rank in roles.values()} or {structure["rank"]}
+        ranks = {rank for layer in grouped for rank in structure["ranks"].get(layer, {}).values()} or {
+            structure["rank"]
+        }
         most = f"rank {max(ranks)}" if len(ranks) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
         told.append(f"Each adds a low-rank delta, {most}." if max(ranks) else "None adds a delta.")
         told.append("Biases are shared too." if structure["biases"] == "shared" else "Biases are each layer's own.")
     if structure["factored"]:
-        count = sum(len(roles) for roles in structure["ranks"].values())
+        count = sum(len(roles) for layer, roles in structure["ranks"].items() if layer not in grouped)
         told.append(f"{count} FFN matrices are products of two thin ones.")
     if structure["bases"]:
         told.append(f"Groups of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")

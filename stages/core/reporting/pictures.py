@@ -22,7 +22,9 @@ COLOURS = ("#d1495b", "#3a86c8", "#2a9d6f", "#e08e2b", "#8e6bbf", "#2fa4b5", "#c
 MARKERS = "osD^vPX*p<>"
 FORMS = {
     form: {"facecolor": colour, "edgecolor": INK, "linewidth": 0.4, "alpha": 0.6}
-    for form, colour in zip(("dense", "low_rank", "sparse", "gone"), ("#8b949e", *COLOURS[1:3], COLOURS[0]))
+    for form, colour in zip(
+        ("dense", "low_rank", "sparse", "gone", "shared"), ("#8b949e", *COLOURS[1:3], COLOURS[0], COLOURS[3])
+    )
 }
 STYLE = {
     "axes.edgecolor": INK,
@@ -154,9 +156,11 @@ def forms(study: Study) -> Any:
     for axes, name in zip(np.ravel(grid), names):
         found = study.windows[name]
         roles, depth = list(found["shares"]["0"]), len(found["shares"])
+        grouped = {layer for group in found["groups"] for layer in group}
         for layer, row in ((layer, row) for layer in range(depth) for row in range(len(roles))):
             share = found["shares"][str(layer)][roles[row]]
-            form = found["forms"].get(str(layer), {}).get(roles[row], {"form": "dense"})["form"] if share else "gone"
+            alone = found["forms"].get(str(layer), {}).get(roles[row], {"form": "dense"})["form"]
+            form = "shared" if layer in grouped else alone if share else "gone"
             axes.add_patch(plt.Rectangle((layer, row), 1, 1, **FORMS[form], label=form.replace("_", " ")))
             if depth <= 40:
                 axes.text(layer + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=6)

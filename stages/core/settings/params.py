@@ -86,7 +86,8 @@ class Params(Section):
                     f"variants.{name}.surgery.alignment = {alignment} is not among "
                     f"profiles.{self.profile}.extract.sites = {', '.join(profile.extract.sites)}"
                 )
-            if alignment != "identity" and variant.windows.size > profile.correlate.reach:
+            aligned = alignment != "identity" or variant.windows.choose == "forms"
+            if aligned and variant.windows.size > profile.correlate.reach:
                 raise ValueError(
                     f"variants.{name}.windows.size = {variant.windows.size} exceeds "
                     f"profiles.{self.profile}.correlate.reach = {profile.correlate.reach}, "

@@ -79,12 +79,16 @@ class Budget(_Searched):
 
 
 class Forms(Section):
-    """For each FFN matrix one of `forms`, or none, by one price of a stored parameter for all matrices."""
+    """For each FFN matrix one of `forms`, or none, by one price of a stored parameter for all matrices.
+
+    share: windows of `sizes` layers share one FFN. drop: layers of little influence are gone.
+    """
 
     choose: Literal["forms"]
-    forms: list[Literal["low_rank", "sparse"]] = Field(
-        ["low_rank", "sparse"], min_length=1, description="what a matrix may become"
+    forms: list[Literal["low_rank", "sparse", "share", "drop"]] = Field(
+        ["low_rank", "sparse"], min_length=1, description="what a matrix, or a layer, may become"
     )
+    sizes: list[Size] = Field([2, 3], min_length=1, description="layers of a window, where `forms` has share")
     target_parameters: Target = Field(description=TARGET)
 
     @model_validator(mode="after")
@@ -92,6 +96,11 @@ class Forms(Section):
         if len(set(self.forms)) < len(self.forms):
             raise ValueError("the forms must differ")
         return self
+
+    @property
+    def size(self) -> int:
+        """The largest window, 1 where nothing is shared."""
+        return max(self.sizes) if "share" in self.forms else 1
 
 
 class Layers(Section):
@@ -338,7 +347,12 @@ FITTING = {
 SHALLOWER = {"collapse", "drop", "external"}
 
 
-def usual_recovery(method: str, said: dict[str, Any]) -> dict[str, Any]:
+def _shallower(method: str, forms: Any) -> bool:
+    """Whether a variant may have other layers than the original; forms: what `windows.forms` says, if it does."""
+    return method in SHALLOWER or (method == "mix" and isinstance(forms, list) and "drop" in forms)
+
+
+def usual_recovery(method: str, said: dict[str, Any], forms: Any = None) -> dict[str, Any]:
     """A variant's `finetune`, its `distill` and `teacher` filled in where params.yaml does not say them.
 
     distill: {logits: 0.5, hidden: 20.0}, each unless it is said; hidden: 0.0 where layers may be gone (SHALLOWER).
@@ -349,7 +363,7 @@ def usual_recovery(method: str, said: dict[str, Any]) -> dict[str, Any]:
         return said
     distill = said.get("distill", {})
     if isinstance(distill, dict):
-        distill = {"logits": 0.5, "hidden": 0.0 if method in SHALLOWER else 20.0} | distill
+        distill = {"logits": 0.5, "hidden": 0.0 if _shallower(method, forms) else 20.0} | distill
     asks = distill is not None or bool(said.get("warm_start"))
     return {"teacher": "control" if asks else "original"} | said | {"distill": distill}
 
@@ -367,7 +381,9 @@ class Variant(Section):
     def _usual_recovery(cls, said: Any) -> Any:
         match said:
             case {"surgery": {"method": str(method)}, "finetune": dict(finetune)}:
-                return said | {"finetune": usual_recovery(method, finetune)}
+                windows = said.get("windows")
+                forms = windows.get("forms") if isinstance(windows, dict) else None
+                return said | {"finetune": usual_recovery(method, finetune, forms)}
         return said
 
     @model_validator(mode="after")
@@ -389,8 +405,9 @@ class Variant(Section):
             raise ValueError(f"finetune.train = window needs surgery.method = share, not {method}")
         if self.finetune.frobenius > 0 and not deltas:
             raise ValueError(f"finetune.frobenius = {self.finetune.frobenius} needs a surgery with a delta")
-        if self.finetune.distill and self.finetune.distill.hidden > 0 and method in SHALLOWER:
-            raise ValueError(f"finetune.distill.hidden needs the original's layers, which {method} does not keep")
+        if self.finetune.distill and self.finetune.distill.hidden > 0:
+            if _shallower(method, getattr(self.windows, "forms", None)):
+                raise ValueError(f"finetune.distill.hidden needs the original's layers, which {method} does not keep")
         if self.finetune.warm_start > 0 and method != "share":
             raise ValueError(f"finetune.warm_start needs surgery.method = share, not {method}")
         return self

@@ -14,6 +14,7 @@ from stages.core.shrinking import layer_search, making, mixing, probes, window_s
 from stages.core.shrinking.operations import operate
 
 FORMS = ("low_rank", "sparse")
+LAYERS = ("share", "drop")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ METHODS = {
     "mix_low_rank": Method({"choose": "forms", "forms": ["low_rank"]}, {"method": "mix"}, ORDINARY),
     "pruned": Method(NO_WINDOWS, {"method": "prune"}, SPARSE),
     "pruned_input": Method(NO_WINDOWS, {"method": "prune", "score": "input", "scope": "row"}, SPARSE),
-    "mix": Method({"choose": "forms", "forms": list(FORMS)}, {"method": "mix"}, SPARSE),
+    "mix_ordinary": Method({"choose": "forms", "forms": ["low_rank", *LAYERS]}, {"method": "mix"}, ORDINARY),
+    "mix": Method({"choose": "forms", "forms": [*FORMS, *LAYERS]}, {"method": "mix"}, SPARSE),
 }
 
 
@@ -85,7 +87,8 @@ def make(
     variant = METHODS[name].variant(share)
     if variant.windows.choose == "forms":
         best = mixing.search(view, calibration, variant.windows, probed(), judge)[0]
-        return *making.mix(view, calibration, best.plan), None
+        kept = [layer for layer in range(view.depth) if layer not in best.layers.gone] if best.layers.gone else None
+        return *making.mix(view, calibration, best.plan, best.layers), kept
     if variant.surgery.method == "drop":
         if variant.windows.choose == "layers":
             gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers

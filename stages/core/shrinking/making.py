@@ -1,28 +1,62 @@
-"""A model whose FFN matrices have the forms of a plan."""
+"""A model whose FFN matrices have the forms of a plan, some of whose layers share one FFN, and others are gone."""
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
+from stages.core.settings.variants import Share
 from stages.core.shrinking.lowrank import weighted
+from stages.core.shrinking.members import Ranks
 from stages.core.shrinking.options import DENSE, Form, read, sparse
+from stages.core.shrinking.sharing import share
 
 Plan = dict[str, dict[str, Form]]  # layer, as JSON's string -> role -> form
 
 
+# How layers of a mixture share.
+SHARED = Share(method="share", delta="joint", rank=8, bias_correction=True)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What becomes of whole layers: those of a group share one FFN, with deltas of `ranks`, and some are gone."""
+
+    groups: list[list[int]] = field(default_factory=list)
+    ranks: Ranks = field(default_factory=dict)
+    gone: list[int] = field(default_factory=list)
+
+
+NO_LAYERS = Layers()
+
+
 @torch.no_grad()
-def mix(view: ModelView, calibration: Calibration, plan: Plan) -> tuple[ModelView, Sharing]:
+def mix(view: ModelView, calibration: Calibration, plan: Plan, layers: Layers = NO_LAYERS) -> tuple[ModelView, Sharing]:
     """The model whose matrices have the forms of `plan`; those that it does not name stay dense.
 
-    Biases, where there are any, take up the mean of what a form leaves, (W - W') E[x].
+    Biases, where there are any, take up the mean of what a form leaves, (W - W') E[x]. A layer of a group, or one that
+    is gone, may have no form in the plan; the layers of the structure are numbered without those that are gone.
     """
-    changed, sharing = view.copy(), Sharing(**_sizes(plan))
-    install(changed, sharing)
+    if layers.gone:
+        kept = [layer for layer in range(view.depth) if layer not in layers.gone]
+        new = {layer: number for number, layer in enumerate(kept)}
+        view, calibration = keep_layers(view, kept), _renumbered(calibration, kept)
+        plan = {str(new[int(layer)]): forms for layer, forms in plan.items()}
+        ranks = {str(new[int(layer)]): roles for layer, roles in layers.ranks.items()}
+        layers = Layers([[new[layer] for layer in group] for group in layers.groups], ranks)
+    if layers.groups:
+        changed, sharing = share(view, layers.groups, calibration, SHARED, layers.ranks)
+    else:
+        changed, sharing = view.copy(), Sharing()
+    alone = Sharing(**_sizes(plan))
+    install(changed, alone)
+    sharing = replace(sharing, ranks={**sharing.ranks, **alone.ranks}, factored=alone.factored, kept=alone.kept)
     for layer, role, form in ((int(layer), role, form) for layer in plan for role, form in plan[layer].items()):
         if form["form"] == "dense":
             continue
@@ -43,13 +77,33 @@ def mix(view: ModelView, calibration: Calibration, plan: Plan) -> tuple[ModelVie
     return changed, sharing
 
 
-def shares(view: ModelView, plan: Plan) -> dict[str, dict[str, float]]:
-    """Layer -> role -> what a plan stores of each FFN matrix, as a share of its parameters, masks included."""
+def _renumbered(calibration: Calibration, kept: list[int]) -> Calibration:
+    """The calibration of a model of the layers `kept`, by their new numbers."""
+    return replace(
+        calibration,
+        permutation=lambda alignment, reference, *pair: calibration.permutation(
+            alignment, reference, *(kept[layer] for layer in pair)
+        ),
+        moments=lambda layer: calibration.moments(kept[layer]),
+    )
+
+
+def shares(view: ModelView, plan: Plan, layers: Layers = NO_LAYERS) -> dict[str, dict[str, float]]:
+    """Layer -> role -> what a plan stores of each FFN matrix, as a share of its parameters, masks included.
+
+    Each layer of a group has its own part of the base.
+    """
+    bases = {layer: 1 / len(group) for group in layers.groups for layer in group}
+
+    def share_of(layer: int, role: str, d_out: int, d_in: int) -> float:
+        if layer in layers.gone:
+            return 0.0
+        if layer in bases:
+            return bases[layer] + layers.ranks[str(layer)][role] * (d_out + d_in) / (d_out * d_in)
+        return _stored(plan.get(str(layer), {}).get(role, DENSE), d_out, d_in) / (d_out * d_in)
+
     return {
-        str(layer): {
-            role: _stored(plan.get(str(layer), {}).get(role, DENSE), *shape) / (shape[0] * shape[1])
-            for role, shape in view.shape.matrices_of(layer).items()
-        }
+        str(layer): {role: share_of(layer, role, *shape) for role, shape in view.shape.matrices_of(layer).items()}
         for layer in range(view.depth)
     }
 

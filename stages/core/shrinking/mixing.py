@@ -8,6 +8,7 @@ scored on held-out text as whole models; the best is kept.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
@@ -16,23 +17,28 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Forms, LowRank, Prune, Target
 from stages.core.shrinking import baselines, budgets
+from stages.core.shrinking.arranging import Arrangement, arrange
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.making import Plan, mix
+from stages.core.shrinking.making import NO_LAYERS, Layers, Plan, mix
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.shrinking.probes import Harm, Judge, Probed, harm_by
+
+SHORTLIST = 4  # arrangements of each kind that are tried as whole models
 
 
 @dataclass(frozen=True)
 class Tried:
     """A plan as a whole model: the forms that it may use, what spent the budget, and its held-out perplexity.
 
-    by: `divergence` or `error`, whose sum over the matrices was kept small, or `baseline`.
+    by: `divergence` or `error`, whose sum over the matrices was kept small, or `baseline`. layers: what becomes of
+    whole layers, where `forms` has `share` or `drop`.
     """
 
     forms: list[str]
     by: str
     perplexity: float
     plan: Plan
+    layers: Layers = NO_LAYERS
 
 
 @torch.no_grad()
@@ -47,18 +53,33 @@ def search(
     """Every plan that was scored, the best first.
 
     Each form alone is tried, too, as its baselines spend the budget. So the best plan is no worse on the text of the
-    judge than the best of these baselines.
+    judge than the best of these baselines. With `share` or `drop` among the forms, the SHORTLIST arrangements of layers
+    that promise least harm are tried of each kind: layers that share, layers that are gone, and both.
     """
     room = targets.room(view.shape, spec.target_parameters)
     ways = {"divergence": harm_by(probed.probes), "error": harm_by(None)}
+    single = [form for form in spec.forms if form in SINGLE]
+    together = [tuple(single), *((form,) for form in single)] if single else []
     plans = [
-        (list(forms), by, _plan(allot(_of_forms(probed.options, forms), harm, room)))
-        for forms in dict.fromkeys([tuple(spec.forms), *((form,) for form in spec.forms)])
+        (list(forms), by, _plan(allot(_of_forms(probed.options, forms), harm, room)), NO_LAYERS)
+        for forms in dict.fromkeys(together)
         for by, harm in ways.items()
     ]
-    for form in spec.forms:
-        plans += [([form], "baseline", plan) for plan in SINGLE[form](view, calibration, spec.target_parameters)]
-    tried = [Tried(forms, by, judge.score(mix(view, calibration, plan)[0]), plan) for forms, by, plan in watch(plans)]
+    for form in single:
+        baseline = SINGLE[form](view, calibration, spec.target_parameters)
+        plans += [([form], "baseline", plan, NO_LAYERS) for plan in baseline]
+    if len(single) < len(spec.forms):
+        arranged = arrange(view, calibration, spec, judge, watch)
+        plans += [([form], "baseline", {}, layers) for form, layers in arranged.alone]
+        own = _of_forms(probed.options, single)
+        plans += [
+            (single + kinds, "divergence", plan, layers)
+            for kinds, plan, layers in _promising(arranged.every, own, ways["divergence"], room)
+        ]
+    tried = [
+        Tried(forms, by, judge.score(mix(view, calibration, plan, layers)[0]), plan, layers)
+        for forms, by, plan, layers in watch(plans)
+    ]
     return sorted(tried, key=_perplexity)
 
 
@@ -79,6 +100,32 @@ def _plan(chosen: Mapping[Matrix, Option]) -> Plan:
     for (layer, role), option in chosen.items():
         plan.setdefault(str(layer), {})[role] = option.form
     return plan
+
+
+def _promising(
+    arrangements: Iterable[Arrangement], own: Mapping[Matrix, list[Option]], harm: Harm, room: int
+) -> Iterator[tuple[list[str], Plan, Layers]]:
+    """What to try of arrangements of layers: the kinds of their forms, and for each kind those of least summed harm.
+
+    own: the options of the matrices that stay alone.
+    """
+    found: dict[tuple[str, ...], list[tuple[float, int, Plan, Layers]]] = {}
+    for number, one in enumerate(arrangements):
+        taken = {layer for group in one.groups for layer in group}
+        alone = {key: every for key, every in own.items() if key[0] not in taken and key[0] not in one.gone}
+        if one.stored > room:
+            continue
+        chosen = allot(alone | one.deltas, harm, room - one.stored)
+        ranks: dict[str, dict[str, int]] = {}
+        for layer, role in one.deltas:
+            ranks.setdefault(str(layer), {})[role] = chosen[layer, role].form["rank"]
+        total = one.harm + sum(harm(matrix, option) for matrix, option in chosen.items())
+        plan = _plan({matrix: chosen[matrix] for matrix in alone})
+        kinds = ("share",) * bool(one.groups) + ("drop",) * bool(one.gone)
+        found.setdefault(kinds, []).append((total, number, plan, Layers(one.groups, ranks, one.gone)))
+    for kinds, every in found.items():
+        for _, _, plan, layers in sorted(every, key=itemgetter(0, 1))[:SHORTLIST]:
+            yield list(kinds), plan, layers
 
 
 def allot(every: Mapping[Matrix, list[Option]], harm: Harm, room: int) -> dict[Matrix, Option]:

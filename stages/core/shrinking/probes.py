@@ -73,7 +73,7 @@ def probe_all(
     What comes before the changed layer is the original: its forward passes are recorded once, within STATES bytes, and
     those of a changed model start from there.
     """
-    found, probes, forms = {}, {}, list(forms)
+    found, probes, forms = {}, {}, probed_forms(forms)
     with record_states(view, range(1, view.depth), STATES) as states:
         reference = judge.reference(view)
     for layer, role in watch(matrices(view)):
@@ -85,6 +85,12 @@ def probe_all(
             with nullcontext() if start is None else resume_at(changed, start, states):
                 probes[layer, role][form].append((option.error, judge.divergence(changed, reference)))
     return Probed(judge.score(view), found, probes)
+
+
+def probed_forms(forms: Iterable[str]) -> list[str]:
+    """The forms that single matrices are probed in: deltas of shared layers are judged as low rank is."""
+    forms = list(forms)
+    return [form for form in ("low_rank", "sparse") if form in forms or (form == "low_rank" and "share" in forms)]
 
 
 def tried(every: list[Option], forms: Iterable[str]) -> list[tuple[str, Option]]:

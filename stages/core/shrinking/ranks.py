@@ -14,7 +14,7 @@ from stages.core.settings.variants import Share
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.fitting import eliminated
-from stages.core.shrinking.operations import aligned, fit_role
+from stages.core.shrinking.members import aligned, fit_role
 
 LEAST = 1e-4  # of the largest gain: the path to smaller ones is not followed
 

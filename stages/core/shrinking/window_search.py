@@ -15,7 +15,8 @@ from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget, Share
 from stages.core.shrinking import budgets, ranks
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.operations import Ranks, operate
+from stages.core.shrinking.members import Ranks
+from stages.core.shrinking.operations import operate
 
 STATES = 2e9  # bytes of the original's residual streams that a search keeps
 Way = tuple[float, tuple[Window, ...]]  # the summed costs of single windows, and the windows
