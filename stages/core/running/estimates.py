@@ -21,6 +21,7 @@ from stages.core.settings.variants import (
     Forms,
     Layers,
     LowRank,
+    Mix,
     Share,
     Variant,
     is_control,
@@ -144,7 +145,14 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
             continue
         if isinstance(chosen, Forms):
             # Every matrix alone twice in each form, half a pass each on average; then plans.
-            scored += 2 + len(chosen.forms) * shape.layers * len(shape.matrices) + 2 + 4 * len(chosen.forms)
+            alone = {"low_rank" if form == "share" else form for form in chosen.forms} - {"drop"}
+            scored += 2 + len(alone) * shape.layers * len(shape.matrices) + 2 + 4 * len(alone)
+            if "drop" in chosen.forms:
+                scored += 2 + targets.layers(shape, chosen.target_parameters)
+            if "share" in chosen.forms:
+                single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
+                scored += len(single) + (windows.SPARE + 3) * 4  # layouts within the budget, and mixtures
+                fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist
@@ -373,7 +381,7 @@ def _beams(shape: Shape, rows: int, length: int) -> float:
 
 def _fit(shape: Shape, variants: Mapping[str, Variant]) -> float:
     """The largest group's layers in float64: their matrices, their moments twice and a factor."""
-    merged = [v.windows.size for v in variants.values() if isinstance(v.surgery, Share | Collapse)]
+    merged = [v.windows.size for v in variants.values() if isinstance(v.surgery, Share | Collapse | Mix)]
     layers = min(max(merged, default=1), shape.layers)
     return layers * DOUBLE * (shape.ffn_matrices + 3 * (shape.hidden**2 + shape.width**2))
 
