@@ -19,7 +19,7 @@ from stages.core.shrinking import ranks, window_search
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.layer_search import least_influence
 from stages.core.shrinking.making import SHARED, Layers
-from stages.core.shrinking.options import Option
+from stages.core.shrinking.options import Option, stored_by
 from stages.core.shrinking.probes import Judge
 
 
@@ -120,5 +120,6 @@ def _options(view: ModelView, matrix: Matrix, gains: list[float]) -> Iterator[Op
     left = sum(gains)
     for rank, gain in enumerate([0.0, *gains]):
         left -= gain
-        if rank * (d_out + d_in) <= d_out * d_in:
-            yield Option(rank * (d_out + d_in), max(left, 0.0), {"form": "low_rank", "rank": rank})
+        form = {"form": "low_rank", "rank": rank}
+        if (stored := stored_by(form, d_out, d_in)) <= d_out * d_in:
+            yield Option(stored, max(left, 0.0), form)

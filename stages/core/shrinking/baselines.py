@@ -8,7 +8,7 @@ from torch import Tensor
 from stages.core.architecture import targets, windows
 from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
-from stages.core.calibration.moments import SITE
+from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
@@ -16,7 +16,9 @@ from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.layer_search import least_influence
-from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed
+from stages.core.shrinking.lowrank import DELTAS, shared_basis, summed, write
+from stages.core.shrinking.making import correct
+from stages.core.shrinking.options import matrices, read
 
 
 def drop(
@@ -51,7 +53,7 @@ def low_rank(
         rank = sharing.ranks[str(group[0])].get(role)
         if rank is None:
             continue
-        weights, inputs = _of(view, calibration, spec, group, role)
+        weights, inputs = _read(view, calibration, spec, group, role)
         linears = [factored.linears(layer)[role] for layer in group]
         if rank and len(group) == 1:
             products = [DELTAS[spec.fit](weights[0], rank, inputs[0])]
@@ -61,13 +63,10 @@ def low_rank(
         else:
             products = []
         for linear, product in zip(linears, products):
-            for factor, value in zip((linear.A, linear.B), product):
-                factor.copy_(value)
-        for layer, weight, linear in zip(group, weights, linears):
-            if _corrected(view, spec, role):
-                mean = calibration.moments(layer)[SITE[role]].mean
-                bias = view.read_double(layer)[f"b_{role}"]
-                linear.bias.copy_(bias + (weight - linear.delta().double()) @ mean)
+            write(linear, product)
+        if spec.bias_correction:
+            for layer, weight, linear in zip(group, weights, linears):
+                correct(linear, weight - linear.delta().double(), view, calibration, layer, role)
     return factored, sharing
 
 
@@ -90,15 +89,12 @@ def _groups_of(layers: range) -> list[range]:
     return [range(layer, layer + 1) for layer in layers]
 
 
-def _corrected(view: ModelView, spec: LowRank, role: str) -> bool:
-    return spec.bias_correction and view.linears(0)[role].bias is not None
-
-
-def _of(view: ModelView, calibration: Calibration, spec: LowRank, group: range, role: str):
+def _read(
+    view: ModelView, calibration: Calibration, spec: LowRank, group: range, role: str
+) -> tuple[list[Tensor], list[Moments]]:
     """The matrices of a role, float64, and the moments of their inputs as the fit takes them."""
-    weights = [view.read_double(layer)[f"w_{role}"] for layer in group]
-    inputs = [calibration.moments(layer)[SITE[role]] for layer in group]
-    return weights, [m.centred() for m in inputs] if _corrected(view, spec, role) else inputs
+    found = [read(view, calibration, layer, role, spec.bias_correction) for layer in group]
+    return [weight for weight, _ in found], [moments for _, moments in found]
 
 
 def ranks_within(view: ModelView, calibration: Calibration, spec: LowRank) -> dict[str, dict[str, int]]:
@@ -116,7 +112,7 @@ def ranks_within(view: ModelView, calibration: Calibration, spec: LowRank) -> di
     else:
         gains = {}
         for group, role in together:
-            weights, inputs = _of(view, calibration, spec, group, role)
+            weights, inputs = _read(view, calibration, spec, group, role)
             stacked = torch.cat(weights)
             if spec.fit == "weighted":
                 stacked = stacked @ (inputs[0] if len(group) == 1 else summed(inputs)).root
@@ -144,8 +140,8 @@ def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matri
     largest of all together. The score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size
     of what the entry adds to output i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
     """
-    matrices = [(layer, role) for layer in range(view.depth) for role in view.roles]
-    scores = [_scores(view, layer, role, calibration, spec) for layer, role in matrices]
+    every = matrices(view)
+    scores = [_scores(view, layer, role, calibration, spec) for layer, role in every]
     masks = sum(mask_size(each.numel()) for each in scores)
     share = (targets.room(view.shape, spec.target_parameters) - masks) / sum(each.numel() for each in scores)
     if spec.scope == "all":
@@ -155,7 +151,7 @@ def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matri
         stays = [_largest(each if spec.scope == "row" else each.flatten()[None], share) for each in scores]
     return {
         matrix: view.read(matrix[0])[f"w_{matrix[1]}"] * stay.view_as(each)
-        for matrix, stay, each in zip(matrices, stays, scores)
+        for matrix, stay, each in zip(every, stays, scores)
     }
 
 

@@ -5,7 +5,7 @@ float64.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.core.calibration.moments import Moments
 
@@ -50,6 +50,12 @@ def shared_basis(weights: list[Tensor], rank: int, moments: list[Moments]) -> tu
     a, b = reduced @ v, torch.linalg.solve_triangular(root.T, v, upper=True).T
     scale = (b.norm(dim=1) / a.norm(dim=0).clamp_min(torch.finfo(a.dtype).tiny)).sqrt()
     return list((a * scale).split([len(weight) for weight in weights])), b / scale[:, None]
+
+
+def write(linear: nn.Module, product: tuple[Tensor, Tensor]) -> None:
+    """Copy A and B into a linear map that holds such factors."""
+    for factor, value in zip((linear.A, linear.B), product):
+        factor.copy_(value)
 
 
 def summed(moments: list[Moments]) -> Moments:

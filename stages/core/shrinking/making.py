@@ -4,17 +4,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
-from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Share
-from stages.core.shrinking.lowrank import weighted
+from stages.core.shrinking.lowrank import weighted, write
 from stages.core.shrinking.members import Ranks
-from stages.core.shrinking.options import DENSE, Form, read, sparse
+from stages.core.shrinking.options import DENSE, Form, read, sparse, stored_by
 from stages.core.shrinking.sharing import share
 
 Plan = dict[str, dict[str, Form]]  # layer, as JSON's string -> role -> form
@@ -68,13 +68,17 @@ def mix(view: ModelView, calibration: Calibration, plan: Plan, layers: Layers = 
             new = linear.matrix()
         else:
             if form["rank"]:
-                for factor, value in zip((linear.A, linear.B), weighted(weight, form["rank"], moments)):
-                    factor.copy_(value)
+                write(linear, weighted(weight, form["rank"], moments))
             new = linear.delta()
-        if linear.bias is not None:
-            own, mean = view.read_double(layer)[f"b_{role}"], calibration.moments(layer)[SITE[role]].mean
-            linear.bias.copy_(own + (weight - new.double()) @ mean)
+        correct(linear, weight - new.double(), view, calibration, layer, role)
     return changed, sharing
+
+
+def correct(linear: nn.Module, left: Tensor, view: ModelView, calibration: Calibration, layer: int, role: str) -> None:
+    """Let a changed map's bias, if it has one, take up the mean of what its matrix leaves: b + (W - W') E[x]."""
+    if linear.bias is not None:
+        own, mean = view.read_double(layer)[f"b_{role}"], calibration.moments(layer)[SITE[role]].mean
+        linear.bias.copy_(own + left @ mean)
 
 
 def _renumbered(calibration: Calibration, kept: list[int]) -> Calibration:
@@ -100,18 +104,12 @@ def shares(view: ModelView, plan: Plan, layers: Layers = NO_LAYERS) -> dict[str,
             return 0.0
         if layer in bases:
             return bases[layer] + layers.ranks[str(layer)][role] * (d_out + d_in) / (d_out * d_in)
-        return _stored(plan.get(str(layer), {}).get(role, DENSE), d_out, d_in) / (d_out * d_in)
+        return stored_by(plan.get(str(layer), {}).get(role, DENSE), d_out, d_in) / (d_out * d_in)
 
     return {
         str(layer): {role: share_of(layer, role, *shape) for role, shape in view.shape.matrices_of(layer).items()}
         for layer in range(view.depth)
     }
-
-
-def _stored(form: Form, d_out: int, d_in: int) -> int:
-    if form["form"] == "low_rank":
-        return form["rank"] * (d_out + d_in)
-    return form["kept"] + mask_size(d_out * d_in) if form["form"] == "sparse" else d_out * d_in
 
 
 def _sizes(plan: Plan) -> dict[str, Any]:

@@ -52,18 +52,24 @@ def options(
     left = (gains.sum() - gains.cumsum(0)).clamp_min(0).tolist()
     found = [Option(0, 1.0, GONE), Option(whole, 0.0, DENSE)]
     if "low_rank" in forms:
-        found += [
-            Option(rank * sum(weight.shape), left[rank - 1], {"form": "low_rank", "rank": rank})
-            for rank in range(1, len(left) + 1)
-            if rank * sum(weight.shape) < whole
-        ]
+        for rank, error in enumerate(left, 1):
+            form = {"form": "low_rank", "rank": rank}
+            if (stored := stored_by(form, *weight.shape)) < whole:
+                found.append(Option(stored, error, form))
     if "sparse" in forms:
         for kept in (int(share * whole) for share in SHARES):
-            if kept + mask_size(whole) < whole:
-                form = {"form": "sparse", "kept": kept, "score": "input", "refit": True}
+            form = {"form": "sparse", "kept": kept, "score": "input", "refit": True}
+            if (stored := stored_by(form, *weight.shape)) < whole:
                 missing = (weight - sparse(weight, moments, kept, "input", refit=True)) @ root
-                found.append(Option(kept + mask_size(whole), (missing.square().sum() / total).item(), form))
+                found.append(Option(stored, (missing.square().sum() / total).item(), form))
     return found
+
+
+def stored_by(form: Form, d_out: int, d_in: int) -> int:
+    """The parameters that a form stores of a matrix of shape (d_out, d_in), the mask included."""
+    if form["form"] == "low_rank":
+        return form["rank"] * (d_out + d_in)
+    return form["kept"] + mask_size(d_out * d_in) if form["form"] == "sparse" else d_out * d_in
 
 
 def sparse(weight: Tensor, moments: Moments, kept: int, score: str, refit: bool = False) -> Tensor:
@@ -100,7 +106,12 @@ def refitted(weight: Tensor, moments: Moments, stay: Tensor, rounds: int = ROUND
     return values
 
 
-def read(view: ModelView, calibration: Calibration, layer: int, role: str) -> tuple[Tensor, Moments]:
-    """A matrix, float64, and the moments of its input: centred where a bias takes up the mean."""
+def read(
+    view: ModelView, calibration: Calibration, layer: int, role: str, corrected: bool = True
+) -> tuple[Tensor, Moments]:
+    """A matrix, float64, and the moments of its input: centred where a bias takes up the mean.
+
+    corrected: whether biases do so, where there are any.
+    """
     ffn, moments = view.read_double(layer), calibration.moments(layer)[SITE[role]]
-    return ffn[f"w_{role}"], moments.centred() if f"b_{role}" in ffn else moments
+    return ffn[f"w_{role}"], moments.centred() if corrected and f"b_{role}" in ffn else moments

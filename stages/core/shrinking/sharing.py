@@ -10,6 +10,7 @@ from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Share
 from stages.core.shrinking.fitting import Fit, fit
+from stages.core.shrinking.lowrank import write
 from stages.core.shrinking.members import Member, Ranks, aligned, fit_role, walk_to
 from stages.core.shrinking.repair import answers, least_squares, refit, repair
 
@@ -58,8 +59,7 @@ def _write(shared: ModelView, layer: int, role: str, fitted: Fit, index: int, bi
     """Copy the base and the delta of member `index`, and its bias, into a layer of the shared model."""
     linear = stock = shared.linears(layer)[role]
     if fitted.deltas[index] is not None:
-        for factor, value in zip((linear.A, linear.B), fitted.deltas[index]):
-            factor.copy_(value)
+        write(linear, fitted.deltas[index])
         stock = linear.base
     stock.weight.copy_(shared.canonical(fitted.base))
     if bias is not None:
