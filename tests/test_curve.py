@@ -1,15 +1,22 @@
 """Every method at a given size: it stores at most that, and a size that it cannot reach is left out."""
 
-from functools import cache
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
 from stages.commands import curve as command
 from stages.core.architecture import targets
 from stages.core.process.errors import UserError
-from stages.core.shrinking import curve
+from stages.core.shrinking import curve, mixing
 from stages.core.shrinking.probes import Judge
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_method_stores_at_most_the_size():
@@ -24,9 +31,12 @@ def test_every_method_stores_at_most_the_size():
     plans = curve.plans([0.9], view.shape)
     assert [name for name, _ in plans] == [name for name in curve.METHODS if curve.fits(name, 0.9, view.shape)]
     assert {"softshare", "mix", "pruned", "dropped", "dropped_searched", "basis_2"} <= {name for name, _ in plans}
-    probed = cache(lambda: curve.probe(view, known, judge))
+    # What is known of a smaller size serves this one.
+    probed, surveyed = curve.probe(view, known, judge), curve.survey(view, known, judge, 0.7)
+    found = curve.tried(0.9, view, known, judge, probed, surveyed)
     for name, share in plans:
-        changed, *_ = curve.make(name, share, view, known, judge, probed)
+        chosen = curve.best_of(found, name) if curve.in_mixture(name) else None
+        changed, *_ = curve.make(name, share, view, known, judge, chosen)
         assert tiny.count(changed.model)["parameters"] <= targets.target(view.shape, share), name
 
 
@@ -57,3 +67,48 @@ def test_a_size_to_train_is_one_of_the_sizes(tmp_path):
 def test_labels_keep_their_order_and_lie_apart():
     found = command._apart({"b": 1.0, "a": 1.01, "c": 5.0}, 1.2)
     assert found == {"b": 1.0, "a": 1.2, "c": 5.0}
+
+
+def test_a_method_chooses_the_best_of_its_own_forms():
+    def tried(forms, by, perplexity):
+        return mixing.Tried(forms, by, perplexity, {})
+
+    found = [
+        tried(["low_rank", "sparse", "share"], "divergence", 1.0),
+        tried(["low_rank", "drop"], "divergence", 1.1),
+        tried(["low_rank"], "error", 1.2),
+        tried(["share"], "divergence", 1.3),
+        tried(["share"], "baseline", 1.4),
+    ]
+    names = [name for name in curve.METHODS if curve.in_mixture(name)]
+    assert {name: curve.best_of(found, name).perplexity for name in names} == {
+        "mix": 1.0, "mix_ordinary": 1.1, "mix_low_rank": 1.2, "softshare": 1.4,
+    }  # fmt: skip
+
+
+def test_a_size_that_no_method_reaches_is_an_error_that_says_what_is_allowed():
+    shape = tiny.view(tiny.model("gpt2")).shape
+    with pytest.raises(UserError, match=r"SIZES: no method can store 0.01 of this model; 0\.\d+ to 0.99 are allowed"):
+        command._plans([0.9, 0.01], shape)
+    assert command._plans([0.9], shape) == curve.plans([0.9], shape)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(end, tmp_path):
+    code = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from stages.core.process.guard import end_with_parent
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 60)
+    time.sleep(60)
+"""
+    path = tmp_path / "parent.py"
+    path.write_text(code)
+    with subprocess.Popen([sys.executable, path], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=-1) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(end)
+        worker.wait(20)

@@ -8,25 +8,32 @@ layers and forms are chosen by the validation split. On the CPU every core measu
 import os
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache, partial
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from stages.commands.opened import Opened
+from stages.core.architecture.shape import Shape
 from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
+from stages.core.process.guard import end_with_parent
 from stages.core.process.progress import progress
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import curve
+from stages.core.shrinking.arranging import Surveyed
+from stages.core.shrinking.mixing import Tried
+from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
 
 RATES = (1.0, 0.3, 0.1)  # times the profile's own
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
+MOMENTS = 4e9  # bytes of moments that stay in memory between methods
 LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
 
 
@@ -36,11 +43,11 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
         raise UserError(f"TRAIN = {train}: {lost[0]} is none of SIZES = {sizes}")
     repeats = _seeds(seeds)
     measuring = Measuring()
-    plans = curve.plans(shares, measuring.study.view.shape)
-    jobs = [(name, share, repeats if share in trained else None) for name, share in plans]
+    plans = _plans(shares, measuring.study.view.shape)
+    seeds_of = {share: repeats if share in trained else None for share in shares}
     rows = {}
     originals = measuring.controls(repeats) if trained else [measuring.original()]
-    for row in progress(_measured(jobs, measuring), "curve", total=len(jobs)):
+    for row in progress(_measured(plans, seeds_of, measuring), "curve", total=len(plans)):
         rows[row["method"], row["size"]] = row
         _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
     _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
@@ -50,18 +57,32 @@ class Measuring:
     """The study of this repository, with what measures a model of it."""
 
     def __init__(self):
-        self.study = Opened.here()
+        self.study = Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
-        self.probed = cache(partial(curve.probe, self.study.view, self.study.calibration, self.judge))
+        self.known = self.study.view, self.study.calibration, self.judge
 
     def original(self) -> dict:
         """The row of the original."""
         return self.row("original", self.study.view) | {"speed": curve.ORDINARY}
 
-    def point(self, name: str, share: float, seeds: list[int] | None) -> dict:
-        """The row of a method at a share of the original's parameters; seeds: of its recovery, None without one."""
-        study = self.study
-        changed, sharing, kept = curve.make(name, share, study.view, study.calibration, self.judge, self.probed)
+    def probe(self) -> Probed:
+        """What each matrix alone costs in each form."""
+        return curve.probe(*self.known)
+
+    def survey(self, smallest: float) -> Surveyed:
+        """What arrangements of layers cost, for all shares down to the smallest."""
+        return curve.survey(*self.known, smallest)
+
+    def tried(self, share: float, probed: Probed, surveyed: Surveyed) -> list[Tried]:
+        """What the search of a mixture tries at a share of the original's parameters."""
+        return curve.tried(share, *self.known, probed, surveyed)
+
+    def point(self, name: str, share: float, seeds: list[int] | None, chosen: Tried | None = None) -> dict:
+        """The row of a method at a share of the original's parameters.
+
+        seeds: of its recovery, None without one. chosen: what it is, where the search of a mixture has found it.
+        """
+        changed, sharing, kept = curve.make(name, share, *self.known, chosen)
         found = self.row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed}
         if seeds is None:
             return found
@@ -118,16 +139,57 @@ def arms(spec: Recovery, kept: list[int] | None = None) -> list[Recovery]:
     ]
 
 
-def _measured(jobs: list[tuple], measuring: Measuring) -> Iterator[dict]:
-    """The rows of all jobs as they are done: one after the other on a GPU, on the CPU as many as there are cores."""
+def _plans(shares: list[float], shape: Shape) -> list[tuple[str, float]]:
+    """(method, share) of all that fits. Raises UserError where no method can store a share."""
+    found = curve.plans(shares, shape)
+    if missing := set(shares) - {share for _, share in found}:
+        reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape)]
+        raise UserError(
+            f"SIZES: no method can store {min(missing):g} of this model; {reached[0]} to {reached[-1]} are allowed"
+        )
+    return found
+
+
+def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring) -> Iterator[dict]:
+    """The rows of all plans as they are done: one after the other on a GPU, on the CPU as many as there are cores.
+
+    seeds: share -> those of its recovery, None without one. What all mixtures need to know is found once, and a search
+    of a share serves all its mixtures.
+    """
     threads = measuring.study.section("runtime").threads
-    workers = min(len(jobs), len(os.sched_getaffinity(0)) // threads if threads else 1)
+    workers = min(len(plans), len(os.sched_getaffinity(0)) // threads if threads else 1)
+    alone = [plan for plan in plans if not curve.in_mixture(plan[0])]
+    mixed: dict[float, list[str]] = {}
+    for name, share in plans:
+        if curve.in_mixture(name):
+            mixed.setdefault(share, []).append(name)
     if measuring.study.device.type != "cpu" or workers < 2:
-        yield from (measuring.point(*job) for job in jobs)
+        yield from (measuring.point(*plan, seeds[plan[1]]) for plan in alone)
+        known = (measuring.probe(), measuring.survey(min(mixed))) if mixed else ()
+        for share, names in mixed.items():
+            found = measuring.tried(share, *known)
+            yield from (measuring.point(name, share, seeds[share], curve.best_of(found, name)) for name in names)
         return
     # Fresh processes: a copy of this one would hang where torch has started threads.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from (done.result() for done in as_completed([pool.submit(_point, *job) for job in jobs]))
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        known = [pool.submit(_do, "probe"), pool.submit(_do, "survey", min(mixed))] if mixed else []
+        points = [pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone]
+        searches: dict[Future, float] = {}
+        for done in as_completed([*known, *points]):
+            if done not in known:
+                yield done.result()
+            elif all(each.done() for each in known):
+                found = [each.result() for each in known]
+                # The smallest first: it takes longest.
+                searches = {pool.submit(_do, "tried", share, *found): share for share in sorted(mixed)}
+        points = []
+        for done in as_completed(searches):
+            share, found = searches[done], done.result()
+            points += [
+                pool.submit(_do, "point", name, share, seeds[share], curve.best_of(found, name))
+                for name in mixed[share]
+            ]
+        yield from (done.result() for done in as_completed(points))
 
 
 @cache
@@ -136,8 +198,8 @@ def _own() -> Measuring:
     return Measuring()
 
 
-def _point(*job) -> dict:
-    return _own().point(*job)
+def _do(what: str, *arguments: Any) -> Any:
+    return getattr(_own(), what)(*arguments)
 
 
 def _shares(name: str, text: str) -> list[float]:

@@ -31,13 +31,16 @@ class Opened:
     calibration: Calibration
 
     @classmethod
-    def here(cls) -> "Opened":
-        """Opened on the profile's device. Raises UserError where params.yaml does not fit the model."""
+    def here(cls, keep: float = 0) -> "Opened":
+        """Opened on the profile's device. Raises UserError where params.yaml does not fit the model.
+
+        keep: bytes of the moments that stay in memory (see `statistics.read`).
+        """
         profile = params.load().profile
         rules.validate(profile, MODEL)
         device = devices.start(params.section(profile, "runtime"))
         view = ModelView(opening.open_snapshot(MODEL).to(device))
-        calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device)
+        calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device, keep)
         return cls(profile, device, view, calibration)
 
     def section(self, name: str) -> Any:

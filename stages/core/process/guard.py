@@ -4,10 +4,12 @@ A killed DVC leaves its stage running, and would start a second one on the same 
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
 
 from stages.core.process.errors import UserError
@@ -51,6 +53,17 @@ def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIE
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def end_with_parent() -> None:
+    """Let a process of multiprocessing end with its parent, and at once on Ctrl-C, which reaches both."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _dvc(environment: Mapping[str, str]):

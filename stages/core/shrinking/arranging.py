@@ -21,6 +21,21 @@ from stages.core.shrinking.layer_search import least_influence
 from stages.core.shrinking.making import SHARED, Layers
 from stages.core.shrinking.options import Option, stored_by
 from stages.core.shrinking.probes import Judge
+from stages.core.shrinking.window_search import Layout
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What an arrangement of layers needs to know whatever the budget.
+
+    windows: every single window and the perplexity of the model in which it alone shares. order: all layers, the one
+    of least influence first. fewer: the divergence of the model without the first layer of these that may go, the first
+    two, and so on.
+    """
+
+    windows: list[Layout]
+    order: list[int]
+    fewer: list[float]
 
 
 @dataclass(frozen=True)
@@ -46,26 +61,51 @@ class Arranged:
     alone: list[tuple[str, Layers]]
 
 
+def survey(
+    view: ModelView,
+    calibration: Calibration,
+    spec: Forms,
+    judge: Judge,
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Surveyed:
+    """Every single window, and the model without its first layers by influence, down to the target of `spec`."""
+    single, order, fewer = [], [], []
+    if "share" in spec.forms:
+        best = Best(choose="best", sizes=spec.sizes)
+        single = window_search.search(view, calibration, SHARED, best, judge.score, watch).scored
+    if "drop" in spec.forms:
+        order, reference = least_influence(view, calibration), judge.reference(view)
+        most = targets.dropped(view.shape, order, spec.target_parameters, None)
+        for count in watch(range(1, len(most) + 1)):
+            kept = [layer for layer in range(view.depth) if layer not in most[:count]]
+            fewer.append(judge.divergence(keep_layers(view, kept), reference))
+    return Surveyed(single, order, fewer)
+
+
 def arrange(
     view: ModelView,
     calibration: Calibration,
     spec: Forms,
+    surveyed: Surveyed,
     judge: Judge,
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Arranged:
     """Layouts of windows by the search of method share, times the first k layers by influence, as far as `spec` allows.
 
     A layout is the cheapest of its number of windows and of layers saved, by the costs of its single windows.
+    surveyed: of the same forms, for this target or a smaller one.
     """
     alone, costs, chosen, fewer = [], {}, [], [([], 0.0)]
     if "share" in spec.forms:
-        costs, own = _windows(view, calibration, spec, judge, watch)
+        costs, own = _windows(view, calibration, spec, surveyed.windows, judge, watch)
         chosen = [tuple((group[0], group[-1]) for group in layers.groups) for _, layers in own]
         alone += own
     if "drop" in spec.forms:
-        found, own = _gone(view, calibration, spec, judge, watch)
-        fewer += found
-        alone += own
+        most = targets.dropped(view.shape, surveyed.order, spec.target_parameters, None)
+        fewer += [(most[:count], harm) for count, harm in zip(range(1, len(most) + 1), surveyed.fewer)]
+        saved = sum(view.shape.stage_of(layer).block for layer in most)
+        if view.shape.parameters - saved <= targets.target(view.shape, spec.target_parameters):
+            alone.append(("drop", Layers(gone=most)))
     deltas = cache(partial(_deltas, view, calibration))
     every = []
     for gone, harm in fewer:
@@ -81,32 +121,21 @@ def arrange(
 
 
 def _windows(
-    view: ModelView, calibration: Calibration, spec: Forms, judge: Judge, watch: Callable[[Iterable], Iterable]
+    view: ModelView,
+    calibration: Calibration,
+    spec: Forms,
+    single: list[Layout],
+    judge: Judge,
+    watch: Callable[[Iterable], Iterable],
 ) -> tuple[dict[Window, float], list[tuple[str, Layers]]]:
     """What single windows cost, and what method share chooses, where such windows alone can reach the target."""
+    original = judge.score(view)
+    costs = {layout.windows[0]: math.log(layout.perplexity / original) for layout in single}
     budget = Budget(choose="budget", sizes=spec.sizes, target_parameters=spec.target_parameters)
-    reached = not list(rules.variant_mistakes("", Variant(windows=budget, surgery=SHARED, finetune={}), view.shape))
-    wanted = budget if reached else Best(choose="best", sizes=spec.sizes)
-    found = window_search.search(view, calibration, SHARED, wanted, judge.score, watch)
-    singles = [layout for layout in found.scored if len(layout.windows) == 1 and layout.ranks is None]
-    costs = {layout.windows[0]: math.log(layout.perplexity / found.original) for layout in singles}
-    groups = [windows.layers(window) for window in found.chosen.windows]
-    return costs, [("share", Layers(groups, found.chosen.ranks))] if reached else []
-
-
-def _gone(
-    view: ModelView, calibration: Calibration, spec: Forms, judge: Judge, watch: Callable[[Iterable], Iterable]
-) -> tuple[list[tuple[list[int], float]], list[tuple[str, Layers]]]:
-    """The first k layers by influence with the divergence without them, up to those of method drop, and these."""
-    order, reference = least_influence(view, calibration), judge.reference(view)
-    most = targets.dropped(view.shape, order, spec.target_parameters, None)
-    found = []
-    for count in watch(range(1, len(most) + 1)):
-        kept = [layer for layer in range(view.depth) if layer not in most[:count]]
-        found.append((most[:count], judge.divergence(keep_layers(view, kept), reference)))
-    saved = sum(view.shape.stage_of(layer).block for layer in most)
-    reached = view.shape.parameters - saved <= targets.target(view.shape, spec.target_parameters)
-    return found, [("drop", Layers(gone=most))] if reached else []
+    if list(rules.variant_mistakes("", Variant(windows=budget, surgery=SHARED, finetune={}), view.shape)):
+        return costs, []
+    chosen = window_search.search(view, calibration, SHARED, budget, judge.score, watch, single).chosen
+    return costs, [("share", Layers([windows.layers(window) for window in chosen.windows], chosen.ranks))]
 
 
 def _deltas(view: ModelView, calibration: Calibration, window: Window) -> dict[Matrix, list[Option]]:

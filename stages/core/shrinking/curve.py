@@ -1,20 +1,17 @@
 """Every way to store less, made at a given size: what stands in the curve of size against perplexity."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core.architecture import rules, targets, windows
+from stages.core.architecture import rules, targets
 from stages.core.architecture.shape import Shape
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
-from stages.core.settings.variants import Variant
-from stages.core.shrinking import layer_search, making, mixing, probes, window_search
+from stages.core.settings.variants import Forms, Variant
+from stages.core.shrinking import arranging, layer_search, making, mixing, probes
 from stages.core.shrinking.operations import operate
-
-FORMS = ("low_rank", "sparse")
-LAYERS = ("share", "drop")
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,7 @@ NO_WINDOWS = {"choose": "none"}
 WEIGHTED = {"method": "low_rank", "fit": "weighted", "bias_correction": True}
 ORDINARY, FEWER, SPARSE = "ordinary matrices", "fewer layers", "sparse storage"
 METHODS = {
-    "softshare": Method(
-        {"choose": "budget", "sizes": [2, 3]},
-        {"method": "share", "delta": "joint", "rank": 8, "bias_correction": True},
-        ORDINARY,
-    ),
+    "softshare": Method({"choose": "budget", "sizes": [2, 3]}, making.SHARED.model_dump(), ORDINARY),
     "svd": Method(NO_WINDOWS, {"method": "low_rank", "fit": "svd", "ranks": "equal"}, ORDINARY),
     "svd_weighted": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "filled"}, ORDINARY),
     "svd_weighted_equal": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "equal"}, ORDINARY),
@@ -51,8 +44,8 @@ METHODS = {
     "mix_low_rank": Method({"choose": "forms", "forms": ["low_rank"]}, {"method": "mix"}, ORDINARY),
     "pruned": Method(NO_WINDOWS, {"method": "prune"}, SPARSE),
     "pruned_input": Method(NO_WINDOWS, {"method": "prune", "score": "input", "scope": "row"}, SPARSE),
-    "mix_ordinary": Method({"choose": "forms", "forms": ["low_rank", *LAYERS]}, {"method": "mix"}, ORDINARY),
-    "mix": Method({"choose": "forms", "forms": [*FORMS, *LAYERS]}, {"method": "mix"}, SPARSE),
+    "mix_ordinary": Method({"choose": "forms", "forms": ["low_rank", "share", "drop"]}, {"method": "mix"}, ORDINARY),
+    "mix": Method({"choose": "forms", "forms": ["low_rank", "sparse", "share", "drop"]}, {"method": "mix"}, SPARSE),
 }
 
 
@@ -66,9 +59,43 @@ def plans(shares: Iterable[float], shape: Shape) -> list[tuple[str, float]]:
     return [(name, share) for share in shares for name in METHODS if fits(name, share, shape)]
 
 
-def probe(view: ModelView, calibration: Calibration, judge: probes.Judge, watch: Callable = iter) -> probes.Probed:
-    """What each matrix alone costs in each form; `make` takes it for every mixture."""
-    return probes.probe_all(view, calibration, FORMS, judge, watch)
+def in_mixture(name: str) -> bool:
+    """Whether the search of a mixture of all forms tries what a method would choose."""
+    return METHODS[name].windows["choose"] in ("forms", "budget")
+
+
+def probe(view: ModelView, calibration: Calibration, judge: probes.Judge) -> probes.Probed:
+    """What each matrix alone costs in each form, for mixtures of any size."""
+    return probes.probe_all(view, calibration, ["low_rank", "sparse"], judge)
+
+
+def survey(view: ModelView, calibration: Calibration, judge: probes.Judge, smallest: float) -> arranging.Surveyed:
+    """What each window alone costs, and what the first layers that are gone do, for mixtures down to a share."""
+    return arranging.survey(view, calibration, _mixture(smallest), judge)
+
+
+def tried(
+    share: float,
+    view: ModelView,
+    calibration: Calibration,
+    judge: probes.Judge,
+    probed: probes.Probed,
+    surveyed: arranging.Surveyed,
+) -> list[mixing.Tried]:
+    """What the search of a mixture of all forms tries at a share, the best first; for `best_of`."""
+    return mixing.search(view, calibration, _mixture(share), probed, judge, surveyed=surveyed)
+
+
+def _mixture(share: float) -> Forms:
+    return METHODS["mix"].variant(share).windows
+
+
+def best_of(found: Iterable[mixing.Tried], name: str) -> mixing.Tried:
+    """What a method chooses of all that the search of a mixture has tried, the best first; see `in_mixture`."""
+    windows = METHODS[name].windows
+    if windows["choose"] == "budget":
+        return next(one for one in found if (one.forms, one.by) == (["share"], "baseline"))
+    return next(one for one in found if set(one.forms) <= set(windows["forms"]))
 
 
 def make(
@@ -77,18 +104,18 @@ def make(
     view: ModelView,
     calibration: Calibration,
     judge: probes.Judge,
-    probed: Callable[[], probes.Probed],
+    chosen: mixing.Tried | None = None,
 ) -> tuple[ModelView, Sharing, list[int] | None]:
     """The untrained model of a method at a share, its structure, and the layers that it keeps, None for all.
 
-    `judge` judges models on validation text, by which windows, layers and forms are chosen. probed: a function that
-    gives what `probe` does, which only mixtures ask for.
+    `judge` judges models on validation text, by which layers are chosen. chosen: what `best_of` says for the methods
+    that are `in_mixture`.
     """
+    if chosen:
+        gone = chosen.layers.gone
+        kept = [layer for layer in range(view.depth) if layer not in gone] if gone else None
+        return *making.mix(view, calibration, chosen.plan, chosen.layers), kept
     variant = METHODS[name].variant(share)
-    if variant.windows.choose == "forms":
-        best = mixing.search(view, calibration, variant.windows, probed(), judge)[0]
-        kept = [layer for layer in range(view.depth) if layer not in best.layers.gone] if best.layers.gone else None
-        return *making.mix(view, calibration, best.plan, best.layers), kept
     if variant.surgery.method == "drop":
         if variant.windows.choose == "layers":
             gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers
@@ -97,8 +124,4 @@ def make(
             gone = targets.dropped(view.shape, order, share, None)
         kept = [layer for layer in range(view.depth) if layer not in gone]
         return *operate(view, [], calibration, variant.surgery, dropped=gone), kept
-    if variant.windows.choose == "none":
-        return *operate(view, [], calibration, variant.surgery), None
-    chosen = window_search.search(view, calibration, variant.surgery, variant.windows, judge.score).chosen
-    groups = [windows.layers(window) for window in chosen.windows]
-    return *operate(view, groups, calibration, variant.surgery, chosen.ranks), None
+    return *operate(view, [], calibration, variant.surgery), None

@@ -17,7 +17,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Forms, LowRank, Prune, Target
 from stages.core.shrinking import baselines, budgets
-from stages.core.shrinking.arranging import Arrangement, arrange
+from stages.core.shrinking.arranging import Arrangement, Surveyed, arrange, survey
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.making import NO_LAYERS, Layers, Plan, mix
 from stages.core.shrinking.options import DENSE, GONE, Option
@@ -49,12 +49,18 @@ def search(
     probed: Probed,
     judge: Judge,
     watch: Callable[[Iterable], Iterable] = iter,
+    surveyed: Surveyed | None = None,
 ) -> list[Tried]:
     """Every plan that was scored, the best first.
 
     Each form alone is tried, too, as its baselines spend the budget. So the best plan is no worse on the text of the
     judge than the best of these baselines. With `share` or `drop` among the forms, the SHORTLIST arrangements of layers
-    that promise least harm are tried of each kind: layers that share, layers that are gone, and both.
+    that promise least harm are tried of each kind: layers that share, layers that are gone, and both. The
+    matrices that stay alone then have any of the other forms, and in further plans only low rank: these run as ordinary
+    matrices.
+
+    probed, surveyed: what `probe_all` and `survey` say for these forms or more, and this target or a smaller one; by
+    default the survey is made here.
     """
     room = targets.room(view.shape, spec.target_parameters)
     ways = {"divergence": harm_by(probed.probes), "error": harm_by(None)}
@@ -69,13 +75,15 @@ def search(
         baseline = SINGLE[form](view, calibration, spec.target_parameters)
         plans += [([form], "baseline", plan, NO_LAYERS) for plan in baseline]
     if len(single) < len(spec.forms):
-        arranged = arrange(view, calibration, spec, judge, watch)
+        surveyed = surveyed or survey(view, calibration, spec, judge, watch)
+        arranged = arrange(view, calibration, spec, surveyed, judge, watch)
         plans += [([form], "baseline", {}, layers) for form, layers in arranged.alone]
-        own = _of_forms(probed.options, single)
-        plans += [
-            (single + kinds, "divergence", plan, layers)
-            for kinds, plan, layers in _promising(arranged.every, own, ways["divergence"], room)
-        ]
+        for alone in dict.fromkeys([tuple(single), tuple(form for form in single if form == "low_rank")]):
+            own = _of_forms(probed.options, alone)
+            plans += [
+                ([*alone, *kinds], "divergence", plan, layers)
+                for kinds, plan, layers in _promising(arranged.every, own, ways["divergence"], room)
+            ]
     tried = [
         Tried(forms, by, judge.score(mix(view, calibration, plan, layers)[0]), plan, layers)
         for forms, by, plan, layers in watch(plans)

@@ -47,6 +47,7 @@ def search(
     spec: Best | Budget,
     score: Callable[[ModelView], float],
     watch: Callable[[Iterable], Iterable] = iter,
+    known: list[Layout] | None = None,
 ) -> Found:
     """The best layout by `spec`, with every window made by the method `operation`.
 
@@ -56,6 +57,7 @@ def search(
 
     What comes before a window is the original: its forward passes are recorded once, within STATES bytes, and those of
     a changed model start from there. `score` must run a model on the same inputs in the same order every time.
+    known: the single windows, where an earlier search has scored them.
     """
     singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
     with record_states(view, sorted({first for first, _ in singles} - {0}), STATES) as states:
@@ -70,7 +72,7 @@ def search(
     def cost_per_layer(layout: Layout) -> float:
         return math.log(layout.perplexity / original) / windows.saved(layout.windows)
 
-    scored = [measure((window,)) for window in watch(singles)]
+    scored = [measure((window,)) for window in watch(singles)] if known is None else known
     costs = {layout.windows[0]: math.log(layout.perplexity / original) for layout in scored}
     ways = windows.layouts(costs, view.depth, spec.shortlist)
     if isinstance(spec, Budget):
