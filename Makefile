@@ -8,8 +8,9 @@ RECOVER ?= yes
 SIZES ?= 0.95,0.9,0.8,0.7,0.6,0.5
 TRAIN ?= no
 SEEDS ?= 0
-# Only where it is said: a variable of this name may mean something else to another program.
-ifeq ($(origin PROFILE),command line)
+# On the command line or in the environment. It goes before the profile of params.yaml.
+PROFILE ?=
+ifneq ($(PROFILE),)
 export SHARED_FFN_PROFILE := $(PROFILE)
 endif
 BIN := $(CURDIR)/.venv/bin

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("SHARED_FFN_PROFILE", None)  # of `make test PROFILE=...`: the tests choose profiles themselves
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores are at work
 

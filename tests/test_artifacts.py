@@ -1,5 +1,7 @@
 """Artifacts: never half written, the same bytes every time, and damage is found and named."""
 
+import errno
+import os
 import subprocess
 import sys
 import types
@@ -276,3 +278,18 @@ def test_tokens_are_read_without_pandas(tmp_path):
         "assert 'pandas' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@every_kind
+def test_where_nothing_can_be_written_is_one_line(kind, tmp_path):
+    (tmp_path / "deep").write_text("a file where a folder is needed")
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/deep/down/file.{kind}: "):
+        make(tmp_path, kind)
+    assert content(tmp_path) == {"deep": "a file where a folder is needed"}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_place_that_may_not_be_written_is_one_line(number, tmp_path):
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/out: {os.strerror(number)}$"):
+        with artifacts.replacing(tmp_path / "out"):
+            raise OSError(number, os.strerror(number))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from test_recovery import RECIPE
+from transformers import PreTrainedTokenizerFast
 
-from stages.commands import check
+from stages.commands import amounts, check
 from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
 from stages.core.forms import checkpoint
+from stages.core.images import digits
 from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
 from stages.core.settings.variants import Recovery, Variant
+from stages.core.text import corpus, sources
 from stages.core.training import recovery, resuming
 
 DOCUMENT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
@@ -46,8 +50,8 @@ LLAMA = {"model_type": "llama", "vocab_size": 5, "tie_word_embeddings": False} |
 }
 
 
-def write(folder, **changes):
-    """params.yaml of the repository in `folder`, some values changed by their dotted path."""
+def changed(changes):
+    """What params.yaml of the repository says, some values changed by their dotted path."""
     document = copy.deepcopy(DOCUMENT)
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -55,8 +59,13 @@ def write(folder, **changes):
         for key in parents:
             part = part.setdefault(key, {})
         part[last] = copy.deepcopy(value)
+    return document
+
+
+def write(folder, **changes):
+    """params.yaml of the repository in `folder`, some values changed by their dotted path."""
     text = io.StringIO()
-    YAML(typ="safe").dump(document, text)
+    YAML(typ="safe").dump(changed(changes), text)
     (folder / "params.yaml").write_text(text.getvalue())
     return params.load(folder / "params.yaml")
 
@@ -634,6 +643,95 @@ def test_files_that_a_source_names_in_vain_are_told(tmp_path):
     (tmp_path / "some.txt").write_text("text")
     files = {"train": f"{tmp_path}/*.txt", "validation": f"{tmp_path}/none.txt", "test": "https://example.org/a.txt"}
     source = {"kind": "dataset", "path": "text", "data_files": files}
-    found = write(tmp_path, **{f"{SMALL}.prepare.source": source})
-    (line,) = check.missing_files("small", found.profiles["small"])
+    (line,) = check.missing_files(write(tmp_path, **{f"{SMALL}.prepare.source": source}))
     assert line.endswith(f"profiles.small.prepare.source.data_files.validation = {tmp_path}/none.txt: no such file")
+
+
+DATASET, SHARES = {"kind": "dataset"}, {"train": "train[:50%]", "validation": "train[50%:60%]", "test": "train[60%:]"}
+VAIN = [
+    ("small", "base.model", "data/nothing", "base.model = data/nothing: there is no such folder"),
+    ("small", "base.gguf_file", "none.gguf", "base.gguf_file = none.gguf: no such file in data/model"),
+    (
+        "small",
+        "prepare.source",
+        DATASET | {"path": "data/local/nothing"},
+        "prepare.source.path = data/local/nothing: there is no such folder",
+    ),
+    ("small", "reviews.source", DATASET | {"path": "./no"}, "reviews.source.path = ./no: there is no such folder"),
+    (
+        "small",
+        "prepare.source",
+        DATASET | {"path": "text", "data_files": {"train": "text/*.txt", "validation": "text/**/v*", "test": "text"}},
+        "prepare.source.data_files.test = text: no such file",
+        "prepare.source.data_files.validation = text/**/v*: no such file",
+    ),
+    ("small", "prepare.source", DATASET | {"path": "text"}, "prepare.source: path = text needs data_files"),
+    ("digits", "prepare.source.file", "none.parquet", "prepare.source.file = none.parquet: no such file"),
+    ("digits", "prepare.source", DATASET | SHARES | {"path": "empty"}, "prepare.source.path = empty: no such file"),
+    (
+        "digits",
+        "prepare.source",
+        DATASET | SHARES | {"path": "./images", "data_files": {"train": "a/*.png"}},
+        "prepare.source.data_files.train = a/*.png: no such file",
+    ),
+    ("digits", "prepare.source", DATASET | SHARES | {"path": "./images", "data_files": {"train": "b/*.png"}}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("profile, key, value, lines", [(*case[:3], case[3:]) for case in VAIN], ids=str)
+def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
+    profile, key, value, lines, here, capsys
+):  # fmt: skip
+    for name in ("text/some.txt", "empty/README.md", "images/b/1.png", "data/digits/digits.parquet"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("text")
+    config(here / "data/digits/model", json.loads((ROOT / "data/digits/model/config.json").read_text()))
+    text = io.StringIO()
+    YAML(typ="safe").dump(changed({f"profiles.{profile}.{key}": value, "profile": profile}), text)
+    (here / "params.yaml").write_text(text.getvalue())
+    if lines == (None,):
+        check.main()
+        assert "right" in capsys.readouterr().out
+        return
+    with pytest.raises(UserError) as caught:
+        check.main()
+    told = str(caught.value).splitlines()
+    assert len(told) == len(lines) and capsys.readouterr().out == ""
+    for said, line in zip(told, lines):
+        assert said.strip().startswith(f"params.yaml: profiles.{profile}.{line}")
+
+
+def test_a_folder_that_a_variant_names_in_vain_is_told(here):
+    rival = {"windows": {"choose": "none"}, "surgery": {"method": "external", "model": "data/rival"}, "finetune": {}}
+    write(here, **{"variants.rival": rival})
+    with pytest.raises(UserError, match="^params.yaml: variants.rival.surgery.model = data/rival: there is no such"):
+        check.main()
+
+
+def test_the_tokens_of_a_generated_text_are_counted(here, monkeypatch):
+    """Exactly where a guess from a few stories does not settle it."""
+    monkeypatch.setattr(sources, "_yaml", cache(sources._yaml))
+    for name in ("data/lexicon.yaml", "data/model/tokenizer.json"):
+        shutil.copy(ROOT / name, here / name)
+    profile = write(here, **{f"{SMALL}.prepare.source.train": 20}).profiles["small"]
+    there = amounts.most(profile, 10**6, EMBEDDED)
+    assert 20 * 90 < there < 20 * 400 and amounts.most(profile, 128, EMBEDDED) == 128
+    write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.moment_tokens": there + 1})
+    with pytest.raises(UserError, match=f"extract.moment_tokens = {there + 1}: the train split has only {there:,}"):
+        check.main()
+    length = {f"{SMALL}.extract.sequence_length": 1, f"{SMALL}.extract.moment_tokens": there}
+    found = write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.max_tokens": 2, **length})
+    assert amounts.mistakes("small", found.profiles["small"], EMBEDDED) == []
+    text = sources.generated(amounts.LEXICON, 0, "train", 20)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(ROOT / "data/model/tokenizer.json"))
+    assert there == len(corpus.tokenise(tokenizer, text))
+
+
+def test_the_tokens_of_images_are_counted():
+    found, known = params.load(ROOT / "params.yaml").profiles, shape.of_folder(ROOT / "data/digits/model")
+    assert amounts.most(found["digits"], 1, known) == 1000 * 5 and amounts.most(found["vit"], 1, known) == 40000 * 5
+    _, labels = digits.read(ROOT / "data/digits/digits.parquet")
+    assert amounts.DIGITS == len(digits.chosen(labels, "train"))
+    spec = found["digits"].extract.model_copy(update={"moment_tokens": 5001})
+    (line,) = amounts.mistakes("digits", found["digits"].model_copy(update={"extract": spec}), known)
+    assert line == "profiles.digits.extract.moment_tokens = 5001: the train split has only 5,000 tokens"

@@ -196,4 +196,5 @@ def test_make_hands_the_profile_on_where_it_is_said(tmp_path):
     show = ["make", "-n", "-p", "help"]
     said = attempt(ROOT, *show, "PROFILE=digits").stdout
     assert "SHARED_FFN_PROFILE := digits" in said
-    assert "SHARED_FFN_PROFILE" not in attempt(ROOT, "env", "PROFILE=other", *show).stdout
+    assert "SHARED_FFN_PROFILE := digits" in attempt(ROOT, "env", "PROFILE=digits", *show).stdout
+    assert "SHARED_FFN_PROFILE" not in attempt(ROOT, "env", "-u", "PROFILE", *show).stdout

@@ -131,3 +131,14 @@ def test_what_opens_models_first_says_what_libraries_are_to_know():
     clean = {name: value for name, value in os.environ.items() if name not in taken}
     done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, env=clean, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_output_that_nobody_reads_any_more_ends_in_silence(tmp_path):
+    """As of `make check | head -1`."""
+    program = SCRIPT.replace("model: Path, profile: str", "").format(what="print('line\\n' * 100_000)")
+    program = program.replace("assert isinstance(model, Path) and isinstance(profile, str)", "")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c \"$1\" | head -1; exit ${{PIPESTATUS[0]}}", "bash", program],
+        cwd=ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (141, "line\n", "")

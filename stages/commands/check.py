@@ -1,14 +1,18 @@
 """Check params.yaml, show it with its defaults, and say what the active profile needs. No model is opened.
 
-Run from the repository's root: make check. Ends with status 1 where params.yaml is wrong or something does not fit.
+Run from the repository's root: make check. Where params.yaml is wrong, names a file that is not there, or asks for more
+memory, disk or text than there is, only the mistakes are told, and the exit status is 1.
 """
 
 import glob
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from stages.commands import amounts
 from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
 from stages.core.process import command, hub
@@ -17,51 +21,80 @@ from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
-from stages.core.settings.profiles import Profile
+from stages.core.settings.texts import PACKAGED, Loaded
 
+NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
 
 def main() -> None:
     found = params.load()
-    print(resolved.text(found), end="\n\n")
     profile = found.profiles[found.profile]
-    hub.refuse_missing_folder(f"profiles.{found.profile}.base.model", profile.base.model)
-    rules.refuse(missing_files(found.profile, profile))
-    known = model_of(profile.base)
+    rules.refuse(list(missing_files(found)))
+    known, shown = model_of(profile.base), resolved.text(found)
     if known is None:
-        print(f"params.yaml, profile {found.profile}: right in itself.")
+        print(f"{shown}\n\nparams.yaml, profile {found.profile}: right in itself.")
         print(
             f"The shape of {profile.base.model} is not known here (no folder, not in the hub's cache, no answer from "
             "the hub), so nothing was held against it."
         )
         return
-    rules.refuse(rules.mistakes(found, found.profile, known) + externals(found, known))
-    print(f"params.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
+    lengths = amounts.mistakes(found.profile, profile, known)
+    rules.refuse(rules.mistakes(found, found.profile, known) + externals(found, known) + lengths)
+    studied = found.studied(found.profile)
+    costs, card = estimates.estimate(profile, studied, known), gpus.smallest(profile.runtime.device)
+    room, lacking = places(costs, card)
+    if lacking:
+        raise UserError("\n       ".join(lacking))
+    print(f"{shown}\n\nparams.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
     for line in rules.warnings(found, known):
         print(f"warning: {line}")
-    studied = found.studied(found.profile)
-    costs = estimates.estimate(profile, studied, known)
-    card = gpus.smallest(profile.runtime.device)
     speed = None if card else matmul_speed()
     print(table(costs, speed))
     print(f"All {len(studied)} variants; every figure is an estimate.")
     print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card.name}'}")
-    if lacking := misfits(costs, card):
-        raise UserError("\n       ".join(lacking))
+    print("\n".join(room))
 
 
-def missing_files(name: str, profile: Profile) -> list[str]:
-    """A line for every file of this machine that a source of the profile names in vain."""
-    lines = []
+def missing_files(found: Params) -> Iterator[str]:
+    """A line for every folder and file of this machine that the active profile or a variant names in vain."""
+    where, profile = f"profiles.{found.profile}", found.profiles[found.profile]
+    models = {f"{where}.base.model": profile.base.model} | {
+        f"variants.{name}.surgery.model": variant.surgery.model
+        for name, variant in found.studied(found.profile).items()
+        if variant.surgery.method == "external"
+    }
+    yield from (f"{key} = {model}: {NO_FOLDER}" for key, model in models.items() if hub.is_missing_folder(model))
+    folder, gguf = Path(profile.base.model), profile.base.gguf_file
+    if gguf and folder.is_dir() and not (folder / gguf).is_file():
+        yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}"
     for section in ("prepare", "reviews", "articles"):
-        source = getattr(getattr(profile, section), "source", None)
-        if "/" in getattr(source, "path", "") and not Path(source.path).expanduser().is_dir():
-            continue  # files of a data set on the hub
-        for split, file in (getattr(source, "data_files", None) or {}).items():
-            if "://" not in file and not glob.glob(str(Path(file).expanduser()), recursive=True):
-                lines.append(f"profiles.{name}.{section}.source.data_files.{split} = {file}: no such file")
-    return lines
+        if source := getattr(getattr(profile, section), "source", None):
+            yield from missing_text(f"{where}.{section}.source", source)
+
+
+def missing_text(key: str, source: Any) -> Iterator[str]:
+    """A line for every folder and file of this machine that a source of text or images names in vain."""
+    if not isinstance(source, Loaded):
+        if (file := getattr(source, "file", None)) and not Path(file).is_file():
+            yield f"{key}.file = {file}: {NO_FILE}"
+        return
+    path = os.path.expanduser(source.path)
+    folder = "" if source.path in PACKAGED or not os.path.isdir(path) else path
+    if hub.is_missing_folder(path):
+        yield f"{key}.path = {source.path}: {NO_FOLDER}"
+    elif source.path in PACKAGED or folder:
+        for split, pattern in (source.data_files or {}).items():
+            if "://" not in pattern and not any_file(os.path.join(folder, os.path.expanduser(pattern))):
+                yield f"{key}.data_files.{split} = {pattern}: {NO_FILE}"
+        if not source.data_files and not any_file(f"{glob.escape(folder)}/**"):
+            yield f"{key}.path = {source.path}: {NO_FILE} in it"
+
+
+def any_file(pattern: str) -> bool:
+    """Whether a path or a pattern stands for a file that is there. What explains a folder is none of its data."""
+    found = (path for path in [pattern, *glob.iglob(pattern, recursive=True)] if os.path.basename(path) != "README.md")
+    return any(map(os.path.isfile, found))
 
 
 def model_of(base) -> Shape | None:
@@ -102,31 +135,31 @@ def duration(costs: dict, speed: float) -> str:
     return text + (f"\n      not counted, as data sets differ in size: {', '.join(unknown)}" if unknown else "")
 
 
-def misfits(costs: dict, card: Card | None) -> list[str]:
-    """What does not fit into memory (the GPU's, where there is one) or onto the disk. Prints what there is."""
+def places(costs: dict, card: Card | None) -> tuple[list[str], list[str]]:
+    """Lines of what memory (the GPU's, where there is one) and disk are needed and free, and of what does not fit."""
     import psutil
 
     # With a GPU, weights pass through the main memory, and most of the rest lies there.
-    places = {"memory": (psutil.virtual_memory().available, ["base"] if card else list(costs))}
+    there = {"memory": (psutil.virtual_memory().available, ["base"] if card else list(costs))}
     if card:
-        places[card.name] = (card.free, list(costs))
-    lines = []
-    for place, (free, stages) in places.items():
+        there[card.name] = (card.free, list(costs))
+    room, lacking = [], []
+    for place, (free, stages) in there.items():
         stage = max(stages, key=lambda name: costs[name].memory)
         need = costs[stage].memory
         chain = max((name for name in stages if costs[name].runs > 1), key=lambda name: costs[name].memory, default="")
         each = f", each of JOBS chains up to {size(costs[chain].memory)} ({chain})" if chain else ""
-        print(f"{place}: {stage} needs about {size(need)}{each}; {size(free)} are free")
+        room.append(f"{place}: {stage} needs about {size(need)}{each}; {size(free)} are free")
         if need > free:
-            lines.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
+            lacking.append(f"stage {stage} needs about {size(need)} of {place}, {size(free)} are free")
     # Of unfinished trainings DVC keeps no copy.
     needed = 2 * sum(cost.disk for cost in costs.values()) + max(cost.scratch for cost in costs.values())
-    free, there = shutil.disk_usage(".").free, occupied(Path("artifacts"))
-    beside = f"{size(free)} are free beside {size(there)} of artifacts"
-    print(f"disk: artifacts and DVC's cache of them need about {size(needed)}; {beside}")
-    if needed > free + there:
-        lines.append(f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + there)} are there")
-    return lines
+    free, taken = shutil.disk_usage(".").free, occupied(Path("artifacts"))
+    beside = f"{size(free)} are free beside {size(taken)} of artifacts"
+    room.append(f"disk: artifacts and DVC's cache of them need about {size(needed)}; {beside}")
+    if needed > free + taken:
+        lacking.append(f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + taken)} are there")
+    return room, lacking
 
 
 def occupied(folder: Path) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.commands.finished import checkpoint_of
+from stages.commands.finished import checkpoint_of, figures_are_current
 from stages.core.architecture.tokens import state_end_tokens
 from stages.core.architecture.vision_shape import image_size
 from stages.core.architecture.weights import auto_class
@@ -24,6 +24,7 @@ from stages.core.process import command, hub
 from stages.core.process.artifacts import read_json, replacing, write_json, write_text
 from stages.core.process.errors import UserError
 from stages.core.reporting import card
+from stages.core.running.origins import Origins
 from stages.core.settings import params
 
 RECORD = "export.json"  # beside the checkpoint: what it is, and that this command wrote the folder
@@ -48,6 +49,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
         raise UserError(f"DTYPE = {dtype}: one of {', '.join(DTYPES)}, or nothing for the source's")
     folder = checkpoint_of(variant)
     refuse_to_replace(to)
+    current = figures_are_current(Origins.here())
     view, sharing = checkpoint.load(folder)
     probe, auto = probed(view.model.config), auto_class(view.model.config.model_type).__name__
     with torch.no_grad():
@@ -81,7 +83,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
                 shares=shares,
                 structure=asdict(sharing),
                 recipe=recipe_of(variant),
-                figures=known(f"metrics/variants/{variant}.json"),
+                figures=known(f"metrics/variants/{variant}.json") if current else {},
                 original=known("metrics/variants/original.json"),
                 calibration=known("artifacts/calibration.json"),
                 source=source,
@@ -92,6 +94,8 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
         for file in draft.glob("*.safetensors"):
             file.chmod((draft / RECORD).stat().st_mode)  # that of any new file; safetensors writes for its owner alone
     opener = f'{auto}.from_pretrained("{to}"{", trust_remote_code=True" if shares else ""})'
+    if not current:
+        print("The card has no figures: those in metrics/variants are of another run. `make repro` makes them anew.")
     print(f"{to}: {form}, {dtype}, largest logit difference {difference:.1e}. Open it with {opener}")
 
 

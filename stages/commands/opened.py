@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.commands.finished import refuse_other_profile
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
 from stages.core.process import devices
+from stages.core.running.origins import Origins
 from stages.core.settings import params
 from stages.core.settings.variants import Recovery
 from stages.core.shrinking.probes import Judge, judge_by
@@ -34,9 +36,11 @@ class Opened:
     def here(cls, keep: float = 0) -> "Opened":
         """Opened on the profile's device. Raises UserError where params.yaml does not fit the model.
 
+        Also where the artifacts are of another profile.
         keep: bytes of the moments that stay in memory (see `statistics.read`).
         """
         profile = params.load().profile
+        refuse_other_profile(Origins.here())
         rules.validate(profile, MODEL)
         device = devices.start(params.section(profile, "runtime"))
         view = ModelView(opening.open_snapshot(MODEL).to(device))

@@ -25,14 +25,17 @@ from stages.core.process.errors import UserError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes the place of `path` on success and vanishes on failure.
 
-    Works for a file and for a folder; the parent folder is made. Raises UserError where the disk is full, and where
-    `path` is the working directory or one above it.
+    Works for a file and for a folder; the parent folder is made. Raises UserError where the disk is full, where nothing
+    may be written there, and where `path` is the working directory or one above it.
     """
     if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
         raise UserError(f"{path} is the folder that this runs in, or one above it: it is not replaced")
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.part"
-    _remove(draft)  # of a process that was killed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(draft)  # of a process that was killed
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield draft
         if path.is_dir():
@@ -42,6 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
         # safetensors gives the system's number in its text alone.
         told = re.search(r"os error (\d+)", str(error))
         number = int(told[1]) if told else getattr(error, "errno", None)
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"cannot write {path}: {os.strerror(number)}") from error
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(f"cannot write {path}: {os.strerror(number)}. Make room and run `dvc repro` again.") from error

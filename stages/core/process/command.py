@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ def entry(main: Callable[..., None]) -> None:
     """Run a stage: each parameter of `main` is a required option of the same name.
 
     Parameters annotated `Path` arrive as paths, the others as strings. A `UserError` ends in one line on
-    standard error and exit status 1, and so does a shortage of memory; Ctrl-C ends in one line and status 130.
+    standard error and exit status 1, and so does a shortage of memory; Ctrl-C ends in one line and status 130. Where
+    nobody reads the output any more, it ends in silence.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
     for name, parameter in inspect.signature(main).parameters.items():
@@ -25,9 +27,14 @@ def entry(main: Callable[..., None]) -> None:
     try:
         with guarded():
             main(**arguments)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it of SIGINT
+    except BrokenPipeError:
+        # Whoever read the output, as `head` does, has enough of it. Nothing is left to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells say it of SIGPIPE
     except UserError as error:
         message = str(error)
     except Exception as error:

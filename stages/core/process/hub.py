@@ -11,13 +11,19 @@ from stages.core.process.errors import UserError
 
 
 def refuse_missing_folder(key: str, model: str) -> None:
-    """Raise UserError where `model` is the path of a folder that is not here, and not the id of a model on the hub.
-
-    A path begins with `/`, `.`, `~` or a folder of the working directory.
-    """
-    path = Path(model)
-    if (path.is_absolute() or model[:1] in ".~" or Path(path.parts[0]).is_dir()) and not path.is_dir():
+    """Raise UserError where `model` is the path of a folder that is not here, and not the id of a model on the hub."""
+    if is_missing_folder(model):
         raise UserError(f"params.yaml: {key} = {model}: there is no such folder")
+
+
+def is_missing_folder(name: str) -> bool:
+    """Whether a name is the path of a folder that is not here. If not, it is one that is here, or an id of the hub.
+
+    A path begins with `/`, `.`, `~` or a folder of the working directory, and an id has at most one `/`.
+    """
+    path = Path(name)
+    begins = path.is_absolute() or name[:1] in ("", ".", "~") or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    return (begins or len(path.parts) > 2) and not path.is_dir()
 
 
 def settle(timeout: float = 5.0) -> None:

@@ -22,7 +22,7 @@ class Patterns(Section):
 
 
 class Digits(Section):
-    """The handwritten digits of scikit-learn: 1,009 images to train on, 248 to choose by and 540 to measure on."""
+    """The handwritten digits of scikit-learn: 1,000 images to train on, 257 to choose by and 540 to measure on."""
 
     kind: Literal["digits"]
     file: str = Field(description="the table of this repository, data/digits/digits.parquet")

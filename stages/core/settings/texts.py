@@ -10,6 +10,7 @@ from stages.core.settings.section import Count, Natural, Section, Sequence
 
 SPLITS = ("train", "validation", "test")
 ENCODED = ("text", "json", "csv")  # what `datasets` reads with an encoding
+PACKAGED = (*ENCODED, "parquet", "arrow", "imagefolder")  # what `datasets` reads from files alone
 
 
 class Stories(Section):
@@ -54,6 +55,12 @@ class Loaded(Section):
             for file in [] if split is None or self.data_files is None else splits.names(split):
                 if file not in self.data_files:
                     raise ValueError(f"{name} = {split}: data_files has {', '.join(self.data_files)}, no {file}")
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_named(self):
+        if self.path in PACKAGED and not self.data_files:
+            raise ValueError(f"path = {self.path} needs data_files, a file for each split")
         return self
 
 
