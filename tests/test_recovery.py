@@ -1,6 +1,7 @@
 """Recovery: which parameters move, towards what, and that the best state on held-out text is what is kept."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -11,7 +12,8 @@ from stages.core.forms import structure
 from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.tasks.language import Language
-from stages.core.training import loop, recovery
+from stages.core.training import answers, loop, recovery
+from stages.core.training.answers import Answers
 
 ROWS = (torch.arange(12)[None] * 7 + torch.arange(8)[:, None] * 3) % 31
 USUAL = Schedule(epochs=3, batch_size=4, warmup=0.0, weight_decay=0.0, clip=1.0)
@@ -263,3 +265,72 @@ def test_hidden_states_of_a_model_with_fewer_layers_are_compared_with_those_of_k
     errors = torch.stack([recovery.relative_error(*pair) for pair in pairs])
     torch.testing.assert_close(minimised - loss, 3.0 * errors.mean())
     assert errors.min() > 0
+
+
+@pytest.fixture
+def teacher_files(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher/weights").write_bytes(b"1")
+    return tmp_path / "teacher"
+
+
+def distilled(kept, teacher_files, facts=1, seed=0):
+    """(state, times that the teacher was asked) of a training with answers in the folder `kept`, or without."""
+    model, sharing = tiny.shared("gpt2", 1)
+    teacher, asked = tiny.view(tiny.model("gpt2")), []
+    teacher.model.register_forward_pre_hook(lambda *_: asked.append(1))
+    spec = Recovery(train="all", frobenius=0.0, distill={"logits": 0.5, "hidden": 1.0})
+    recovery.recover(
+        tiny.view(model), sharing, teacher, tiny.TASK, ROWS, ROWS.flatten(), RECIPE, spec, seed,
+        autocast=nullcontext(), watch=iter, answers=kept and Answers(kept, facts, teacher_files),
+    )  # fmt: skip
+    return tiny.state(model), len(asked)
+
+
+def test_kept_answers_change_no_bit_and_spare_the_teacher(tmp_path, teacher_files):
+    plain, asked = distilled(None, teacher_files)
+    kept = tmp_path / "kept"
+    for expected in (asked, 0):
+        state, times = distilled(kept, teacher_files)
+        assert times == expected and tiny.same(state, plain)
+    assert distilled(kept, teacher_files, facts=2)[1] == asked  # another machine
+    assert distilled(kept, teacher_files, seed=1)[1] == asked  # other batches
+    (teacher_files / "weights").write_bytes(b"2")
+    assert distilled(kept, teacher_files)[1] == asked  # another teacher
+
+
+def test_damaged_answers_are_asked_for_again(tmp_path, teacher_files):
+    plain, asked = distilled(tmp_path / "kept", teacher_files)
+    for path in (tmp_path / "kept").iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    state, times = distilled(tmp_path / "kept", teacher_files)
+    assert times == asked and tiny.same(state, plain)
+
+
+def test_answers_that_do_not_all_fit_are_not_kept(tmp_path, teacher_files, monkeypatch):
+    monkeypatch.setattr(answers, "MOST", 1000)
+    distilled(tmp_path / "kept", teacher_files)
+    assert not list(tmp_path.glob("kept/*"))
+
+
+def test_logits_are_read_without_the_hidden_states_beside_them(tmp_path, teacher_files):
+    kept = Answers(tmp_path / "kept", 1, teacher_files)
+    logits, states = torch.ones(3, 2), [torch.zeros(2), torch.ones(2)]
+    times = []
+
+    def ask():
+        times.append(1)
+        return SimpleNamespace(logits=logits, hidden_states=states)
+
+    for hidden, asked in [(False, 1), (True, 2), (False, 2), (True, 2)]:
+        found = kept.to(ROWS, hidden, 1, ask)
+        assert torch.equal(found.logits, logits) and len(times) == asked
+        assert not hidden or all(torch.equal(*pair) for pair in zip(found.hidden_states, states, strict=True))
+
+
+def test_answers_of_another_layout_are_not_kept(tmp_path, teacher_files):
+    """Summed in another order, they would have other last bits for who reads them again."""
+    asked = Answers(tmp_path / "kept", 1, teacher_files)
+    answer = SimpleNamespace(logits=torch.ones(3, 2).T, hidden_states=None)
+    assert asked.to(ROWS, False, 1, lambda: answer) is answer
+    assert not list(tmp_path.glob("kept/*"))

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 
-from stages.core.process import command
+from stages.core.process import command, scratch
 from stages.core.process.errors import UserError
 from stages.core.running import gpus, graph, leftovers, repository, screen, server
 from stages.core.running.board import Board
@@ -44,10 +44,13 @@ def main(jobs: str) -> None:
     with tempfile.TemporaryDirectory() as reports:
         shown = screen.chosen(board, Path(reports))
         calls = Calls(board, shown, LOGS, Path(reports))
+        kept = Path(reports, "kept")
+        kept.mkdir()
         # In a thread, so that a signal meets this one at rest.
         with starting(board) as variables, shown, ThreadPoolExecutor(1) as thread:
             try:
-                failures = thread.submit(study, calls, gpus.places(cuda, runtime, number), variables).result()
+                places, variables = gpus.places(cuda, runtime, number), {**variables, scratch.SCRATCH: str(kept)}
+                failures = thread.submit(study, calls, places, variables).result()
             except KeyboardInterrupt as stopped:
                 calls.stop(patience=0 if stopped.args else 3)
                 shown.say(f"stopped: {screen.summary(board)}; `make repro` goes on from here")

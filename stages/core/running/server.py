@@ -28,14 +28,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stages.core.process import guard, progress
+from stages.core.process import guard, progress, scratch
 from stages.core.process.errors import UserError
 from stages.core.running import wire
 
 ROOT = Path(__file__).resolve().parents[3]
 # Environment variables that may differ between the server and a stage: no library reads them at import.
 FREE = {
-    *("DVC_STAGE", "DVC_ROOT", guard.DVC, progress.REPORT, wire.SERVER),
+    *("DVC_STAGE", "DVC_ROOT", guard.DVC, progress.REPORT, scratch.SCRATCH, wire.SERVER),
     *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PWD", "OLDPWD", "SHLVL", "_"),
 }
 # Model types whose classes are imported: of the bundled models and of Llamas. What is common to all types comes with

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stages.core.settings.images import FinetuneImages
 from stages.core.settings.profiles import Finetune
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.tasks.interface import Examples, Task
+from stages.core.training.answers import Answers
 from stages.core.training.loop import History, train
 from stages.core.training.resuming import Unfinished
 
@@ -35,13 +37,14 @@ def recover(
     watch: Callable[[Any], Any],
     unfinished: Path | None = None,
     kept: Sequence[int] | None = None,
+    answers: Answers | None = None,
 ) -> History:
     """Train one model with one seed, in place: FFN by FFN on the first rows (`spec.warm_start`), then end to end.
 
     rows: the examples. held_out: what `task` scores to choose the best state. teacher: the model that is distilled
     from; None if `spec` distils nothing and has no warm start.
     unfinished: the folder for the state of a training that may be killed. kept: the teacher's layers that a model with
-    fewer still has.
+    fewer still has. answers: where the teacher's answers are kept.
     """
     set_dropout(view.model, recipe.dropout)
     penalty = frobenius(view.model, spec.around, spec.frobenius) if spec.frobenius else None
@@ -76,7 +79,16 @@ def recover(
     return train(
         view.model,
         len(rows) - early,
-        end_to_end(task, view.model, rows[early:], teacher and teacher.model, spec.distill, penalty, kept),
+        end_to_end(
+            task,
+            view.model,
+            rows[early:],
+            teacher and teacher.model,
+            spec.distill,
+            penalty,
+            kept,
+            answers and partial(answers.to, count=recipe.epochs * len(rows) / recipe.batch_size),
+        ),  # fmt: skip
         with_rates(parts(view, sharing.groups, spec.train)),
         recipe,
         seed,
@@ -154,11 +166,13 @@ def end_to_end(
     distill: Distill | None,
     penalty: Callable[[], Tensor] | None,
     kept: Sequence[int] | None = None,
+    answers: Callable[..., Any] | None = None,
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """An objective for `train`: the loss on `rows`, and that loss with distillation and `penalty`.
 
     The minimised loss is (1 - logits) loss + logits T^2 KL(teacher || model) + hidden * relative error of the hidden
-    states + penalty, by the weights of `distill` (Hinton et al. 2015, arXiv:1503.02531, for the logits).
+    states + penalty, by the weights of `distill` (Hinton et al. 2015, arXiv:1503.02531, for the logits). answers: of
+    `Answers.to`, without which the teacher is asked.
     """
     hidden = distill is not None and distill.hidden > 0
     device = next(model.parameters()).device
@@ -169,7 +183,8 @@ def end_to_end(
         loss = minimised = task.loss(outputs, examples)
         if distill is not None:
             with torch.no_grad():
-                targets = task.outputs(teacher, examples, hidden)
+                ask = partial(task.outputs, teacher, examples, hidden)
+                targets = answers(task.inputs(examples), hidden, ask=ask) if answers else ask()
             minimised = (1 - distill.logits) * loss
             if distill.logits:
                 minimised = minimised + distill.logits * divergence(outputs.logits, targets.logits, distill.temperature)

@@ -2,9 +2,10 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from stages.core.forms import checkpoint
-from stages.core.process import devices
+from stages.core.process import devices, scratch
 from stages.core.process.artifacts import replacing, write_json, write_text
 from stages.core.process.progress import progress
 from stages.core.settings.images import FinetuneImages
@@ -12,6 +13,7 @@ from stages.core.settings.profiles import Finetune, Runtime
 from stages.core.settings.variants import Recovery
 from stages.core.tasks import choice
 from stages.core.training import recovery, resuming
+from stages.core.training.answers import Answers
 from stages.core.training.files import Inputs, Outputs
 
 
@@ -38,7 +40,7 @@ def recover(
     machine = {key: value for key, value in environment.items() if key != "devices"}
     facts = [recipe.model_dump(), spec.model_dump(), machine]
     states = resuming.state_folder(unfinished, facts, inputs.paths())
-    histories = {}
+    histories, answers = {}, answers_of(inputs.teacher, device, machine)
     with replacing(outputs.checkpoint) as draft:
         for seed in recipe.seeds:
             view, sharing = checkpoint.load(inputs.model)
@@ -46,7 +48,7 @@ def recover(
                 view.to(device), sharing, teacher, task, rows, held_out, recipe, spec, seed,
                 autocast=devices.autocast(device, runtime.precision),
                 watch=lambda batches: progress(batches, f"{name}, seed {seed}"),
-                unfinished=states / str(seed),
+                unfinished=states / str(seed), answers=answers,
             )  # fmt: skip
             # The first seed's model is the one that all stages measure; the others give the spread over seeds.
             checkpoint.save(view, sharing, draft if seed == recipe.seeds[0] else draft / "seeds" / str(seed))
@@ -69,3 +71,9 @@ def recover(
     )
     if unfinished.exists():
         shutil.rmtree(unfinished)
+
+
+def answers_of(teacher: Path | None, device: Any, machine: dict[str, Any]) -> Answers | None:
+    """Where the teacher's answers are kept; None for a stage by itself, and on a GPU, which is faster than a disk."""
+    folder = scratch.folder()
+    return Answers(folder, machine, teacher) if folder and teacher and device.type == "cpu" else None
