@@ -1,6 +1,7 @@
 """How good a variant is on the test split, which no choice has used, before and after fine-tuning: its perplexity.
 
-For image classification that is exp of the cross-entropy, and accuracy stands beside it.
+Where there is another text, of another kind than what a model was calibrated and trained on, its perplexity stands
+beside that. For image classification that is exp of the cross-entropy, and accuracy stands beside it.
 """
 
 import statistics
@@ -16,12 +17,14 @@ from stages.core.settings import params
 from stages.core.tasks import choice
 
 
-def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, out: Path) -> None:
+def main(
+    profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, other: Path, out: Path
+) -> None:
     rules.validate_variant(profile, after)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
     task = choice.by(after, spec)
-    held_out = task.held_out(tokens, spec)
+    held_out, elsewhere = task.held_out(tokens, spec), task.other(other, spec)
 
     def opened(folder):
         return checkpoint.load(folder)[0].to(device).model, partial(
@@ -31,16 +34,23 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
     def measure(folder):
         """What is measured of a checkpoint, its perplexity first."""
         model, watch = opened(folder)
-        return task.measure(model, held_out, rows, watch)
+        return task.measure(model, held_out, rows, watch) | on_other(model, watch)
 
     def score(folder):
-        """The perplexity of a checkpoint alone."""
+        """The perplexities of a checkpoint alone."""
         model, watch = opened(folder)
-        return task.score(model, held_out, watch)
+        return {"perplexity": task.score(model, held_out, watch)} | on_other(model, watch)
+
+    def on_other(model, watch):
+        """The perplexity on the other text, as `other`; empty without one."""
+        return {} if elsewhere is None else {"other": task.score(model, elsewhere, watch)}
 
     own, first = measure(after), measure(before)
     # The models of further seeds lie below the first seed's.
-    repeats = [own["perplexity"], *(score(folder) for folder in sorted(after.glob("seeds/*")))]
+    scored = [own, *(score(folder) for folder in sorted(after.glob("seeds/*")))]
+    repeats = [found["perplexity"] for found in scored]
+    if elsewhere is not None:
+        own["other"] = statistics.mean(found["other"] for found in scored)
     also = [name for name in own if name != "perplexity"]
     write_json(
         out,
@@ -52,6 +62,7 @@ def main(profile: str, variant: str, before: Path, after: Path, tokens: Path, ro
             task.unit: len(held_out),
             "environment": devices.environment(device),
         }
+        | ({} if elsewhere is None else {f"other_{task.unit}": len(elsewhere)})
         | {f"{name}_{when}": found[name] for name in also for when, found in (("before", first), ("after", own))},
     )
 

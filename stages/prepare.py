@@ -1,6 +1,7 @@
 """Make the splits: text as token streams, or labelled images, one parquet table each. Count rows that are in two.
 
-A split of images is a table of encoded images with labels (stages.core.images.table). Images have no rows beside it.
+Beside them lies the other text, a stream without tokens where there is none. A split of images is a table of encoded
+images with labels (stages.core.images.table). Images have no rows beside it.
 """
 
 import json
@@ -22,14 +23,14 @@ SPLITS = ("train", "validation", "test")
 def main(profile: str, lexicon: Path, tokenizer: Path, out: Path) -> None:
     section = params.section(profile, "prepare")
     write = write_images if isinstance(section, PrepareImages) else write_text
-    write(section.source, lexicon, tokenizer, out)
+    write(section, lexicon, tokenizer, out)
 
 
-def write_text(source, lexicon: Path, tokenizer: Path, out: Path) -> None:
+def write_text(section, lexicon: Path, tokenizer: Path, out: Path) -> None:
     tokenizer, learnt, found = open_tokenizer(tokenizer), set(), {}
     start = next(iter(start_tokens(tokenizer)), None)
     for split in progress(SPLITS, "tokenise"):
-        rows = sources.rows(source, split, lexicon)
+        rows = sources.rows(section.source, split, lexicon)
         corpus.write_tokens(out / f"{split}.parquet", corpus.tokenise(tokenizer, rows), start)
         if split == "train":
             learnt = {row.strip() for row in rows}
@@ -37,10 +38,15 @@ def write_text(source, lexicon: Path, tokenizer: Path, out: Path) -> None:
             found[split] = corpus.shared(rows, learnt)
         if split == "test":  # the notes' protocol of perplexity takes rows, not a stream
             corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(tokenizer, rows))
+    other = sources.other_rows(section.other.source, lexicon) if section.other else []
+    corpus.write_tokens(out / "other.parquet", corpus.tokenise(tokenizer, other), start)
+    if other:
+        found["other"] = corpus.shared(other, learnt)
     write_json(out / "overlap.json", found)
 
 
-def write_images(source, lexicon: Path, processor: Path, out: Path) -> None:
+def write_images(section, lexicon: Path, processor: Path, out: Path) -> None:
+    source = section.source
     config = json.loads((processor / "preprocessor_config.json").read_text(encoding="utf-8"))
     names = image_sources.names(source)
     rows = {
@@ -49,6 +55,7 @@ def write_images(source, lexicon: Path, processor: Path, out: Path) -> None:
     }
     write_json(out / "overlap.json", {split: table.shared(rows[split], rows["train"]) for split in SPLITS[1:]})
     corpus.write_rows(out / "test_rows.parquet", [])
+    corpus.write_tokens(out / "other.parquet", [])
 
 
 if __name__ == "__main__":

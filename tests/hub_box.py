@@ -5,6 +5,7 @@ that profiles gpt2 and smollm2 name; contents are made up, sizes are a matter of
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import random
@@ -197,6 +198,7 @@ def fill(folder: Path, shapes: dict[str, Shape]) -> None:
     gpt2(folder / "models/openai-community/gpt2", shapes["gpt2"], text)
     smollm2(folder / "models/HuggingFaceTB/SmolLM2-135M", shapes["smollm2"], text)
     wikitext(folder / "datasets/Salesforce/wikitext", text)
+    c4(folder / "datasets/allenai/c4", text)
     imdb(folder / "datasets/stanfordnlp/imdb", text)
     cnn_dailymail(folder / "datasets/abisee/cnn_dailymail", text)
 
@@ -305,6 +307,15 @@ def wikitext(folder: Path, text: list[str]) -> None:
     card(folder, {
         name: {split: f"{name}/{split}-*" for split in ("test", "train", "validation")} for name in configs
     }, "  features:\n  - name: text\n    dtype: string\n")  # fmt: skip
+
+
+def c4(folder: Path, text: list[str]) -> None:
+    """Lines of JSON in compressed files, of which a profile names one."""
+    lines = [json.dumps({"text": f"{story}\nMore.", "timestamp": "2019", "url": "https://"}) for story in text[:600]]
+    (folder / "en").mkdir(parents=True)
+    for number in range(2):
+        content = gzip.compress("\n".join(lines[300 * number :]).encode(), mtime=0)
+        (folder / f"en/c4-validation.0000{number}-of-00008.json.gz").write_bytes(content)
 
 
 def imdb(folder: Path, text: list[str]) -> None:

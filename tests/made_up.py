@@ -16,8 +16,8 @@ PLACE = {"device": "abacus", "precision": "float32", "threads": 2, "python": "3.
 PROMPT, WRITTEN = 'Once <b>bold</b> & "free"', "</p><script>alert('x')</script> *stars* `ticks`"
 
 
-def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool = True) -> Study:
-    """A study of these variants; `seeds` says whether the notes' protocol was measured too."""
+def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool = True, other: bool = True) -> Study:
+    """A study of these variants; `seeds` and `other` say whether the notes' protocol and another text were measured."""
     rank = {name: number for number, name in enumerate(names)}
 
     def each(make: Any) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
         overlap={
             "validation": {"rows": 100, "shared_rows": 0, "characters": 9000, "shared_characters": 0},
             "test": {"rows": 1250, "shared_rows": 25, "characters": 40000, "shared_characters": 600},
+            **({"other": {"rows": 20, "shared_rows": 1, "characters": 900, "shared_characters": 9}} if other else {}),
         },
         calibration={"sha256": "ab" * 32, "activation_tokens": 4000, "moment_tokens": 32768, "sequence_length": 128},
         alignment={
@@ -102,7 +103,9 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
             lambda name, n: {
                 "before": 1.646 * 2.3**n, "after": 1.646 + 0.01 * 1.9**n, "after_spread": 0.002, "seeds": 1 + n % 2,
                 "tokens": 16384, "environment": PLACE,
-            } | ({"seed_before": 3.0 + n, "seed_after": 2.0 + n} if seeds else {})
+            }
+            | ({"seed_before": 3.0 + n, "seed_after": 2.0 + n} if seeds else {})
+            | ({"other_before": 4.0 + n, "other_after": 3.5 + n, "other_tokens": 4567} if other else {})
         ),
         latency=each(
             lambda name, n: {

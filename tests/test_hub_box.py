@@ -82,8 +82,9 @@ def test_the_stages_that_fetch(profile, hub, tmp_path):
             found = kept[name if name in kept else f"transformer.{name}"]
             assert found.equal(value.float())
     rows = {name: pq.read_metadata(tmp_path / f"{name}.parquet").num_rows for name in (
-        "text/test_rows", "reviews/train", "reviews/test", "articles/train", "articles/test",
+        "text/test_rows", "text/other", "reviews/train", "reviews/test", "articles/train", "articles/test",
     )}  # fmt: skip
+    assert rows.pop("text/other") > 10_000
     assert rows == {
         "text/test_rows": 300, "reviews/train": 16, "reviews/test": 8, "articles/train": 0, "articles/test": 100,
     }  # fmt: skip

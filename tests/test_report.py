@@ -191,6 +191,21 @@ def test_the_report_says_how_much_test_text_was_learnt(made):
     assert said in (made / "report.md").read_text()
 
 
+def test_another_text_has_its_columns_where_it_was_measured():
+    study, without = made_up.study(), made_up.study(other=False)
+    found = tables.headline(study)
+    row = found.rows[made_up.NAMES.index("merged_4")]
+    assert dict(zip(found.header, row))["other ppl before"] == "7.000"
+    assert dict(zip(found.header, row))["other ppl after"] == "6.500"
+    assert summary(study)["merged_4"]["perplexity"].keys() == {"before", "after", "other_before", "other_after"}
+    assert summary(without)["merged_4"]["perplexity"].keys() == {"before", "after"}
+    assert set(found.header) - set(tables.headline(without).header) == {"other ppl before", "other ppl after"}
+    told = ["".join(part for chapter in chapters.chapters(each) for part in chapter.parts if isinstance(part, str))
+            for each in (study, without)]  # fmt: skip
+    assert "4,567 tokens of another text" in told[0] and "1 of the other text's 20 rows" in told[0]
+    assert "other text" not in told[1]
+
+
 def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
     monkeypatch.setattr(params, "variants", lambda profile: dict.fromkeys(("original", "svd_0.9")))
     (tmp_path / "given").mkdir()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
-from stages.core.settings.texts import ArticleDataset, Dataset, LabelledDataset
+from stages.core.settings.texts import ArticleDataset, Dataset, LabelledDataset, OtherDataset, Prepare
 from stages.core.text import corpus, sources
 
 TEXT = ["café été", "naïve"]
@@ -239,6 +239,35 @@ def test_rows_that_are_there_twice():
     found = corpus.shared(["one ", "", " two", "three", "one", " "], {"one", "three"})
     assert found == {"rows": 4, "shared_rows": 3, "characters": 14, "shared_characters": 11}
     assert corpus.shared([], set()) == dict.fromkeys(found, 0)
+
+
+def other(file, split="rest", **more):
+    return {"kind": "dataset", "path": "text", "data_files": {"rest": str(file)}, "test": split, **more}
+
+
+def test_the_other_text_is_read_like_any(here):
+    write(here / "mine.txt", TEXT)
+    assert sources.other_rows(OtherDataset(**other("mine.txt", "rest[1:]")), here) == TEXT[1:]
+    for texts, message in (
+        ([""], r"split 'rest' of prepare\.other\.source has no text in 'text'"),
+        (None, "cannot load"),
+    ):
+        file = here / "none.txt"
+        if texts:
+            write(file, texts)
+        else:
+            file.unlink()
+        with pytest.raises(UserError, match=message):
+            sources.other_rows(OtherDataset(**other(file)), here)
+
+
+def test_the_other_text_is_none_of_the_splits():
+    splits = {"train": "rest[:50%]", "validation": "rest[50%:60%]", "test": "rest[60%:70%]"}
+    first = other("mine.txt") | splits
+    assert Prepare(source=first, other={"source": other("mine.txt", "rest[70%:]")}).other.source.column == "text"
+    assert Prepare(source=first, other={"source": other("yours.txt")}).other and Prepare(source=first).other is None
+    with pytest.raises(ValidationError, match=r"other.source.test = rest\[65%:\] and source.test = .* share rows"):
+        Prepare(source=first, other={"source": other("mine.txt", "rest[65%:]")})
 
 
 def test_an_encoding_is_checked_at_the_door(here):

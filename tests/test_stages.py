@@ -40,6 +40,7 @@ from stages import (
 from stages.core.forms import checkpoint
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
+from stages.core.text import corpus
 from stages.core.training import recovery
 
 LINES = [
@@ -57,7 +58,12 @@ def settings() -> dict:
     values["profiles"]["tiny"] |= {
         "runtime": {"device": "cpu", "threads": 1},
         "base": {"model": "source"},
-        "prepare": {"source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files}},
+        "prepare": {
+            "source": {"kind": "dataset", "path": "text", "data_files": files} | {s: s for s in files},
+            "other": {
+                "source": {"kind": "dataset", "path": "text", "data_files": {"rest": "other.txt"}, "test": "rest"}
+            },
+        },
         "extract": {
             "sites": ["pre_activation", "post_activation"],
             "max_tokens": 200,
@@ -145,8 +151,8 @@ def for_variant(variant: str) -> None:
         predictions=Path(f"predictions/summarization/{variant}.parquet"),
     )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
-    rows = Path("text/test_rows.parquet")
-    perplexity.main(**here, **both, tokens=test, rows=rows, out=Path(f"perplexity/{variant}.json"))
+    text = {"tokens": test, "rows": Path("text/test_rows.parquet"), "other": Path("text/other.parquet")}
+    perplexity.main(**here, **both, **text, out=Path(f"perplexity/{variant}.json"))
     generate.main(
         **here, **both, tokenizer=Path("tokenizer"), tokens=Path("text/test.parquet"),
         out=Path(f"samples/{variant}.json"),
@@ -167,6 +173,7 @@ def study(request, tmp_path_factory):
         tiny.model(request.param, vocab_size=300, seed=1).save_pretrained("rival")
         for split in ("train", "validation", "test"):
             Path(f"{split}.txt").write_text("\n".join(LINES * 20))
+        Path("other.txt").write_text("\n".join([LINES[0], *(f"{line} {line[::-1]}" for line in LINES)]))
         pairs = {"article": [" ".join(LINES)] * 8, "highlights": LINES}
         pq.write_table(pa.table(pairs), "pairs.parquet")
         write_settings(settings())
@@ -203,6 +210,8 @@ def study(request, tmp_path_factory):
 
 def test_rows_that_are_in_two_splits_are_counted(study):
     found = json.loads((study / "text/overlap.json").read_text())
+    other = found.pop("other")
+    assert (other["rows"], other["shared_rows"]) == (len(LINES) + 1, 1)
     assert found.keys() == {"validation", "test"}
     assert all(split["shared_rows"] == split["rows"] == 20 * len(LINES) for split in found.values())
 
@@ -322,10 +331,27 @@ def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
     opened, load = [], checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda folder: opened.append(str(folder)) or load(folder))
     both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
-    text = {"tokens": Path("text/test.parquet"), "rows": Path("text/test_rows.parquet")}
-    perplexity.main("tiny", "softshare", **both, **text, out=Path("again.json"))
+    text = {name: Path(f"text/{file}.parquet") for name, file in (("tokens", "test"), ("rows", "test_rows"))}
+    perplexity.main("tiny", "softshare", **both, **text, other=Path("text/other.parquet"), out=Path("again.json"))
     assert sorted(opened) == ["finetuned/softshare", "surgery/softshare"]
     assert Path("again.json").read_bytes() == Path("perplexity/softshare.json").read_bytes()
+
+
+def test_another_text_is_scored_as_the_test_split_is_and_one_that_is_not_there_not_at_all(study):
+    both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
+    found = json.loads(Path("perplexity/softshare.json").read_text())
+    texts = {"tokens": Path("text/other.parquet"), "rows": Path("text/test_rows.parquet")}
+    perplexity.main("tiny", "softshare", **both, **texts, other=Path("text/other.parquet"), out=Path("same.json"))
+    same = json.loads(Path("same.json").read_text())
+    for when in ("before", "after"):
+        assert same[when] == same[f"other_{when}"] == found[f"other_{when}"] != found[when]
+    assert found["other_tokens"] == same["tokens"]
+    corpus.write_tokens(Path("nothing.parquet"), [])
+    texts["tokens"] = Path("text/test.parquet")
+    perplexity.main("tiny", "softshare", **both, **texts, other=Path("nothing.parquet"), out=Path("without.json"))
+    assert json.loads(Path("without.json").read_text()) == {
+        key: value for key, value in found.items() if not key.startswith("other")
+    }
 
 
 @pytest.mark.parametrize(

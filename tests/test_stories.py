@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core.text.stories import stories, summarised
+from stages.core.text.stories import mingled, stories, summarised
 
 LEXICON, SUMMARIES = (
     YAML(typ="safe").load(Path(__file__).parents[1] / f"data/{name}.yaml") for name in ("lexicon", "summaries")
@@ -72,6 +72,32 @@ def test_story_does_not_depend_on_count(count):
 def test_seeds_share_no_story():
     texts = [text for seed in range(3) for text in stories(LEXICON, seed, 500)]
     assert len(set(texts)) == 1500
+
+
+OTHER = mingled(LEXICON, 7, 100)
+
+
+def test_the_other_text_shares_no_story_with_any_split():
+    assert mingled(copy.deepcopy(LEXICON), 7, 9) == OTHER[:9] and len(set(OTHER)) == 100
+    assert not set(OTHER) & {text for seed in (1, 2, 3, 4, 7) for text in stories(LEXICON, seed, 300)}
+    assert not [defects(text) for text in OTHER if defects(text)]
+
+
+def test_no_sentence_of_the_other_text_follows_one_of_its_own_plot():
+    """So none of its stories can be any of the lexicon's. Each place has a sentence that a plot has there."""
+    sizes = {"a": 5, "b": 9, "c": 6}
+    plots = {name: "\n\n".join(f"{name.upper()}{place}." for place in range(size)) for name, size in sizes.items()}
+    told = mingled({"facts": {}, "phrases": {}, "plots": plots}, 0, 200)
+    ends = {name.upper(): {f"{name.upper()}0.", f"{name.upper()}{size - 1}."} for name, size in sizes.items()}
+    for sentences in map(str.split, told):
+        assert len(sentences) in sizes.values()
+        assert all(one[0] != two[0] for one, two in zip(sentences, sentences[1:]))
+        assert all(sentences[place] in ends[sentences[place][0]] for place in (0, -1))
+        places = [int(sentence[1:-1]) / (sizes[sentence[0].lower()] - 1) for sentence in sentences]
+        assert all(abs(share - n / (len(sentences) - 1)) < 0.25 for n, share in enumerate(places))
+    assert len(set(told)) > 100
+    with pytest.raises(ValueError, match="two plots or more"):
+        mingled({"facts": {}, "phrases": {}, "plots": {"a": plots["a"]}}, 0, 1)
 
 
 def test_an_article_is_a_brief_story_and_a_function_of_its_seed_and_number():

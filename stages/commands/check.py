@@ -68,9 +68,16 @@ def missing_files(found: Params) -> Iterator[str]:
     folder, gguf = Path(profile.base.model), profile.base.gguf_file
     if gguf and folder.is_dir() and not (folder / gguf).is_file():
         yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}"
-    for section in ("prepare", "reviews", "articles"):
-        if source := getattr(getattr(profile, section), "source", None):
-            yield from missing_text(f"{where}.{section}.source", source)
+    other = getattr(profile.prepare, "other", None)
+    texts = {
+        "prepare": profile.prepare,
+        "prepare.other": other,
+        "reviews": profile.reviews,
+        "articles": profile.articles,
+    }
+    for section, said in texts.items():
+        if said is not None:
+            yield from missing_text(f"{where}.{section}.source", said.source)
 
 
 def missing_text(key: str, source: Any) -> Iterator[str]:

@@ -126,6 +126,11 @@ def _rates(study: Study) -> str:
 def _measures(study: Study) -> str:
     """What the columns of the headline are that only some tasks have."""
     said = ""
+    if study.has("perplexity", "other_after"):
+        said += (
+            f"*Other ppl* is on {study.perplexity['original']['other_tokens']:,} tokens of another text, of another "
+            "kind than what models were calibrated and trained on. "
+        )
     if study.has("perplexity", "accuracy_after"):
         said += "For images, perplexity is exp of the cross-entropy, and *accuracy* is on the same images. "
     if study.has("sentiment", "accuracy"):
@@ -267,7 +272,7 @@ def _provenance(study: Study) -> Chapter:
         [
             f"Model: {model(study)}, weights sha256 `{study.provenance['sha256']}`.",
             ("Text: " if study.unit == "tokens" else "Images: ")
-            + "; ".join(_shared(study, split) for split in ("test", "validation"))
+            + "; ".join(_shared(study, split) for split in ("test", "validation", "other") if split in study.overlap)
             + ".",
             _calibration(study),
             "*Precision* is that of the arithmetic; weights are kept in float32.",
@@ -297,8 +302,9 @@ def _shared(study: Study, split: str) -> str:
     if "characters" not in found:
         return f"{found['shared_rows']:,} of the {split} split's {found['rows']:,} images are in the train split too"
     share = found["shared_characters"] / found["characters"] if found["characters"] else 0
+    name = "the other text" if split == "other" else f"the {split} split"
     return (
-        f"{found['shared_rows']:,} of the {split} split's {found['rows']:,} rows ({share:.1%} of its characters) are "
+        f"{found['shared_rows']:,} of {name}'s {found['rows']:,} rows ({share:.1%} of its characters) are "
         "rows of the train split too"
     )
 

@@ -63,7 +63,7 @@ def summary(study: Study) -> dict[str, dict[str, Any]]:
     rows = {
         name: {
             **study.sizes[name],
-            "perplexity": _of(study.perplexity[name], "before", "after"),
+            "perplexity": _of(study.perplexity[name], "before", "after", "other_before", "other_after"),
             "latency": _of(study.latency[name], "prefill_ms", "decode_ms_per_token", "speedup"),
             "accuracy": _of(study.perplexity[name], "accuracy_before", "accuracy_after", "top5_after"),
             "sentiment": _of(study.sentiment[name], "accuracy"),

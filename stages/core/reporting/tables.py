@@ -55,6 +55,11 @@ def headline(study: Study) -> Table:
         ("ppl after", after),
         ("to control", lambda name: perplexity(study.perplexity[name]["after"] / study.control)),
     ]
+    if study.has("perplexity", "other_after"):
+        columns += [
+            (f"other ppl {when}", lambda name, when=when: perplexity(study.perplexity[name][f"other_{when}"]))
+            for when in ("before", "after")
+        ]
     if study.has("perplexity", "accuracy_after"):
         columns.append(("accuracy (95%)", lambda name: _accuracy(study.perplexity[name], "_after")))
     if study.has("sentiment", "accuracy"):

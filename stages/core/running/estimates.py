@@ -202,7 +202,8 @@ def perplexity(profile: Profile, variants: Mapping[str, Variant], shape: Shape) 
     """Before and after training, every token in as many windows as overlap there."""
     spec = profile.perplexity
     budget, unknown = _budget(spec, shape), _key(spec, "perplexity")
-    tokens = 2 * (budget or 0) * _answers(spec) / getattr(spec, "stride", 1)
+    texts = 1 + bool(getattr(profile.prepare, "other", None))  # the other text is cut like the test split
+    tokens = 2 * texts * (budget or 0) * _answers(spec) / getattr(spec, "stride", 1)
     if protocol := getattr(spec, "seed_protocol", None):
         tokens += 2 * protocol.rows * protocol.length
     return Cost(

@@ -73,10 +73,45 @@ class Dataset(Loaded):
     test: str = Field("test", description="rows to measure on")
 
 
+class Mingled(Section):
+    """Stories of other plots: sentences of the project's own grammar in an order that none of its plots has."""
+
+    kind: Literal["mingled_stories"]
+    seed: Natural = Field(description="of the grammar's choices")
+    test: Count = Field(description="stories to measure on")
+
+
+class OtherDataset(Loaded):
+    """A text of another kind."""
+
+    column: str = Field("text", description="the column with the text")
+    test: str = Field("test", description="rows to measure on")
+
+
+class Other(Section):
+    """A second text, on which perplexity is taken too and nothing is trained or chosen."""
+
+    source: Annotated[Mingled | OtherDataset, Field(discriminator="kind")]
+
+
 class Prepare(Section):
-    """Which text is modelled."""
+    """Which text is modelled. `other` is a text of another kind: what a study costs where nothing was calibrated."""
 
     source: Annotated[Stories | Dataset, Field(discriminator="kind")]
+    other: Other | None = Field(None, description="a second text to take perplexity on; null: none")
+
+    @model_validator(mode="after")
+    def _the_other_text_is_another(self):
+        one, two = self.source, self.other and self.other.source
+        if isinstance(one, Dataset) and isinstance(two, OtherDataset):
+            same = (one.path, one.name, one.data_files) == (two.path, two.name, two.data_files)
+            for name in SPLITS if same else ():
+                if splits.overlap(split := getattr(one, name), two.test, one.data_files, one.path):
+                    raise ValueError(
+                        f"other.source.test = {two.test} and source.{name} = {split} share rows: the other text must "
+                        "be another"
+                    )
+        return self
 
 
 class Reviews(Section):

@@ -75,6 +75,11 @@ class ImageClassification:
         return tables.read(table, section.max_images)
 
     @classmethod
+    def other(cls, table: Path, section: Any) -> None:
+        """None: images are of one kind."""
+        return None
+
+    @classmethod
     def units(cls, examples: Images) -> int:
         """One image."""
         return 1

@@ -66,6 +66,11 @@ class Task(Protocol):
         ...
 
     @classmethod
+    def other(cls, table: Path, section: Any) -> Any | None:
+        """What `score` takes of another text, which nothing was trained, calibrated or chosen on; None without one."""
+        ...
+
+    @classmethod
     def units(cls, examples: Examples) -> int:
         """How many of `unit` an example counts for."""
         ...

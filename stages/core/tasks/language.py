@@ -85,6 +85,12 @@ class Language:
         return corpus.read_stream(table, section.max_tokens)
 
     @classmethod
+    def other(cls, table: Path, section: Any) -> corpus.Stream | None:
+        """A stream of token ids, or None where the table has none."""
+        text = corpus.read_stream(table, section.max_tokens)
+        return text if len(text) else None
+
+    @classmethod
     def units(cls, examples: Tensor) -> int:
         """The tokens of a sequence."""
         return examples.shape[1]

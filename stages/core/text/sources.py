@@ -9,20 +9,42 @@ from typing import Any
 from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
-from stages.core.settings.texts import ArticleDataset, Articles, Dataset, LabelledDataset, Loaded, Reviews, Stories
-from stages.core.text.stories import stories, summarised
+from stages.core.settings.texts import (
+    ArticleDataset,
+    Articles,
+    Dataset,
+    LabelledDataset,
+    Loaded,
+    Mingled,
+    OtherDataset,
+    Reviews,
+    Stories,
+)
+from stages.core.text.stories import mingled, stories, summarised
 
 # Each split of the generated text has a seed of its own, and pretraining (split "pretrain") one more.
-SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3, "pretrain": 4, "article train": 5, "article test": 6}
+SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3, "pretrain": 4, "article train": 5, "article test": 6, "other": 7}
 
 
 def rows(source: Stories | Dataset, split: str, lexicon: Path) -> list[str]:
     """The rows of text of one split (`train`, `validation` or `test`). Raises UserError where there are none."""
     if isinstance(source, Stories):
         return generated(lexicon, source.seed, split, getattr(source, split))
-    text = _texts(_columns(source, split, "prepare", source.column)[0], source, split, "prepare", source.column)
+    return _loaded(source, split, "prepare")
+
+
+def other_rows(source: Mingled | OtherDataset, lexicon: Path) -> list[str]:
+    """The rows of the other text, on which perplexity is taken beside the test split. Raises UserError as `rows`."""
+    if isinstance(source, Mingled):
+        return generated(lexicon, source.seed, "other", source.test, mingled)
+    return _loaded(source, "test", "prepare.other")
+
+
+def _loaded(source: Dataset | OtherDataset, split: str, section: str) -> list[str]:
+    """The rows of text of one split of a data set, at least one of which has text."""
+    text = _texts(_columns(source, split, section, source.column)[0], source, split, section, source.column)
     if not any(row.strip() for row in text):
-        raise UserError(f"split {getattr(source, split)!r} of prepare.source has no text in {source.column!r}")
+        raise UserError(f"split {getattr(source, split)!r} of {section}.source has no text in {source.column!r}")
     return text
 
 
@@ -69,10 +91,12 @@ def labelled(source: Reviews | LabelledDataset, split: str, lexicon: Path, revie
     return list(zip(_texts(texts, source, split, "reviews", source.text), labels))
 
 
-def generated(lexicon: Path, seed: int, split: str, count: int) -> list[str]:
-    """`count` stories of one split of the generated corpus."""
+def generated(
+    lexicon: Path, seed: int, split: str, count: int, tell: Callable[[dict, int, int], list[str]] = stories
+) -> list[str]:
+    """`count` stories of one split of the generated corpus, by `stories` or as `tell` tells them."""
     try:
-        return stories(_yaml(lexicon), 10 * seed + SPLIT_SEEDS[split], count)
+        return tell(_yaml(lexicon), 10 * seed + SPLIT_SEEDS[split], count)
     except ValueError as error:
         raise UserError(f"{lexicon}: {error}") from error
 

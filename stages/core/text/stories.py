@@ -27,6 +27,29 @@ def stories(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str
     return [teller.tell(teller.chance.choice(plots)) for teller in tellers]
 
 
+def mingled(lexicon: Mapping[str, Any], seed: int | str, count: int) -> list[str]:
+    """`count` stories of plots that the lexicon does not have: no sentence is of the plot of the one before it.
+
+    A story is as long as one of the plots. Its sentences keep the place that they have there, and its facts hold
+    throughout, so that every sentence is the lexicon's and only what follows what is new. Raises ValueError as
+    `stories` does, and where the lexicon has a single plot.
+    """
+    plots = list(_plots(lexicon).values())
+    if len(plots) < 2:
+        raise ValueError("lexicon: stories of mingled plots need two plots or more")
+    tellers = (_Teller(lexicon, random.Random(f"{seed}/{index}")) for index in range(count))
+    return [teller.tell(_mingle(plots, teller.chance)) for teller in tellers]
+
+
+def _mingle(plots: list[list[Sequence[str]]], chance: random.Random) -> list[Sequence[str]]:
+    """A plot with sentences of all plots: at each place the one there of a plot that the sentence before is not of."""
+    places, last, found = len(chance.choice(plots)), -1, []
+    for place in range(places):
+        last = chance.choice([number for number in range(len(plots)) if number != last])
+        found.append(plots[last][place * (len(plots[last]) - 1) // max(places - 1, 1)])
+    return found
+
+
 def summarised(
     lexicon: Mapping[str, Any], summaries: Mapping[str, str], seed: int, count: int
 ) -> list[tuple[str, str]]:
