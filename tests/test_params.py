@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import re
 import typing
 from pathlib import Path
@@ -18,7 +19,8 @@ from stages.core.settings.section import Section
 from stages.core.settings.variants import CONTROL, SHALLOWER, Share
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
-DOCUMENT = YAML(typ="safe").load(REPOSITORY.read_text())
+# Through JSON, so that sections which the file writes once for two profiles can be changed for one.
+DOCUMENT = json.loads(json.dumps(YAML(typ="safe").load(REPOSITORY.read_text())))
 GONE = object()
 SMALL = "profiles.small"
 
