@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,17 +59,24 @@ class Noted:
         self.ended[stage] = how
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    """A repository of git and DVC in which nothing is."""
+    folder = tmp_path_factory.mktemp("empty")
+    run(folder, "git", "init", "-q")
+    run(folder, sys.executable, "-m", "dvc", "init", "-q")
+    run(folder, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(empty, tmp_path, monkeypatch):
     """Makes a project of three stages whose second does `body`, and is the current folder then."""
 
     def make(body="pass", folder=tmp_path / "a project"):
-        folder.mkdir()
+        shutil.copytree(empty, folder)
         (folder / "dvc.yaml").write_text(GRAPH.format(python=f"'{sys.executable}'"))
         (folder / "stage.py").write_text(STAGE.format(root=str(ROOT), body=body))
-        run(folder, "git", "init", "-q")
-        run(folder, sys.executable, "-m", "dvc", "init", "-q")
-        run(folder, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         return folder

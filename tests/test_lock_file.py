@@ -31,9 +31,9 @@ def part(names):
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_stage_takes_the_place_of_its_old_lines_or_comes_last(name, tmp_path):
-    others = [other for other in sorted(STAGES) if "@" not in other or other.endswith("@original")]
+    others = [other for other in sorted(STAGES) if "@" not in other or other.endswith("@original")][:12]
     changed = {name: {**STAGES[name], "cmd": "another: 'command' # of " + 30 * "many words "}}
-    for text in (part([*others[:9], name, *others[9:]]), part([each for each in others if each != name])):
+    for text in (part([*others[:5], name, *others[5:]]), part([each for each in others if each != name])):
         assert lock_file.replaced(text, changed) == by_dvc(tmp_path, text, changed)
         assert lock_file.replaced(text, {name: STAGES[name]}) == by_dvc(tmp_path, text, {name: STAGES[name]})
 
