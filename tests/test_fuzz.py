@@ -27,7 +27,7 @@ TRIES = 500
 
 
 def params_file(path):
-    """The file as it is, comments included, of one profile and three variants: all of it is read three times as long."""
+    """The file, comments included, of one profile and three variants: reading all of it takes three times as long."""
 
     def shorten(values):
         keep(values, ("original", "softshare", "svd"))
