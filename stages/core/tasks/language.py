@@ -207,20 +207,17 @@ class Language:
     ) -> dict[str, Any]:  # fmt: skip
         """Prefill and decoding after the head of the test split; the speed-up is that of both together."""
         prompt = corpus.pack(corpus.read_tokens(table, section.prompt_tokens), section.prompt_tokens).to(device)
-        found = timing.compare(models, prompt, section.new_tokens, section.warmup, section.repeats, watch)
+        turns = timing.turns(models, prompt, section.new_tokens, section.warmup, section.repeats, watch)
+        found = {name: timing.summary(rows) for name, rows in turns.items()}
         extra = {}
         if protocol := section.seed_protocol:
             start = corpus.read_tokens(table, protocol.prompt_tokens)[None].to(device)
             extra["seed_ms"] = notes.generation_ms(models["variant"], start, protocol.length, protocol.repeats)
-        whole = {
-            name: times["prefill_ms"] + section.new_tokens * times["decode_ms_per_token"]
-            for name, times in found.items()
-        }
         return {
             **found["variant"],
             "original_prefill_ms": found["original"]["prefill_ms"],
             "original_decode_ms_per_token": found["original"]["decode_ms_per_token"],
-            "speedup": whole["original"] / whole["variant"],
+            "speedup": timing.speedup(turns["original"], turns["variant"], section.new_tokens),
             **extra,
         }
 

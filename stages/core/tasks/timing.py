@@ -1,17 +1,19 @@
 """The latency of prefill (reading a prompt) and decoding (generating tokens after it), and of plain forward passes.
 
-The models of a comparison run in turns in one process, so that a slow phase of the machine slows all of them. Every run
-generates exactly the given number of tokens, one forward pass each.
+The models of a comparison run by turns in one process. Every run generates exactly the given number of tokens, one
+forward pass each.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+BLOCK = 8  # tokens that one model generates before it is another's turn
 
 
 def waiting(device: torch.device) -> Callable[[], None]:
@@ -23,39 +25,73 @@ def _do_nothing() -> None:
     """The wait for a device that is never behind."""
 
 
-@torch.no_grad()
-def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prompt (int64, (1, length)), and seconds per generated token, greedy with a KV cache."""
+def generation(model: Any, prompt: Tensor, new_tokens: int) -> Iterator[float]:
+    """Seconds for the prompt (int64, (1, length)), then for each BLOCK of generated tokens, greedy with a KV cache.
+
+    Nothing runs between two of these figures.
+    """
     synchronise = waiting(prompt.device)
-    synchronise()
-    begin = time.perf_counter()
-    state = model(prompt, use_cache=True)
-    token = state.logits[:, -1:].argmax(-1)
-    synchronise()
-    middle = time.perf_counter()
-    for _ in range(new_tokens):
-        state = model(token, past_key_values=state.past_key_values, use_cache=True)
-        token = state.logits[:, -1:].argmax(-1)
-    synchronise()
-    return middle - begin, (time.perf_counter() - middle) / new_tokens
+    token, options = prompt, {}
+    for size in [1, *blocks(new_tokens)]:
+        with torch.no_grad():
+            synchronise()
+            begin = time.perf_counter()
+            for _ in range(size):
+                state = model(token, use_cache=True, **options)
+                token, options = state.logits[:, -1:].argmax(-1), {"past_key_values": state.past_key_values}
+            synchronise()
+        yield time.perf_counter() - begin
 
 
-def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
-    """Name of each model -> medians and interquartile ranges of its times over `repeats` turns, in milliseconds.
+def blocks(new_tokens: int) -> list[int]:
+    """The sizes of the blocks of so many tokens."""
+    return [min(BLOCK, new_tokens - begin) for begin in range(0, new_tokens, BLOCK)]
 
-    Every other turn runs the models in reverse, so that none always follows the same one.
-    The times: prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token.
+
+def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds for the prompt (int64, (1, length)), and seconds per generated token."""
+    prefill, *decode = generation(model, prompt, new_tokens)
+    return prefill, sum(decode) / new_tokens
+
+
+def turns(
+    models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter
+) -> dict[str, list[tuple[float, float]]]:
+    """Name of each model -> seconds for the prompt and per generated token in each of `repeats` turns.
+
+    In a turn the models generate side by side, one block after the other, so that a slow phase of the machine slows all
+    of them. Every other block runs them in reverse, and so does every other turn: none always follows the same one.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for turn in watch(range(warmup + repeats)):
-        for name in list(models) if turn % 2 == 0 else reversed(models):
-            measured = once(models[name], prompt, new_tokens)
-            if turn >= warmup:
-                times[name].append(measured)
-    return {name: _summary(rows) for name, rows in times.items()}
+        running = {name: generation(model, prompt, new_tokens) for name, model in models.items()}
+        found: dict[str, list[float]] = {name: [] for name in models}
+        for block in range(1 + len(blocks(new_tokens))):
+            for name in list(models) if (turn + block) % 2 == 0 else reversed(models):
+                found[name].append(next(running[name]))
+        if turn >= warmup:
+            for name, (prefill, *decode) in found.items():
+                times[name].append((prefill, sum(decode) / new_tokens))
+    return times
 
 
-def _summary(rows: list[tuple[float, float]]) -> dict[str, float]:
+def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
+    """Name of each model -> `summary` of its `turns`."""
+    found = turns(models, prompt, new_tokens, warmup, repeats, watch)
+    return {name: summary(rows) for name, rows in found.items()}
+
+
+def speedup(original: list[tuple[float, float]], variant: list[tuple[float, float]], new_tokens: int) -> float:
+    """The median over turns of the original's time for the prompt and `new_tokens` over the variant's in that turn."""
+    whole = ([prefill + new_tokens * decode for prefill, decode in rows] for rows in (original, variant))
+    return statistics.median(one / other for one, other in zip(*whole, strict=True))
+
+
+def summary(rows: list[tuple[float, float]]) -> dict[str, float]:
+    """Medians and interquartile ranges of turns, in milliseconds.
+
+    prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token.
+    """
     (prefill, prefill_iqr), (decode, decode_iqr) = ([1000 * x for x in _spread(column)] for column in zip(*rows))
     return {
         "prefill_ms": prefill,
