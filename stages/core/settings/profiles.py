@@ -163,7 +163,7 @@ class HeadRecipe(Repeated):
 
 
 class SeedPerplexity(Section):
-    """The notes' own protocol: the first `rows` test rows with text, each padded to `length`, the padding counted."""
+    """The research notes' way: the first `rows` test rows with text, each padded to `length`, the padding counted."""
 
     rows: Count = Field(200, description="test rows with text")
     length: Sequence = Field(128, description="tokens of a row, padding counted")
@@ -177,7 +177,7 @@ class Perplexity(Section):
     stride: Count = Field(512, description="tokens scored by a window")
     batch_size: Count = Field(8, description="windows of a forward pass")
     max_tokens: Count | None = Field(None, description="tokens of the test split; null is all of it")
-    seed_protocol: SeedPerplexity | None = Field(None, description="{} measures by the notes' protocol as well")
+    seed_protocol: SeedPerplexity | None = Field(None, description="{} measures as the research notes did, too")
 
     @model_validator(mode="after")
     def _stride_fits(self):
@@ -197,7 +197,7 @@ class Generate(Section):
 
 
 class SeedLatency(Section):
-    """The notes' own protocol: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
+    """The research notes' way: `repeats` generations from `prompt_tokens` to `length`, ending early allowed."""
 
     prompt_tokens: Count = Field(8, description="tokens of the prompt")
     length: Sequence = Field(64, description="tokens of prompt and continuation")
@@ -217,7 +217,7 @@ class Latency(Section):
     new_tokens: Count = Field(128, description="tokens of the continuation")
     warmup: Natural = Field(3, description="generations before any is timed")
     repeats: int = Field(20, ge=2, description="generations that are timed")
-    seed_protocol: SeedLatency | None = Field(None, description="{} measures by the notes' protocol as well")
+    seed_protocol: SeedLatency | None = Field(None, description="{} measures as the research notes did, too")
 
 
 class SummaryTraining(Repeated):
@@ -227,7 +227,7 @@ class SummaryTraining(Repeated):
 
 
 class SeedSummaries(Section):
-    """The notes' own protocol: articles cut at `article_tokens`, the prompt counted as part of the summary."""
+    """The research notes' way: articles cut at `article_tokens`, the prompt counted as part of the summary."""
 
     article_tokens: Count = Field(128, description="tokens of an article")
     new_tokens: Count = Field(60, description="tokens of a summary")
@@ -243,11 +243,12 @@ class Summarize(Section):
     beams: Count = Field(3, description="beams of the search")
     no_repeat_ngram: Natural = Field(2, description="length of the n-grams that may not repeat; 0 allows all")
     no_repeat_over: Literal["continuation", "all"] = Field(
-        "all", description="whether the article's n-grams are forbidden too (`all`, transformers' way and the notes')"
+        "all",
+        description="are the article's n-grams forbidden, too (`all`, the way of transformers and the research notes)",
     )
     batch_size: Count = Field(8, description="articles of a forward pass")
     training: SummaryTraining | None = Field(None, description="null summarises untrained")
-    seed_protocol: SeedSummaries | None = Field(None, description="{} measures by the notes' protocol as well")
+    seed_protocol: SeedSummaries | None = Field(None, description="{} measures as the research notes did, too")
 
     @model_validator(mode="after")
     def _format_has_the_article_once(self):
