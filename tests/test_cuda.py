@@ -1,7 +1,7 @@
 """What holds on a CUDA device, as far as a machine without one can tell: torch's own answers are stood in for."""
 
 import json
-import subprocess
+import runpy
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -285,14 +285,18 @@ KEYS = ("summarize.batch_size (= 16)", "summarize.training.batch_size (= 2)", "s
 @pytest.mark.parametrize(
     "what", [CUDA, "raise MemoryError", "import torch; torch.empty(2**60)"], ids=["cuda", "python", "cpu"]
 )
-def test_out_of_memory_is_one_line_with_the_keys_to_lower(what, tmp_path):
+def test_out_of_memory_is_one_line_with_the_keys_to_lower(what, tmp_path, monkeypatch, capfd):
     script = tmp_path / "summarize.py"
     script.write_text(SCRIPT.format(what=what))
-    program = [sys.executable, "-c", f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"]
-    done = subprocess.run([*program, "--profile", "small"], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: stage summarize is out of memory (")
-    assert all(key in done.stderr for key in KEYS)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(script), "--profile", "small"])
+    monkeypatch.setattr(memory, "SIZES", {})
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    said = capfd.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1, said
+    assert said.startswith("error: stage summarize is out of memory (")
+    assert all(key in said for key in KEYS)
 
 
 def test_a_defect_is_no_shortage_of_memory(monkeypatch):

@@ -49,39 +49,51 @@ def cut(values, profile: str) -> None:
 
 
 FETCH = """
-import sys
+import os, sys
 from pathlib import Path
 from stages import articles, base, prepare, reviews
 
-profile, data = sys.argv[1], Path("data")
-tokenizer = Path("tokenizer")
-base.main(profile, Path("model"), tokenizer, Path("provenance.json"))
-prepare.main(profile, data / "lexicon.yaml", tokenizer, Path("text"))
-reviews.main(profile, data / "lexicon.yaml", data / "reviews.yaml", tokenizer, Path("reviews"))
-articles.main(profile, data / "lexicon.yaml", data / "summaries.yaml", Path("articles"))
+data, tokenizer = Path("data"), Path("tokenizer")
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    profile = os.path.basename(folder)
+    base.main(profile, Path("model"), tokenizer, Path("provenance.json"))
+    prepare.main(profile, data / "lexicon.yaml", tokenizer, Path("text"))
+    reviews.main(profile, data / "lexicon.yaml", data / "reviews.yaml", tokenizer, Path("reviews"))
+    articles.main(profile, data / "lexicon.yaml", data / "summaries.yaml", Path("articles"))
 """
 
 
-@pytest.mark.parametrize("profile", MODELS)
-def test_the_stages_that_fetch(profile, hub, tmp_path):
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    edit(tmp_path, lambda values: cut(values, profile))
+@pytest.fixture(scope="module")
+def fetched(hub, tmp_path_factory):
+    """Where one process has run the stages that fetch: a folder for each profile, of its name."""
+    above = tmp_path_factory.mktemp("fetched")
+    for profile in MODELS:
+        (above / profile).mkdir()
+        (above / profile / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+        edit(above / profile, lambda values: cut(values, profile))
     outside = {key: value for key, value in environment().items() if key != "HF_HUB_OFFLINE"} | hub
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, profile], cwd=tmp_path, env=outside | {"PYTHONPATH": str(ROOT)}, text=True,
-        capture_output=True,
+        [sys.executable, "-c", FETCH, *(above / profile for profile in MODELS)], cwd=above,
+        env=outside | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    known = json.loads((tmp_path / "provenance.json").read_text())
+    return above
+
+
+@pytest.mark.parametrize("profile", MODELS)
+def test_the_stages_that_fetch(profile, hub, fetched):
+    folder = fetched / profile
+    known = json.loads((folder / "provenance.json").read_text())
     assert known["model"] == MODELS[profile] and len(known["resolved_revision"]) == 40
-    folder = Path(hub["HF_HOME"], "hub", f"models--{MODELS[profile].replace('/', '--')}")
-    (fetched,) = folder.glob("snapshots/*/model.safetensors")
-    kept, theirs = load_file(tmp_path / "model/model.safetensors"), load_file(fetched)
+    cached = Path(hub["HF_HOME"], "hub", f"models--{MODELS[profile].replace('/', '--')}")
+    (weights,) = cached.glob("snapshots/*/model.safetensors")
+    kept, theirs = load_file(folder / "model/model.safetensors"), load_file(weights)
     for name, value in theirs.items():
         if not name.endswith("attn.bias"):
             found = kept[name if name in kept else f"transformer.{name}"]
             assert found.equal(value.float())
-    rows = {name: pq.read_metadata(tmp_path / f"{name}.parquet").num_rows for name in (
+    rows = {name: pq.read_metadata(folder / f"{name}.parquet").num_rows for name in (
         "text/test_rows", "text/other", "reviews/train", "reviews/test", "articles/train", "articles/test",
     )}  # fmt: skip
     assert rows.pop("text/other") > 10_000
