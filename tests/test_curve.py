@@ -36,7 +36,7 @@ def test_every_method_stores_at_most_the_size():
     found = curve.tried(0.9, view, known, judge, probed, surveyed)
     for name, share in plans:
         chosen = curve.best_of(found, name) if curve.in_mixture(name) else None
-        changed, *_ = curve.make(name, share, view, known, judge, chosen)
+        changed, *_ = curve.make(name, share, view, known, chosen)
         assert tiny.count(changed.model)["parameters"] <= targets.target(view.shape, share), name
 
 
@@ -79,10 +79,12 @@ def test_a_method_chooses_the_best_of_its_own_forms():
         tried(["low_rank"], "error", 1.2),
         tried(["share"], "divergence", 1.3),
         tried(["share"], "baseline", 1.4),
+        tried(["drop"], "baseline", 1.5),
+        tried(["drop"], "baseline", 1.6),
     ]
     names = [name for name in curve.METHODS if curve.in_mixture(name)]
     assert {name: curve.best_of(found, name).perplexity for name in names} == {
-        "mix": 1.0, "mix_ordinary": 1.1, "mix_low_rank": 1.2, "softshare": 1.4,
+        "mix": 1.0, "mix_ordinary": 1.1, "mix_low_rank": 1.2, "softshare": 1.4, "dropped_searched": 1.5,
     }  # fmt: skip
 
 

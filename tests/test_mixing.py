@@ -15,8 +15,8 @@ from stages.core.architecture import targets, windows
 from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
-from stages.core.settings.variants import Budget, Drop, Forms, LowRank, Prune, Variant
-from stages.core.shrinking import baselines, making, mixing, operations, options, probes, window_search
+from stages.core.settings.variants import Budget, Drop, Forms, Layers, LowRank, Prune, Variant
+from stages.core.shrinking import baselines, layer_search, making, mixing, operations, options, probes, window_search
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.text.corpus import Stream
 
@@ -227,7 +227,11 @@ def test_a_mixture_of_all_forms_fits_its_budget(whole):
 def test_sharing_and_dropping_alone_are_the_single_methods(whole):
     """Bit for bit, and among what is tried, so that the best plan is no worse than they are."""
     view, known, judge, tried = whole
+    # Of layers that are gone, those by influence: those by perplexity are no worse and stand before them.
     alone = {tuple(one.forms): one for one in tried if one.by == "baseline" and one.layers != making.NO_LAYERS}
+    searched = Layers(choose="layers", target_parameters=0.7)
+    least = layer_search.search(view, known, searched, judge.score)[0].perplexity
+    assert next(one for one in tried if (one.forms, one.by) == (["drop"], "baseline")).perplexity == least
     spec = Budget(choose="budget", sizes=[2, 3], target_parameters=0.7)
     chosen = window_search.search(view, known, making.SHARED, spec, judge.score).chosen
     groups = [windows.layers(window) for window in chosen.windows]

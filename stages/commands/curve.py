@@ -82,7 +82,7 @@ class Measuring:
 
         seeds: of its recovery, None without one. chosen: what it is, where the search of a mixture has found it.
         """
-        changed, sharing, kept = curve.make(name, share, *self.known, chosen)
+        changed, sharing, kept = curve.make(name, share, *self.known[:2], chosen)
         found = self.row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed}
         if seeds is None:
             return found

@@ -148,10 +148,11 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
             alone = {"low_rank" if form == "share" else form for form in chosen.forms} - {"drop"}
             scored += 2 + len(alone) * shape.layers * len(shape.matrices) + 2 + 4 * len(alone)
             if "drop" in chosen.forms:
-                scored += 2 + targets.layers(shape, chosen.target_parameters)
+                # Four are tried before each layer goes; then their divergence, and that of those by influence.
+                scored += 3 + 6 * targets.layers(shape, chosen.target_parameters)
             if "share" in chosen.forms:
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
-                scored += len(single) + (windows.SPARE + 3) * 4  # layouts within the budget, and mixtures
+                scored += len(single) + (windows.SPARE + 6) * 4  # layouts within the budget, and mixtures
                 fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)

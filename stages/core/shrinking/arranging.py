@@ -5,19 +5,20 @@ spends a budget over them and over the matrices that stay alone; the bases are s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 from stages.core.architecture import rules, targets, windows
 from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import Window
 from stages.core.calibration.statistics import Calibration
+from stages.core.settings import variants
 from stages.core.settings.variants import Best, Budget, Forms, Variant
-from stages.core.shrinking import ranks, window_search
+from stages.core.shrinking import layer_search, ranks, window_search
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.layer_search import least_influence
 from stages.core.shrinking.making import SHARED, Layers
 from stages.core.shrinking.options import Option, stored_by
 from stages.core.shrinking.probes import Judge
@@ -28,14 +29,14 @@ from stages.core.shrinking.window_search import Layout
 class Surveyed:
     """What an arrangement of layers needs to know whatever the budget.
 
-    windows: every single window and the perplexity of the model in which it alone shares. order: all layers, the one
-    of least influence first. fewer: the divergence of the model without the first layer of these that may go, the first
-    two, and so on.
+    windows: every single window and the perplexity of the model in which it alone shares. orders: in which layers go,
+    by influence and by perplexity (see `layer_search`). fewer: for each order the divergence of the model without the
+    first layer that may go, the first two, and so on.
     """
 
     windows: list[Layout]
-    order: list[int]
-    fewer: list[float]
+    orders: list[list[int]]
+    fewer: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,25 @@ def survey(
     judge: Judge,
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Surveyed:
-    """Every single window, and the model without its first layers by influence, down to the target of `spec`."""
-    single, order, fewer = [], [], []
+    """Every single window, and the model without more and more of its layers, down to the target of `spec`."""
+    single, orders, fewer = [], [], []
     if "share" in spec.forms:
         best = Best(choose="best", sizes=spec.sizes)
         single = window_search.search(view, calibration, SHARED, best, judge.score, watch).scored
     if "drop" in spec.forms:
-        order, reference = least_influence(view, calibration), judge.reference(view)
-        most = targets.dropped(view.shape, order, spec.target_parameters, None)
-        for count in watch(range(1, len(most) + 1)):
-            kept = [layer for layer in range(view.depth) if layer not in most[:count]]
-            fewer.append(judge.divergence(keep_layers(view, kept), reference))
-    return Surveyed(single, order, fewer)
+        wanted = variants.Layers(choose="layers", target_parameters=spec.target_parameters)
+        reference = judge.reference(view)
+        steps = layer_search.steps(view, calibration, wanted, judge.score, watch)
+        orders = [layer_search.least_influence(view, calibration), layer_search.best(steps[-1]).layers if steps else []]
+        divergence = cache(partial(_without, view, judge, reference))
+        for most in (targets.dropped(view.shape, order, spec.target_parameters, None) for order in orders):
+            fewer.append([divergence(frozenset(most[:count])) for count in watch(range(1, len(most) + 1))])
+    return Surveyed(single, orders, fewer)
+
+
+def _without(view: ModelView, judge: Judge, reference: Any, gone: Collection[int]) -> float:
+    """The divergence of the model without some layers."""
+    return judge.divergence(keep_layers(view, [layer for layer in range(view.depth) if layer not in gone]), reference)
 
 
 def arrange(
@@ -90,25 +98,28 @@ def arrange(
     judge: Judge,
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Arranged:
-    """Layouts of windows by the search of method share, times the first k layers by influence, as far as `spec` allows.
+    """Layouts of windows by the search of method share, times layers that are gone, as far as `spec` allows.
 
     A layout is the cheapest of its number of windows and of layers saved, by the costs of its single windows.
     surveyed: of the same forms, for this target or a smaller one.
     """
-    alone, costs, chosen, fewer = [], {}, [], [([], 0.0)]
+    alone, costs, chosen, fewer = [], {}, [], {(): 0.0}
     if "share" in spec.forms:
         costs, own = _windows(view, calibration, spec, surveyed.windows, judge, watch)
         chosen = [tuple((group[0], group[-1]) for group in layers.groups) for _, layers in own]
         alone += own
     if "drop" in spec.forms:
-        most = targets.dropped(view.shape, surveyed.order, spec.target_parameters, None)
-        fewer += [(most[:count], harm) for count, harm in zip(range(1, len(most) + 1), surveyed.fewer)]
-        saved = sum(view.shape.stage_of(layer).block for layer in most)
-        if view.shape.parameters - saved <= targets.target(view.shape, spec.target_parameters):
-            alone.append(("drop", Layers(gone=most)))
+        for order, harms in zip(surveyed.orders, surveyed.fewer):
+            most = targets.dropped(view.shape, order, spec.target_parameters, None)
+            gone = [tuple(sorted(most[:count])) for count in range(1, len(most) + 1)]
+            fewer |= zip(gone, harms)
+            stored = view.shape.parameters - sum(view.shape.stage_of(layer).block for layer in most)
+            dropped = ("drop", Layers(gone=sorted(most)))
+            if stored <= targets.target(view.shape, spec.target_parameters) and dropped not in alone:
+                alone.append(dropped)
     deltas = cache(partial(_deltas, view, calibration))
     every = []
-    for gone, harm in fewer:
+    for gone, harm in fewer.items():
         saved = sum(view.shape.stage_of(layer).block - view.shape.ffn_matrices_of(layer) for layer in gone)
         left = {window: cost for window, cost in costs.items() if not set(windows.layers(window)) & set(gone)}
         layouts = [layout for _, layout in windows.layouts(left, view.depth, 1)]
@@ -116,7 +127,7 @@ def arrange(
             groups = [windows.layers(window) for window in layout]
             bases = sum(view.shape.ffn_matrices_of(group[0]) for group in groups)
             options = {matrix: found for window in layout for matrix, found in deltas(window).items()}
-            every.append(Arrangement(groups, gone, bases - saved, harm, options))
+            every.append(Arrangement(groups, list(gone), bases - saved, harm, options))
     return Arranged(every, alone)
 
 

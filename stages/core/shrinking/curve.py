@@ -61,7 +61,7 @@ def plans(shares: Iterable[float], shape: Shape) -> list[tuple[str, float]]:
 
 def in_mixture(name: str) -> bool:
     """Whether the search of a mixture of all forms tries what a method would choose."""
-    return METHODS[name].windows["choose"] in ("forms", "budget")
+    return METHODS[name].windows["choose"] != "none"
 
 
 def probe(view: ModelView, calibration: Calibration, judge: probes.Judge) -> probes.Probed:
@@ -93,8 +93,8 @@ def _mixture(share: float) -> Forms:
 def best_of(found: Iterable[mixing.Tried], name: str) -> mixing.Tried:
     """What a method chooses of all that the search of a mixture has tried, the best first; see `in_mixture`."""
     windows = METHODS[name].windows
-    if windows["choose"] == "budget":
-        return next(one for one in found if (one.forms, one.by) == (["share"], "baseline"))
+    if form := {"budget": "share", "layers": "drop"}.get(windows["choose"]):
+        return next(one for one in found if (one.forms, one.by) == ([form], "baseline"))
     return next(one for one in found if set(one.forms) <= set(windows["forms"]))
 
 
@@ -103,13 +103,11 @@ def make(
     share: float,
     view: ModelView,
     calibration: Calibration,
-    judge: probes.Judge,
     chosen: mixing.Tried | None = None,
 ) -> tuple[ModelView, Sharing, list[int] | None]:
     """The untrained model of a method at a share, its structure, and the layers that it keeps, None for all.
 
-    `judge` judges models on validation text, by which layers are chosen. chosen: what `best_of` says for the methods
-    that are `in_mixture`.
+    chosen: what `best_of` says, for the methods that are `in_mixture`.
     """
     if chosen:
         gone = chosen.layers.gone
@@ -117,11 +115,8 @@ def make(
         return *making.mix(view, calibration, chosen.plan, chosen.layers), kept
     variant = METHODS[name].variant(share)
     if variant.surgery.method == "drop":
-        if variant.windows.choose == "layers":
-            gone = layer_search.search(view, calibration, variant.windows, judge.score)[0].layers
-        else:
-            order = layer_search.least_influence(view, calibration)
-            gone = targets.dropped(view.shape, order, share, None)
+        order = layer_search.least_influence(view, calibration)
+        gone = targets.dropped(view.shape, order, share, None)
         kept = [layer for layer in range(view.depth) if layer not in gone]
         return *operate(view, [], calibration, variant.surgery, dropped=gone), kept
     return *operate(view, [], calibration, variant.surgery), None

@@ -32,17 +32,34 @@ def search(
     the choice is no worse on the text of `score`.
     """
     order = least_influence(view, calibration)
-    tried, gone = [_scored(view, targets.dropped(view.shape, order, spec.target_parameters, None), score)], []
+    by_influence = _scored(view, targets.dropped(view.shape, order, spec.target_parameters, None), score)
+    tried = [by_influence, *(one for step in steps(view, calibration, spec, score, watch) for one in step)]
+    reached = [one for one in tried if not _short(view, one.layers, spec)]
+    chosen = min(reached, key=_perplexity)
+    return [chosen, *(one for one in tried if one is not chosen)]
+
+
+def steps(
+    view: ModelView,
+    calibration: Calibration,
+    spec: Layers,
+    score: Callable[[ModelView], float],
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> list[list[Dropped]]:
+    """What was scored before each layer went, one after the other, until the target of `spec` is reached."""
+    found, gone = [], []
     while _short(view, gone, spec):
         left = [layer for layer in range(view.depth) if layer not in gone]
         order = [left[index] for index in least_influence(keep_layers(view, left), calibration)]
         fitting = [layer for layer in order if _may_go(view, [*gone, layer])]
-        steps = [_scored(view, [*gone, layer], score) for layer in watch(fitting[: spec.shortlist])]
-        gone = min(steps, key=_perplexity).layers
-        tried += steps
-    reached = [one for one in tried if not _short(view, one.layers, spec)]
-    chosen = min(reached, key=_perplexity)
-    return [chosen, *(one for one in tried if one is not chosen)]
+        found.append([_scored(view, [*gone, layer], score) for layer in watch(fitting[: spec.shortlist])])
+        gone = best(found[-1]).layers
+    return found
+
+
+def best(step: list[Dropped]) -> Dropped:
+    """The layers without which perplexity is lowest."""
+    return min(step, key=_perplexity)
 
 
 def least_influence(view: ModelView, calibration: Calibration) -> list[int]:
