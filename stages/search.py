@@ -54,6 +54,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
         probed = probes.probe_all(view, calibration, windows_spec.forms, judge, watch)
         tried = mixing.search(view, calibration, windows_spec, probed, judge, watch)
         plan, layers = tried[0].plan, tried[0].layers
+        of_layers = {"ranks": layers.ranks, "dropped": sorted(layers.gone)} if layers != making.NO_LAYERS else {}
         return {
             "groups": layers.groups,
             "candidates": [],
@@ -62,7 +63,9 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
             "tried": [{"forms": one.forms, "by": one.by, "perplexity": one.perplexity} for one in tried],
             "original_perplexity": probed.original,
             task.unit: len(held_out),
-        } | ({"ranks": layers.ranks, "dropped": sorted(layers.gone)} if layers != making.NO_LAYERS else {})
+            **of_layers,
+            **({"refit": True} if tried[0].by == "refit" else {}),
+        }
     if windows_spec.choose == "layers":
         steps = layer_search.search(view, calibration, windows_spec, judge.score, watch)
         return {

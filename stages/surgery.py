@@ -31,8 +31,9 @@ def main(
         watch = partial(progress, what=f"surgery {variant}")
         calibration, chosen = replace(statistics.read(permutations, moments, device), watch=watch), read_json(windows)
         changed, sharing = operations.operate(
-            view, chosen["groups"], calibration, spec, chosen.get("ranks"), chosen.get("forms"), chosen.get("dropped")
-        )
+            view, chosen["groups"], calibration, spec, chosen.get("ranks"), chosen.get("forms"), chosen.get("dropped"),
+            chosen.get("refit", False),
+        )  # fmt: skip
     checkpoint.save(changed, sharing, out)
     counts = counting.count(changed)
     write_json(

@@ -109,7 +109,7 @@ CODE = {
         EXTRACT,
     ),
     "core/shrinking/{__init__ ablation arranging baselines budgets curve fitting layer_search lowrank making members"
-    " merging mixing operations options probes ranks repair sharing window_search}": (
+    " merging mixing operations options probes ranks refitting repair sharing window_search}": (
         "search surgery",
         SEARCH,
     ),

@@ -12,12 +12,24 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from stages.core.architecture import targets, windows
+from stages.core.architecture.depth import Walk
 from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.settings.variants import Budget, Drop, Forms, Layers, LowRank, Prune, Variant
-from stages.core.shrinking import baselines, layer_search, making, mixing, operations, options, probes, window_search
+from stages.core.shrinking import (
+    baselines,
+    layer_search,
+    making,
+    mixing,
+    operations,
+    options,
+    probes,
+    refitting,
+    window_search,
+)
 from stages.core.shrinking.options import DENSE, GONE, Option
+from stages.core.shrinking.repair import RIDGE
 from stages.core.text.corpus import Stream
 
 MATRICES = [(layer, role) for layer in (0, 1) for role in ("in", "out")]
@@ -293,3 +305,66 @@ def test_mixtures_that_may_lose_layers_learn_no_hidden_states():
         Variant(windows=said, surgery={"method": "mix"}, finetune=hidden)
     kept = Variant(windows=said | {"forms": ["share"]}, surgery={"method": "mix"}, finetune=hidden)
     assert kept.finetune.distill.hidden == 1.0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_matrices_fitted_again_make_up_for_what_others_do_wrong(name):
+    """Logits come closer to the original's on the text of the fit; what is stored and who shares stays as it is."""
+    view, known = tiny.view(tiny.model(name)), tiny.calibration(tiny.model(name))
+    plan = {
+        "0": {"in": {"form": "low_rank", "rank": 2}, "out": {"form": "low_rank", "rank": 4}},
+        "4": {"out": {"form": "sparse", "kept": 100, "score": "input", "refit": True}},
+    }
+    layers = making.Layers([[2, 3]], {"2": dict.fromkeys(view.roles, 3), "3": dict.fromkeys(view.roles, 0)}, [1])
+
+    def error(changed):
+        with torch.no_grad():
+            return sum((view.model(b).logits - changed.model(b).logits).square().mean().item() for b in known.text())
+
+    before, sharing = making.mix(view, known, plan, layers)
+    after, structure = making.mix(view, known, plan, layers, again=True)
+    assert structure == sharing and counting.count(after) == counting.count(before)
+    assert error(after) < 0.95 * error(before)
+    for role in view.roles:
+        first, second = (after.linears(layer)[role] for layer in (1, 2))
+        base = getattr(first, "base", first).weight
+        assert base is getattr(second, "base", second).weight
+        assert torch.equal(base, getattr(before.linears(1)[role], "base", before.linears(1)[role]).weight)
+    # What is fitted to the original's own stream stays the original.
+    same, _ = making.mix(view, known, {}, again=True)
+    assert tiny.gap(view.model, same.model) <= 1e-4
+
+
+def test_a_matrix_fitted_again_is_the_penalised_least_squares_matrix():
+    """The gradient of E|t - W a' - b|^2 + c |W - W_now|^2 is zero in the last layer, all before it fitted already."""
+    view, known = tiny.view(tiny.model("llama")), tiny.calibration(tiny.model("llama"))
+    plan = {"0": {"in": GONE}}
+    after, _ = making.mix(view, known, plan, again=True)
+    broken, _ = making.mix(view, known, plan)
+    last = view.depth - 1
+    for layer in range(last):
+        for part in ("weight", "bias"):
+            getattr(broken.linears(layer)["out"], part).data.copy_(getattr(after.linears(layer)["out"], part))
+    joint = refitting.wanted(Walk(view, list(known.text())), Walk(broken, list(known.text())), last, last)
+    now, found = (changed.read_double(last)["w_out"] for changed in (broken, after))
+    width = now.shape[1]
+    whole = joint.centred().second
+    second, crossed = whole[:width, :width], whole[width:, :width]
+    penalty = RIDGE * second.diagonal().mean()
+    gradient = found @ second - crossed + penalty * (found - now)
+    assert gradient.abs().max() <= 1e-4 * (now @ second - crossed).abs().max()
+    bias = joint.mean[width:] - found @ joint.mean[:width]
+    torch.testing.assert_close(after.read_double(last)["b_out"], bias, rtol=0, atol=1e-5)
+
+
+def test_a_mixture_fitted_again_is_chosen_by_validation(whole):
+    view, known, judge, tried = whole
+    spec = Forms(choose="forms", forms=["low_rank"], target_parameters=0.7, refit=True)
+    probed = probes.probe_all(view, known, spec.forms, judge)
+    found = mixing.search(view, known, spec, probed, judge)
+    again = [one for one in found if one.by == "refit"]
+    assert len(again) == mixing.REFITTED and found[0].perplexity == min(one.perplexity for one in found)
+    for one in again:
+        changed, _ = making.mix(view, known, one.plan, again=True)
+        assert judge.score(changed) == one.perplexity
+        assert counting.count(changed)["parameters"] <= targets.target(view.shape, 0.7)

@@ -134,7 +134,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
 
     The original's residual streams and the layers' moments stay in memory, up to STREAMS and MOMENTS bytes.
     """
-    spec, scored, fitted = profile.search, 0, 0
+    spec, scored, fitted, refitted = profile.search, 0, 0, 0
     for variant in variants.values():
         if isinstance(variant.windows, Blocks) or variant.windows.choose == "none":
             continue
@@ -154,6 +154,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
                 scored += len(single) + (windows.SPARE + 6) * 4  # layouts within the budget, and mixtures
                 fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
+            refitted += 4 if chosen.refit else 0
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist
@@ -166,7 +167,9 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
         + min(STREAMS, shape.layers * FLOAT * shape.width * (_budget(spec, shape) or 0))
         + min(MOMENTS, shape.layers * 4 * DOUBLE * (shape.width**2 + shape.hidden**2))
         + max(_scoring(shape, spec.batch_size, _answers(spec)), _fit(shape, variants)),
-        work=forward(shape, scored * (_budget(spec, shape) or 0)) + fitted * FIT * shape.hidden**3,
+        work=forward(shape, scored * (_budget(spec, shape) or 0))
+        + fitted * FIT * shape.hidden**3
+        + _repairs(shape, refitted * profile.extract.moment_tokens),
         runs=len(variants),
     )
 
@@ -176,13 +179,14 @@ def surgery(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> 
     fitted = sum(
         shape.layers for variant in variants.values() if isinstance(variant.surgery, Share | Collapse | LowRank)
     )
-    repaired = sum(getattr(variant.surgery, "reads_text", False) for variant in variants.values())
-    tokens = repaired * profile.extract.moment_tokens
-    products = 2 * tokens * shape.layers * (shape.width + shape.hidden) ** 2
+    repaired = sum(
+        getattr(variant.surgery, "reads_text", False) or getattr(variant.windows, "refit", False)
+        for variant in variants.values()
+    )
     return Cost(
         LIBRARIES + 2 * FLOAT * shape.parameters + _fit(shape, variants),
         FLOAT * sum(stored(variant, shape) for variant in variants.values()),
-        fitted * FIT * shape.hidden**3 + 2 * forward(shape, tokens) + 2 * products,
+        fitted * FIT * shape.hidden**3 + _repairs(shape, repaired * profile.extract.moment_tokens),
         len(variants),
     )
 
@@ -379,6 +383,11 @@ def _beams(shape: Shape, rows: int, length: int) -> float:
     """Keys and values of every position, one layer's twice while it grows, and the logits of the next token."""
     cache = 2 * rows * length * (shape.layers + 1) * shape.key_heads * shape.head_width
     return FLOAT * (cache + SCORED * rows * shape.vocabulary)
+
+
+def _repairs(shape: Shape, tokens: int) -> float:
+    """Repairs by least squares on so many tokens: both models run, and moments of hidden activations are summed."""
+    return 2 * forward(shape, tokens) + 4 * tokens * shape.layers * (shape.width + shape.hidden) ** 2
 
 
 def _fit(shape: Shape, variants: Mapping[str, Variant]) -> float:

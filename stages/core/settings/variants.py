@@ -89,6 +89,9 @@ class Forms(Section):
         ["low_rank", "sparse"], min_length=1, description="what a matrix, or a layer, may become"
     )
     sizes: list[Size] = Field([2, 3], min_length=1, description="layers of a window, where `forms` has share")
+    refit: bool = Field(
+        False, description="whether the best are tried with output matrices fitted again, in the model's own stream"
+    )
     target_parameters: Target = Field(description=TARGET)
 
     @model_validator(mode="after")

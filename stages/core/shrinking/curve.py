@@ -87,7 +87,7 @@ def tried(
 
 
 def _mixture(share: float) -> Forms:
-    return METHODS["mix"].variant(share).windows
+    return METHODS["mix"].variant(share).windows.model_copy(update={"refit": True})
 
 
 def best_of(found: Iterable[mixing.Tried], name: str) -> mixing.Tried:
@@ -112,7 +112,7 @@ def make(
     if chosen:
         gone = chosen.layers.gone
         kept = [layer for layer in range(view.depth) if layer not in gone] if gone else None
-        return *making.mix(view, calibration, chosen.plan, chosen.layers), kept
+        return *making.mix(view, calibration, chosen.plan, chosen.layers, chosen.by == "refit"), kept
     variant = METHODS[name].variant(share)
     if variant.surgery.method == "drop":
         order = layer_search.least_influence(view, calibration)

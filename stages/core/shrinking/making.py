@@ -15,6 +15,7 @@ from stages.core.settings.variants import Share
 from stages.core.shrinking.lowrank import weighted, write
 from stages.core.shrinking.members import Ranks
 from stages.core.shrinking.options import DENSE, Form, read, sparse, stored_by
+from stages.core.shrinking.refitting import refit
 from stages.core.shrinking.sharing import share
 
 Plan = dict[str, dict[str, Form]]  # layer, as JSON's string -> role -> form
@@ -37,14 +38,17 @@ NO_LAYERS = Layers()
 
 
 @torch.no_grad()
-def mix(view: ModelView, calibration: Calibration, plan: Plan, layers: Layers = NO_LAYERS) -> tuple[ModelView, Sharing]:
+def mix(
+    view: ModelView, calibration: Calibration, plan: Plan, layers: Layers = NO_LAYERS, again: bool = False
+) -> tuple[ModelView, Sharing]:
     """The model whose matrices have the forms of `plan`; those that it does not name stay dense.
 
     Biases, where there are any, take up the mean of what a form leaves, (W - W') E[x]. A layer of a group, or one that
     is gone, may have no form in the plan; the layers of the structure are numbered without those that are gone.
+    again: last, output matrices are fitted again, in the changed model's own stream (see `refitting.refit`).
     """
+    original, kept = view, [layer for layer in range(view.depth) if layer not in layers.gone]
     if layers.gone:
-        kept = [layer for layer in range(view.depth) if layer not in layers.gone]
         new = {layer: number for number, layer in enumerate(kept)}
         view, calibration = keep_layers(view, kept), _renumbered(calibration, kept)
         plan = {str(new[int(layer)]): forms for layer, forms in plan.items()}
@@ -71,6 +75,9 @@ def mix(view: ModelView, calibration: Calibration, plan: Plan, layers: Layers = 
                 write(linear, weighted(weight, form["rank"], moments))
             new = linear.delta()
         correct(linear, weight - new.double(), view, calibration, layer, role)
+    if again:
+        shared = {layer for group in sharing.groups for layer in group}
+        refit(original, changed, kept, shared, plan, list(calibration.text()))
     return changed, sharing
 
 

@@ -23,6 +23,7 @@ from stages.core.shrinking.making import NO_LAYERS, Layers, Plan, mix
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.shrinking.probes import Harm, Judge, Probed, harm_by
 
+REFITTED = 2  # plans whose matrices are fitted again, of all and of those that run as ordinary matrices
 SHORTLIST = 4  # arrangements of each kind that are tried as whole models
 
 
@@ -30,8 +31,9 @@ SHORTLIST = 4  # arrangements of each kind that are tried as whole models
 class Tried:
     """A plan as a whole model: the forms that it may use, what spent the budget, and its held-out perplexity.
 
-    by: `divergence` or `error`, whose sum over the matrices was kept small, or `baseline`. layers: what becomes of
-    whole layers, where `forms` has `share` or `drop`.
+    by: `divergence` or `error`, whose sum over the matrices was kept small; `baseline`; or `refit`: another's plan, its
+    output matrices fitted again at last (see `making.mix`). layers: what becomes of whole layers, where `forms` has
+    `share` or `drop`.
     """
 
     forms: list[str]
@@ -84,10 +86,16 @@ def search(
                 ([*alone, *kinds], "divergence", plan, layers)
                 for kinds, plan, layers in _promising(arranged.every, own, ways["divergence"], room)
             ]
-    tried = [
-        Tried(forms, by, judge.score(mix(view, calibration, plan, layers)[0]), plan, layers)
-        for forms, by, plan, layers in watch(plans)
-    ]
+
+    def scored(forms: list[str], by: str, plan: Plan, layers: Layers) -> Tried:
+        changed, _ = mix(view, calibration, plan, layers, by == "refit")
+        return Tried(forms, by, judge.score(changed), plan, layers)
+
+    tried = sorted([scored(*one) for one in watch(plans)], key=_perplexity)
+    if spec.refit:
+        ordinary = [one for one in tried if "sparse" not in one.forms]
+        best = [one for number, one in enumerate(tried) if number < REFITTED or one in ordinary[:REFITTED]]
+        tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(best)]
     return sorted(tried, key=_perplexity)
 
 

@@ -24,12 +24,13 @@ def operate(
     ranks: Ranks | None = None,
     forms: making.Plan | None = None,
     dropped: list[int] | None = None,
+    again: bool = False,
 ) -> tuple[ModelView, Sharing]:
     """A new model, made from `view` by the method of `spec`, and its structure. `view` does not change.
 
     groups: the layers that belong together, for methods that share or collapse. ranks: the ranks of single matrices
     where a budget chose them; they replace the rank of `spec`. forms: what a mixture makes of each matrix. dropped:
-    layers that go, where a search chose them.
+    layers that go, where a search chose them. again: whether a mixture is fitted again (see `making.mix`).
     """
     if isinstance(spec, Share):
         return share(view, groups, calibration, spec, ranks)
@@ -42,7 +43,7 @@ def operate(
     if isinstance(spec, Prune):
         return baselines.prune(view, calibration, spec)
     if isinstance(spec, Mix):
-        return making.mix(view, calibration, forms or {}, making.Layers(groups, ranks or {}, dropped or []))
+        return making.mix(view, calibration, forms or {}, making.Layers(groups, ranks or {}, dropped or []), again)
     return view.copy(), Sharing()
 
 
