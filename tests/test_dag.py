@@ -78,7 +78,7 @@ PARAMS = {
 # Every file under stages/ but the commands, without its ending; braces as in a shell. A room is one dependency.
 CODE = {
     "__init__ core/__init__": ("", ""),
-    "core/process/{__init__ artifacts command devices environment errors guard hub memory progress}": (
+    "core/process/{__init__ artifacts command devices environment errors guard hub memory progress scratch}": (
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
@@ -113,17 +113,17 @@ CODE = {
         "search surgery",
         SEARCH,
     ),
-    "core/training/{__init__ files loop recovery resuming runs}": (
+    "core/training/{__init__ answers files loop recovery resuming runs}": (
         "pretrain pretrain_digits control finetune sentiment summarize",
         CONTROL,
     ),
-    "core/evaluation/{__init__ classification rouge summaries}": (
+    "core/evaluation/{__init__ beams classification rouge summaries}": (
         "sentiment summarize",
         "sentiment summarize report",
     ),
     "core/reporting/{__init__ answers card chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls choice dvc_child estimates gpus graph leftovers lock_file params_file"
-    " repository resolved screen server verification wire}": ("", ""),  # of commands
+    "core/running/{__init__ board calls choice code_folders dvc_child estimates gpus graph leftovers lock_file"
+    " params_file repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
     "pretrain_digits": ("pretrain_digits", ""),

@@ -10,7 +10,7 @@ import threading
 import time
 
 from stages.core.process import guard
-from stages.core.running import choice, lock_file, params_file
+from stages.core.running import choice, code_folders, lock_file, params_file
 
 
 def main(parent: str, *arguments: str) -> int:
@@ -19,6 +19,7 @@ def main(parent: str, *arguments: str) -> int:
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     lock_file.install()
     params_file.install()
+    code_folders.install()
     choice.apply()
     from dvc.cli import main as dvc
 

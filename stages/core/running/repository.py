@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stages.core.process.errors import UserError
-from stages.core.running import choice, lock_file, params_file
+from stages.core.running import choice, code_folders, lock_file, params_file
 
 
 def opened() -> Any:
@@ -17,6 +17,7 @@ def opened() -> Any:
     choice.apply()
     lock_file.install()
     params_file.install()
+    code_folders.install()
     try:
         repo = Repo()
         SCM(repo.root_dir, no_scm=repo.config["core"].get("no_scm", False))  # DVC would look for git much later
