@@ -122,7 +122,7 @@ CODE = {
         "sentiment summarize report",
     ),
     "core/reporting/{__init__ answers card chapters page pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls choice code_folders dvc_child estimates gpus graph leftovers lock_file"
+    "core/running/{__init__ board calls choice code_folders dvc_child estimates gpus graph leftovers lock_file origins"
     " params_file repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
