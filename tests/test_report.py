@@ -131,6 +131,55 @@ def test_no_line_is_drawn_across_starts_that_nobody_scored():
     assert line.get_ydata()[5] == scored[2]["perplexity"]
 
 
+def test_a_window_far_above_the_rest_flattens_no_other():
+    study = made_up.study(("original", "softshare"))
+    scored = study.windows["softshare"]["candidates"]
+    scored[0]["perplexity"] = 9104.3
+    axes = pictures.window_search(study).axes[0]
+    others = [candidate["perplexity"] for candidate in scored[1:]]
+    assert np.isnan(axes.lines[0].get_ydata()[0]) and list(axes.lines[0].get_ydata()[1:]) == others
+    assert [text.get_text() for text in axes.texts] == ["9,104"] and axes.get_ylim()[1] < 2 * max(others)
+    assert "from 0" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("high", [1.2, 3, 9, 11, 40, 900, 90_000])
+def test_a_logarithmic_axis_has_several_labels_whatever_it_spans(high):
+    figure, axes = pictures._figure(1)
+    axes.plot([0, 1], [1.6, 1.6 * high])
+    pictures._logarithmic(axes)
+    figure.draw_without_rendering()
+    low, top = axes.get_ylim()
+    labels = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= top]
+    pictures.plt.close(figure)
+    assert len([label for label in labels if label]) >= 3 and len(set(labels)) == len(labels)
+
+
+def test_markers_that_would_cover_each_other_stand_side_by_side():
+    figure, axes = pictures._figure(1)
+    points = {"a": (2.3, 1.64), "b": (2.3, 1.64), "c": (2.3, 1.9), "d": (2.7, 1.64), "e": (2.3, 1.6401)}
+    axes.plot(*zip(*points.values()))
+    moved = pictures._side_by_side(axes, points)
+    pictures.plt.close(figure)
+    assert moved["c"] == moved["d"] == 0
+    assert sorted(moved[name] for name in "abe") == [-pictures.APART, 0, pictures.APART]
+
+
+@pytest.mark.parametrize("draw", [pictures.perplexity_by_size, pictures.perplexity_by_speed])
+def test_the_closer_look_holds_the_control_and_half_of_the_variants(draw):
+    study, half = made_up.study(), -(-len(made_up.NAMES) // 2)
+    for number, name in enumerate(made_up.NAMES):
+        study.perplexity[name].update(after=study.control * (1 + 0.01 * number if number < half else 9.0))
+    near = draw(study).axes[1]
+    shown = [line for line in near.lines if line.get_marker() not in ("None", "")]
+    assert len(shown) == half and "up to 1.1 times the control" in near.get_title("left")
+
+
+def test_losses_are_not_offered_for_comparison():
+    losses, validation = pictures.training(made_up.study()).axes
+    assert "within a variant only" in losses.get_title("left")
+    assert "across variants" in validation.get_title("left")
+
+
 def test_the_loss_of_many_small_batches_is_drawn_as_their_mean():
     study = made_up.study(("original",))
     losses = [2.0 + (step % 2) for step in range(400)]

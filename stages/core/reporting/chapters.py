@@ -107,7 +107,7 @@ def _variants(study: Study) -> Chapter:
             f"On the line, no smaller or equal variant has a lower perplexity after fine-tuning: {best}.",
             Picture("perplexity_by_speed", "Test perplexity against the speed-up over the original model"),
             "Sharing saves memory, not arithmetic. A model computes less where layers are gone or matrices are of low "
-            f"rank. *Dense* counts a shared weight in every layer that uses it, as the notes did.{_rates(study)}",
+            f"rank. *Dense* counts a shared weight in every layer that uses it.{_rates(study)}",
             tables.storage(study),
         ],
     )
@@ -185,6 +185,8 @@ def _recovery(study: Study) -> Chapter:
             Picture(
                 "training", "Training loss and validation perplexity of every variant during its recovery", wide=True
             ),
+            "What a training loss adds up differs between variants: those without a teacher have the text's part "
+            "alone. So it says how one variant learns. Across variants, compare perplexity.",
             tables.recovery(study),
         ],
     )
@@ -194,6 +196,7 @@ def _windows(study: Study) -> Chapter:
     found = tables.searches(study)
     searched = [
         "Each window was scored before any training, with the very start that its variant's surgery gives it.",
+        "An arrow in the picture stands for a window far above the rest, with its perplexity.",
         Picture("window_search", "Validation perplexity of every window before training"),
         *found,
     ]
@@ -245,7 +248,7 @@ def _published(study: Study) -> Chapter:
         "Beside published figures",
         [
             comparable,
-            f"*Published*: {seeds.title}. {seeds.protocol}",
+            f"*Published*: {seeds.title}. {seeds.protocol} *Notes' protocol*: our models, measured as these notes did.",
             *tables.beside(study),
             f"“{tables.NOTHING}” was not measured, or not published.",
             "Others on WikiText-2, each comparable with figures of its own source only:",

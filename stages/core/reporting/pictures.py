@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
+from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
 from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
 
@@ -20,6 +21,9 @@ from stages.core.reporting.study import Study, by_size, by_speed, correlation_ro
 INK = "#1b1f24"
 COLOURS = ("#d1495b", "#3a86c8", "#2a9d6f", "#e08e2b", "#8e6bbf", "#2fa4b5", "#c45ba0", "#a07a4b", "#8a9a2b")
 MARKERS = "osD^vPX*p<>"
+NEAR = (1.1, 1.25, 1.5, 2)  # times the control's perplexity: how far a closer look goes
+APART = 8  # points between the middles of markers that stand side by side
+FAR = 3  # times the third quartile: a perplexity above it would flatten all others
 FORMS = {
     form: {"facecolor": colour, "edgecolor": INK, "linewidth": 0.4, "alpha": 0.6}
     for form, colour in zip(
@@ -75,40 +79,60 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def perplexity_by_size(study: Study) -> Any:
-    """Every variant at its stored parameters, before (hollow) and after (filled); beside it those near the control."""
+    """Every variant at its stored parameters, before (hollow) and after (filled); beside it those near the control.
+
+    There markers that would cover each other stand side by side.
+    """
     figure, (whole, near) = _figure(2)
+    points = {name: (study.sizes[name]["parameters"] / 1e6, study.perplexity[name]["after"]) for name in study.variants}
     for name, style in styles(study.variants).items():
-        millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
-        whole.plot([millions] * 2, [found["before"], found["after"]], color=style["color"], alpha=0.3, linewidth=1)
-        whole.plot(millions, found["before"], **style, fillstyle="none", linestyle="")
-        whole.plot(millions, found["after"], **style, label=name, linestyle="")
-        if found["after"] <= 2 * study.control:
-            near.plot(millions, found["after"], **style, linestyle="")
-    line = [(study.sizes[name]["parameters"] / 1e6, study.perplexity[name]["after"]) for name in by_size(study)]
-    whole.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
-    close = [point for point in line if point[1] <= 2 * study.control]
-    near.plot(*zip(*close), color=INK, alpha=0.5, linewidth=1, linestyle="--", zorder=0)
-    near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
+        (millions, after), before = points[name], study.perplexity[name]["before"]
+        whole.plot([millions] * 2, [before, after], color=style["color"], alpha=0.3, linewidth=1)
+        whole.plot(millions, before, **style, fillstyle="none", linestyle="")
+        whole.plot(millions, after, **style, label=name, linestyle="")
     whole.set(title="Before (hollow) and after fine-tuning (filled)", ylabel="test perplexity")
-    near.set(title="After fine-tuning, up to twice the control")
-    _logarithmic(whole)
-    for axes in (whole, near):
-        axes.set_xlabel("stored parameters, millions")
-        axes.margins(0.08)
+    _pareto(study, whole, near, points, by_size(study), apart=True)
+    whole.set_xlabel("stored parameters, millions")
+    near.set_xlabel("stored parameters, millions (equal ones stand side by side)")
     return _legend(figure, whole)
 
 
 def perplexity_by_speed(study: Study) -> Any:
-    """Every variant after fine-tuning at its speed-up over the original."""
-    figure, axes = _figure(1)
+    """Every variant after fine-tuning at its speed-up over the original; beside it those near the control."""
+    figure, (whole, near) = _figure(2)
+    points = {name: (study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in study.variants}
     for name, style in styles(study.variants).items():
-        axes.plot(study.latency[name]["speedup"], study.perplexity[name]["after"], **style, label=name, linestyle="")
-    line = [(study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in by_speed(study)]
-    axes.plot(*zip(*line), color=INK, alpha=0.5, linewidth=1, linestyle="--", label="Pareto line", zorder=0)
-    axes.set(xlabel="speed-up over the original", ylabel="test perplexity after fine-tuning")
-    axes.margins(0.08)
-    _logarithmic(axes)
-    return _legend(figure, axes)
+        whole.plot(*points[name], **style, label=name, linestyle="")
+    whole.set(title="After fine-tuning", ylabel="test perplexity")
+    _pareto(study, whole, near, points, by_speed(study))
+    for axes in (whole, near):
+        axes.set_xlabel("speed-up over the original")
+    return _legend(figure, whole)
+
+
+def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str], apart: bool = False) -> None:
+    """The Pareto line in two panels, and in the second the points near the control.
+
+    Near is the least of NEAR times the control's perplexity that holds half of the variants.
+    """
+    values = [value for _, value in points.values()]
+    counts = {bound: sum(value <= bound * study.control for value in values) for bound in NEAR}
+    bound = next((bound for bound, count in counts.items() if 2 * count >= len(values)), NEAR[-1])
+    close = {name: point for name, point in points.items() if point[1] <= bound * study.control}
+    dashed = {"color": INK, "alpha": 0.5, "linewidth": 1, "linestyle": "--", "zorder": 0}
+    whole.plot(*zip(*(points[name] for name in line)), **dashed, label="Pareto line")
+    near.plot(*zip(*(close[name] for name in line if name in close)), **dashed)
+    near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
+    near.set(title=f"After fine-tuning, up to {bound:g} times the control")
+    for axes in (whole, near):
+        axes.margins(0.08)
+    _logarithmic(whole)
+    near.plot(*zip(*close.values()), linestyle="")  # sets the limits
+    moved = _side_by_side(near, close) if apart else dict.fromkeys(close, 0.0)
+    for name, style in styles(study.variants).items():
+        if name in close:
+            shift = ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
+            near.plot(*close[name], **style, linestyle="", transform=near.transData + shift)
 
 
 def accuracy_by_size(study: Study) -> Any:
@@ -129,23 +153,40 @@ def accuracy_by_size(study: Study) -> Any:
 def window_search(study: Study) -> Any:
     """Perplexity of every window that was scored, against its first layer, beside the original's.
 
-    A line ends where a start was not scored.
+    A line ends where a start was not scored. What lies far above the rest is an arrow at the upper edge with its value.
     """
     figure, axes = _figure(1)
-    lines, drawn = ("-", "--", "-.", ":"), styles(study.variants)
-    for name, found in study.windows.items():
-        single = [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
-        for number, size in enumerate(sorted({_size(candidate) for candidate in single})):
-            scored = {c["windows"][0][0]: c["perplexity"] for c in single if size == _size(c)}
+    lines, drawn, beyond = ("-", "--", "-.", ":"), styles(study.variants), []
+    single = {
+        name: [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
+        for name, found in study.windows.items()
+    }
+    every = [candidate["perplexity"] for found in single.values() for candidate in found]
+    most = FAR * np.quantile(every, 0.75) if every else np.inf
+    for name, found in single.items():
+        for number, size in enumerate(sorted({_size(candidate) for candidate in found})):
+            scored = {c["windows"][0][0]: c["perplexity"] for c in found if size == _size(c)}
             starts = range(min(scored), max(scored) + 1)
             line = {"linestyle": lines[number % len(lines)], "linewidth": 1.2, "label": f"{name}, {size} layers"}
-            axes.plot(starts, [scored.get(start, np.nan) for start in starts], **drawn[name], **line)
+            values = [scored.get(start, np.nan) for start in starts]
+            axes.plot(starts, [value if value <= most else np.nan for value in values], **drawn[name], **line)
+            beyond += [(start, value, drawn[name]["color"]) for start, value in scored.items() if value > most]
     originals = {found["original_perplexity"] for found in study.windows.values() if found["candidates"]}
     for value in sorted(originals):
         axes.axhline(value, color=INK, alpha=0.5, linewidth=1, linestyle=":", label="original")
-    axes.set(xlabel="first layer of the window", ylabel="validation perplexity")
+    axes.set(xlabel="first layer of the window (layers count from 0)", ylabel="validation perplexity")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _logarithmic(axes)
+    for start, value, colour in beyond:
+        edge = {"xy": (start, 1), "xycoords": ("data", "axes fraction"), "color": colour, "fontsize": 8}
+        axes.annotate(
+            f"{value:,.4g}" if value < 1e4 else f"{value:.0e}",
+            **edge,
+            xytext=(0, -30),
+            textcoords="offset points",
+            ha="center",
+            arrowprops={"arrowstyle": "->", "color": colour},
+        )
     return _legend(figure, axes)
 
 
@@ -211,6 +252,7 @@ def training(study: Study) -> Any:
     """Training loss, and perplexity at every look at the validation split, of every variant's recovery.
 
     A loss is the mean of the last fortieth of the steps, for the batches of one sequence that a small machine takes.
+    What it adds up differs between variants: those without a teacher have the text's part alone.
     """
     figure, (losses, validation) = _figure(2)
     for name, style in styles(study.variants).items():
@@ -221,8 +263,8 @@ def training(study: Study) -> Any:
         seen = study.recovery[name]["looks"]
         points = [(at[study.unit] / 1e3, at["perplexity"]) for at in seen]
         validation.plot(*zip(*points), **style, linewidth=1.1, markersize=4, label=name)
-    losses.set(title="Training loss, running mean")
-    validation.set(title="Validation perplexity")
+    losses.set(title="Training loss, to compare within a variant only")
+    validation.set(title="Validation perplexity, to compare across variants")
     for axes in (losses, validation):
         axes.set_xlabel(f"{study.unit}, thousands")
         _logarithmic(axes)
@@ -256,14 +298,30 @@ def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
 
 
 def _logarithmic(axes: Any) -> None:
-    """A logarithmic upright axis with plain numbers on it, also where it spans less than a decade."""
+    """A logarithmic upright axis with plain numbers on it, several of them whatever it spans."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high < 10 * low:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_minor_locator(NullLocator())
+    elif high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _side_by_side(axes: Any, points: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """How far, in typographic points, each named point's marker moves along the lower axis to cover no other."""
+    places = {name: axes.transData.transform(point) * 72 / axes.figure.dpi for name, point in points.items()}
+    groups: list[list[str]] = []
+    for name in sorted(points, key=points.get):
+        near = [group for group in groups if any(np.abs(places[name] - places[other]).max() < APART for other in group)]
+        groups = [group for group in groups if group not in near] + [[*sum(near, []), name]]
+    return {
+        name: APART * (number - (len(group) - 1) / 2)
+        for group in groups
+        for number, name in enumerate(sorted(group, key=lambda name: points[name][1]))
+    }
 
 
 def _legend(figure: Any, axes: Any) -> Any:

@@ -155,7 +155,7 @@ def groups(study: Study) -> Table:
         for name, found in study.windows.items()
         if found["groups"]
     ]
-    return Table(("variant", "layers taken together"), rows, narrow=True)
+    return Table(("variant", "layers taken together, from 0"), rows, narrow=True)
 
 
 def searches(study: Study) -> list[Table]:
@@ -177,13 +177,13 @@ def searches(study: Study) -> list[Table]:
             f"`{name}`: {len(rows)} windows on {found[study.unit]:,} validation {study.unit}, "
             f"where the original has {perplexity(found['original_perplexity'])}"
         )
-        tables.append(Table(("window", "perplexity", "to the original"), rows, title, folded=True))
+        tables.append(Table(("window, layers from 0", "perplexity", "to the original"), rows, title, folded=True))
     return tables
 
 
 def neighbours(study: Study) -> list[Table]:
     """Correlation of neurons in neighbouring layers, a table for each site."""
-    header, tables = ("layers", "matched", "above chance", "as numbered"), []
+    header, tables = ("layers, from 0", "matched", "above chance", "as numbered"), []
     for site, found in study.alignment["sites"].items():
         rows = [
             (f"{row['first']}–{row['second']}", *(f"{row[key.replace(' ', '_')]:.3f}" for key in header[1:]))
