@@ -56,6 +56,20 @@ def test_pixels_reach_the_model_as_the_training_had_them(tmp_path):
     assert np.array_equal(found.labels, labels[1257:1297])
 
 
+def test_images_decoded_by_several_threads_are_the_same_in_order(tmp_path, monkeypatch):
+    config = table.json.loads((MODEL / "preprocessor_config.json").read_text())
+    table.write(tmp_path / "test.parquet", islice(sources.rows(SOURCE, "test"), 30), config, [])
+    found, order, used = table.read(tmp_path / "test.parquet"), [*range(29, 9, -1), 3], []
+    one = found._processed(order)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    pool = table.ThreadPoolExecutor
+    monkeypatch.setattr(table, "ThreadPoolExecutor", lambda count: used.append(count) or pool(count))
+    assert torch.equal(found.pixels(order), one) and used == [3]
+    found.files[12] = b"no image"
+    with pytest.raises(UserError, match="image 12 cannot be read"):
+        found.pixels(order)
+
+
 def test_the_bundled_vit_is_small_and_right_on_97_percent_of_the_test_split(tmp_path):
     from transformers import AutoModelForImageClassification
 
