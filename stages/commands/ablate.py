@@ -1,4 +1,4 @@
-"""Measure every arm of sharing on one window: alignment x base x delta untrained, and recoveries of two starts.
+"""Measure every way to share one window: alignment x base x delta untrained, and recoveries of two starts.
 
 Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out.
 Every figure is a perplexity on the head of the validation split: what is chosen from them never saw the test split.
@@ -14,7 +14,7 @@ from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
 from stages.core.shrinking import ablation
 
-LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: an arm below it is as good
+LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: what lies below it is as good
 
 
 def main(window: str, rank: str, recover: str, to: Path) -> None:
@@ -57,7 +57,7 @@ def layers(window: str, depth: int) -> list[int]:
 
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
-    """Every arm as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
+    """Every row as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
     from stages.core.reporting.pictures import COLOURS, plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
@@ -84,7 +84,7 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
 
 
 def form(row: dict) -> str:
-    """The name of an arm's form and recovery, one row of the picture."""
+    """The name of a form with its recovery, one row of the picture."""
     repaired = "" if row["repair"] == "none" else ", repaired"
     recovered = "" if row["recovery"] == "none" else f", then {row['recovery']}"
     return f"{row['base']} + {row['delta']}{repaired}{recovered}"

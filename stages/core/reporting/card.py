@@ -69,7 +69,7 @@ def done(structure: Mapping[str, Any]) -> list[str]:
         count = sum(len(roles) for layer, roles in structure["ranks"].items() if layer not in grouped)
         told.append(f"{count} FFN matrices are products of two thin ones.")
     if structure["bases"]:
-        told.append(f"Groups of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")
+        told.append(f"Windows of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")
     if structure["kept"]:
         count = sum(len(roles) for roles in structure["kept"].values())
         told.append(f"{count} FFN matrices are sparse: most entries are zero, and stay so in training.")

@@ -1,4 +1,4 @@
-"""The arms of an ablation: every alignment with every base and delta, and every recovery of two starts."""
+"""The rows of an ablation: every alignment with every base and delta, and every recovery of two starts."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from stages.core.forms.structure import Sharing
 from stages.core.settings.variants import Distill, Recovery, Share
 from stages.core.shrinking import operations
 
-START = ("alignment", "reference", "base", "delta", "repair")  # these name an untrained arm
+START = ("alignment", "reference", "base", "delta", "repair")  # these name an untrained row
 # (base, delta, repair) of each closed form; the first two are the baselines.
 FORMS = (
     ("first", "none", "none"),

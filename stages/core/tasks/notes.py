@@ -1,4 +1,4 @@
-"""Perplexity and latency by the protocol of the notes that this project grew out of.
+"""Perplexity and latency by the protocol of the research notes that this project grew out of.
 
 The notes count padding as text in perplexity, and let a model stop early in latency, so neither figure is what its name
 says. These two functions repeat that protocol only to reproduce the notes' published table beside the real figures.
