@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.calibration.moments import Moments, MomentStream, cholesky, from_tensors, to_tensors
-from stages.core.shrinking import fitting, lowrank, members, merging, ranks
+from stages.core.shrinking import fitting, joint, lowrank, members, merging, ranks
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)
@@ -223,6 +223,41 @@ def test_the_base_itself_spares_one_delta(seed, count):
     whole = sum(error(w, m) for w, m in zip(weights, moments))
     assert left(fitting.joint(weights, moments, ranks, 200), weights, moments) < 1e-4 * whole
     assert left(fitting.fit(weights, moments, "regression", "weighted", ranks), weights, moments) > 1e-2 * whole
+
+
+def descended_plainly(weights, moments, ranks_of, rounds):
+    """The steps of the joint fit as its docstring says them, by inverses and singular vectors."""
+    grams = [m.ridged() for m in moments]
+    whole = sum(grams)
+    deltas = [torch.zeros_like(weight) for weight in weights]
+
+    def best(residual, metric, rank):
+        u = torch.linalg.svd(residual @ torch.linalg.cholesky(metric)).U[:, :rank]
+        return u @ u.T @ residual
+
+    for _ in range(rounds):
+        for layer, rank in enumerate(ranks_of):
+            rest = whole - grams[layer]
+            others = sum((w - d) @ c for i, (w, d, c) in enumerate(zip(weights, deltas, grams)) if i != layer)
+            metric = grams[layer] @ whole.inverse() @ rest
+            deltas[layer] = best(weights[layer] - others @ rest.inverse(), (metric + metric.T) / 2, rank)
+    base = sum((w - d) @ c for w, d, c in zip(weights, deltas, grams)) @ whole.inverse()
+    return [base + best(w - base, c, rank) for w, c, rank in zip(weights, grams, ranks_of)]
+
+
+@pytest.mark.parametrize("sizes", [(6, 9), (9, 6), (6, 6)])
+@pytest.mark.parametrize("loud", [None, 0, 2])
+def test_thin_products_change_no_step_of_the_joint_fit(sizes, loud):
+    """Also where one layer's inputs are a hundred times those of the others: C_l larger than the others' sum."""
+    weights = [residual(*sizes, i) for i in range(3)]
+    moments = [skewed(sizes[1], i) for i in range(3)]
+    if loud is not None:
+        moments[loud] = Moments(100 * moments[loud].mean, 1e4 * moments[loud].second)
+    problem = joint.Joint(weights, moments)
+    for ranks_of in ([2, 1, 3], [1, 0, 2]):  # one problem, several ranks
+        found = fitting.Fit(*problem.fit(ranks_of, 4))
+        for layer, expected in enumerate(descended_plainly(weights, moments, ranks_of, 4)):
+            torch.testing.assert_close(found.weight(layer), expected, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("count", [2, 3])

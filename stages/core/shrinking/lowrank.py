@@ -20,7 +20,7 @@ def zero(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]
 def svd(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
     """The best product in Frobenius norm (Eckart & Young 1936)."""
     u = _leading(residual, rank)
-    return _balanced(u, u.T @ residual)
+    return balanced(u, u.T @ residual)
 
 
 def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def weighted(residual: Tensor, rank: int, moments: Moments) -> tuple[Tensor, Ten
         u = torch.linalg.eigh(weighed @ residual.T).eigenvectors[:, -rank:]
     else:
         u = _leading(residual @ moments.root, rank)
-    return _balanced(u, u.T @ residual)
+    return balanced(u, u.T @ residual)
 
 
 def shared_basis(weights: list[Tensor], rank: int, moments: list[Moments]) -> tuple[list[Tensor], Tensor]:
@@ -70,7 +70,7 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return torch.linalg.qr(matrix @ torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:]).Q
 
 
-def _balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with both factors of equal size in every singular direction, so that both learn alike."""
     q, r = torch.linalg.qr(b.T)
     u, s, vh = torch.linalg.svd(r.T)

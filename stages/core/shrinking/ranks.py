@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from stages.core.architecture.view import ModelView
-from stages.core.calibration.moments import SITE, Moments
+from stages.core.calibration.moments import SITE, Moments, cholesky
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Share
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
-from stages.core.shrinking.fitting import eliminated
+from stages.core.shrinking.joint import parallel
 from stages.core.shrinking.members import aligned, fit_role
 
 LEAST = 1e-4  # of the largest gain: the path to smaller ones is not followed
@@ -55,15 +55,26 @@ def moving(weights: list[Tensor], moments: list[Moments]) -> list[Tensor]:
     if not whole > 0:
         return [weights[0].new_zeros(0)] * len(weights)
     if len(weights) == 2:
-        metric = eliminated(moments)[3][0]
+        metric = _eliminated(moments)[2][0]
         taken = _spectrum(weights[0] - weights[1], metric.root)[0] / whole
         return [taken[::2], taken[1::2]]
     return [torch.tensor(taken, dtype=torch.float64) / whole.cpu() for taken in _path(weights, moments)]
 
 
+def _eliminated(moments: list[Moments]) -> tuple[list[Tensor], list[Tensor], list[Moments]]:
+    """For each layer what a fit needs whose base is solved for: C_l, a Cholesky factor of C_o, the sum of the others',
+    and the metric C_l (C_l + C_o)^-1 C_o (see stages.core.shrinking.joint).
+    """
+    grams = [m.ridged() for m in moments]
+    whole = cholesky(sum(grams))
+    others = [sum(gram for other, gram in enumerate(grams) if other != layer) for layer in range(len(grams))]
+    metrics = [Moments(m.mean, parallel(gram, other, whole)) for m, gram, other in zip(moments, grams, others)]
+    return grams, [cholesky(other) for other in others], metrics
+
+
 def _path(weights: list[Tensor], moments: list[Moments]) -> list[list[float]]:
     """The gains of three layers or more, each layer's falling, down to LEAST of the largest."""
-    grams, _, factors, metrics = eliminated(moments)
+    grams, factors, metrics = _eliminated(moments)
     own = [weight @ gram for weight, gram in zip(weights, grams)]
     rest = list(own)  # (W_l - A_l B_l) C_l
     found: list[list[float]] = [[] for _ in weights]
