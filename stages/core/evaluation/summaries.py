@@ -69,7 +69,7 @@ def summary_loss(
     return objective
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def write(
     model: Any, prompts: Sequence[Sequence[int]], spec: Any, new_tokens: int, no_repeat_over: str, watch=iter
 ) -> list[list[int]]:

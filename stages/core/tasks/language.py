@@ -172,7 +172,7 @@ class Language:
         return opening.open_external(model, revision, open_tokenizer(processor), original.model.config.vocab_size)
 
     @classmethod
-    @torch.no_grad()
+    @torch.inference_mode()
     def samples(
         cls, model: Any, processor: Path, table: Path, section: Generate,
         watch: Callable[[Iterable], Iterable] = iter,
