@@ -71,7 +71,8 @@ ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
 curve: .venv/ready ## Every method at several sizes: SIZES=0.9,0.8 TRAIN=0.8
 	@python -m stages.commands.curve --sizes "$(SIZES)" --train "$(TRAIN)" --seeds "$(SEEDS)" --to metrics/curve
 
+# Python compiles a module when it is first imported; to compile all 18,000 takes another minute.
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check -q --no-compile -r requirements.txt
 	@echo '$(CURDIR)' > $@

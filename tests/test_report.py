@@ -257,6 +257,8 @@ def test_another_text_has_its_columns_where_it_was_measured():
 
 def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
     monkeypatch.setattr(params, "variants", lambda profile: dict.fromkeys(("original", "svd_0.9")))
+    monkeypatch.setattr(pictures, "png", lambda figure, path: pictures.plt.close(figure) or path.touch())
+    monkeypatch.setattr(pictures, "svg", lambda figure, name: pictures.plt.close(figure) or "")
     (tmp_path / "given").mkdir()
     given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
     folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]
