@@ -277,3 +277,25 @@ def test_the_embedded_models_snapshot_is_its_very_files(tmp_path):
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (ROOT / "data/model" / path.name).read_bytes()
     assert end_tokens(opening.open_snapshot(tmp_path)) == [0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_no_weight_is_drawn_at_random_that_a_file_or_a_copy_overwrites(name, tmp_path):
+    """Drawing GPT-2's weights takes twenty times as long as to read them (4.3 s against 0.2 s of a core)."""
+
+    def drawn(work):
+        before = torch.random.get_rng_state()
+        return work(), not torch.equal(torch.random.get_rng_state(), before)
+
+    built, sharing = tiny.shared(name, rank=2)
+    tiny.save(built, sharing, tmp_path / "shared")
+    tiny.save(tiny.model(name), Sharing(), tmp_path / "stock")
+    (shared, _), first = drawn(lambda: tiny.load(tmp_path / "shared"))
+    (stock, _), second = drawn(lambda: tiny.load(tmp_path / "stock"))
+    others = [
+        drawn(lambda: tiny.dense(shared))[1],
+        drawn(lambda: keep_layers(tiny.view(stock), [0, 1]))[1],
+        drawn(lambda: opening.dequantised(stock))[1],
+    ]
+    assert not any([first, second, *others])
+    assert drawn(lambda: tiny.model(name))[1]  # a model that no file fills is drawn
