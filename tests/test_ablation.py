@@ -40,7 +40,7 @@ def test_every_start_meets_every_recovery():
     assert ranks == {2} and parts == {"deltas", "window", "all"} and rates == {1.0, 0.1}
 
 
-@pytest.mark.parametrize("window", ["4", "3-3", "3-12", "b-4", "5-2"])
+@pytest.mark.parametrize("window", ["", "4", "3-3", "3-12", "b-4", "5-2"])
 def test_a_window_that_is_none_names_the_layers_there_are(window):
     with pytest.raises(UserError, match="layers 0 to 11"):
         layers(window, 12)

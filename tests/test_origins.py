@@ -133,6 +133,11 @@ def test_a_profile_that_the_artifacts_are_not_of_is_refused(study, monkeypatch):
         opened.Opened.here()
 
 
+def test_a_study_that_has_not_been_run_is_one_line(study):
+    with pytest.raises(UserError, match="^artifacts/model/config.json is not there yet; `make repro` makes it$"):
+        opened.Opened.here()
+
+
 def test_a_recipe_that_has_changed_since_is_refused(study):
     path = Path("params.yaml")
     path.write_text(path.read_text().replace('"layers": 2', '"layers": 3'))

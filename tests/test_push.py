@@ -69,6 +69,7 @@ def test_confirmed_every_file_arrives_in_a_private_repository(study, hub, capsys
     ("repo", "form", "confirm", "said"),
     [
         ("small", "dense", "no", "^REPO = small: owner/name"),
+        ("", "dense", "no", "^REPO is missing: owner/name"),
         ("me/small", "thin", "no", "^FORM = thin: dense or shared"),
         ("me/small", "dense", "maybe", "^CONFIRM = maybe: yes or no"),
         ("me/small", "dense", "yes", "^CONFIRM = yes: there is no token"),

@@ -52,7 +52,8 @@ def layers(window: str, depth: int) -> list[int]:
     """The layers of a window written as 2-5. Raises UserError unless it holds two layers or more of the model."""
     first, _, last = window.partition("-")
     if not (first.isdigit() and last.isdigit() and int(first) < int(last) < depth):
-        raise UserError(f"WINDOW = {window}: this model has layers 0 to {depth - 1}; write first-last, as 2-5")
+        said = f"WINDOW = {window}" if window else "WINDOW is missing"
+        raise UserError(f"{said}: this model has layers 0 to {depth - 1}; write first-last, as 2-5")
     return list(range(int(first), int(last) + 1))
 
 

@@ -12,6 +12,7 @@ from stages.core.calibration import statistics
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
 from stages.core.process import devices
+from stages.core.process.errors import UserError
 from stages.core.running.origins import Origins
 from stages.core.settings import params
 from stages.core.settings.variants import Recovery
@@ -19,7 +20,7 @@ from stages.core.shrinking.probes import Judge, judge_by
 from stages.core.tasks import choice
 from stages.core.training import recovery
 
-MODEL = Path("artifacts/model")
+MODEL, PERMUTATIONS, MOMENTS = map(Path, ("artifacts/model", "artifacts/permutations.npz", "artifacts/moments"))
 SPLITS = {split: Path(f"artifacts/text/{split}.parquet") for split in ("train", "validation", "test")}
 
 
@@ -36,15 +37,17 @@ class Opened:
     def here(cls, keep: float = 0) -> "Opened":
         """Opened on the profile's device. Raises UserError where params.yaml does not fit the model.
 
-        Also where the artifacts are of another profile.
+        Also where the artifacts are of another profile, or not there yet.
         keep: bytes of the moments that stay in memory (see `statistics.read`).
         """
         profile = params.load().profile
         refuse_other_profile(Origins.here())
+        if missing := [path for path in (MODEL / "config.json", PERMUTATIONS, MOMENTS) if not path.exists()]:
+            raise UserError(f"{missing[0]} is not there yet; `make repro` makes it")
         rules.validate(profile, MODEL)
         device = devices.start(params.section(profile, "runtime"))
         view = ModelView(opening.open_snapshot(MODEL).to(device))
-        calibration = statistics.read(Path("artifacts/permutations.npz"), Path("artifacts/moments"), device, keep)
+        calibration = statistics.read(PERMUTATIONS, MOMENTS, device, keep)
         return cls(profile, device, view, calibration)
 
     def section(self, name: str) -> Any:

@@ -34,7 +34,8 @@ def check(repo: str, form: str, confirm: str) -> None:
     import huggingface_hub
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"REPO = {repo}: owner/name is needed, such as me/softshare")
+        said = f"REPO = {repo}" if repo else "REPO is missing"
+        raise UserError(f"{said}: owner/name is needed, such as me/softshare")
     if form not in export.FORMS:
         raise UserError(f"FORM = {form}: {' or '.join(export.FORMS)}")
     if confirm not in ("yes", "no"):
