@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import tiny
+import torch
 
 from stages.commands import curve as command
 from stages.core.architecture import targets
@@ -114,3 +117,47 @@ if __name__ == "__main__":
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.send_signal(end)
         worker.wait(20)
+
+
+class Faked:
+    """Stands for `curve.Measuring`, and writes down what it is asked for."""
+
+    def __init__(self):
+        runtime = SimpleNamespace(threads=1)
+        self.study = SimpleNamespace(section=lambda name: runtime, device=torch.device("cpu"))
+        self.asked = []
+
+    def probe(self):
+        self.asked.append("probe")
+        return "probed"
+
+    def survey(self, smallest):
+        self.asked.append(("survey", smallest))
+        return "surveyed"
+
+    def tried(self, share, probed, surveyed):
+        self.asked.append(("tried", share, probed, surveyed))
+        return [mixing.Tried([form], "baseline", share, {}) for form in ("low_rank", "share", "drop")]
+
+    def point(self, name, share, seeds, chosen=None):
+        return {"method": name, "size": share, "seeds": seeds, "chosen": chosen and chosen.forms}
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(cores, monkeypatch):
+    fake = Faked()
+    monkeypatch.setattr(command, "_own", lambda: fake)
+    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    plans = [(name, share) for share in (0.9, 0.6) for name in curve.METHODS]
+    rows = list(command._measured(plans, {0.9: [0], 0.6: None}, fake))
+    assert sorted((row["method"], row["size"]) for row in rows) == sorted(plans)
+    assert all(row["seeds"] == ([0] if row["size"] == 0.9 else None) for row in rows)
+    forms = {"softshare": ["share"], "dropped_searched": ["drop"]}
+    mixed = {"mix", "mix_low_rank", "mix_ordinary"}
+    for row in rows:
+        expected = ["low_rank"] if row["method"] in mixed else forms.get(row["method"])
+        assert row["chosen"] == expected
+    assert sorted(map(str, fake.asked)) == sorted(
+        map(str, ["probe", ("survey", 0.6), *(("tried", share, "probed", "surveyed") for share in (0.9, 0.6))])
+    )

@@ -178,7 +178,7 @@ def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring)
         for done in as_completed([*known, *points]):
             if done not in known:
                 yield done.result()
-            elif all(each.done() for each in known):
+            elif not searches and all(each.done() for each in known):
                 found = [each.result() for each in known]
                 # The smallest first: it takes longest.
                 searches = {pool.submit(_do, "tried", share, *found): share for share in sorted(mixed)}
