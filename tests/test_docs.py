@@ -97,6 +97,19 @@ def test_no_paragraph_is_long(page):
     assert not [text[:60] for text in paragraphs(page) if len(text.split()) > 80]
 
 
+WORDS = re.compile(r"\bthe notes\b|\barms?\b|\bheal(?:ing|ed)\b|\bgroups? of (?:\w+ )?layers\b", re.IGNORECASE)
+
+
+def test_one_thing_has_one_word():
+    """Research notes, rows or ways, recovery, windows: docs/method.md says what each means, and may name the others'."""
+    known = tables(ROOT / "docs" / "method.md")["Words"]
+    assert {"layer", "window", "recovery", "repair", "seed"} <= {row[0] for row in known}
+    pages = [README, *DOCS, *(ROOT / "templates").iterdir(), *(ROOT / name for name in ("params.yaml", "dvc.yaml"))]
+    texts = {page.name: page.read_text(encoding="utf-8") for page in [*pages, ROOT / "data/published.yaml"]}
+    texts["method.md"] = texts["method.md"].replace("others call it healing", "")
+    assert {name: found for name, text in texts.items() if (found := WORDS.findall(text))} == {}
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_a_page_of_docs_begins_with_its_question_and_is_linked(page):
     assert "?" in paragraphs(page)[0]

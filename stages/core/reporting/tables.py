@@ -149,13 +149,13 @@ def recovery(study: Study) -> Table:
 
 
 def groups(study: Study) -> Table:
-    """Which layers a variant takes together."""
+    """The windows of each variant that has some."""
     rows = [
         (name, ", ".join(f"{group[0]}–{group[-1]}" for group in found["groups"]))
         for name, found in study.windows.items()
         if found["groups"]
     ]
-    return Table(("variant", "layers taken together, from 0"), rows, narrow=True)
+    return Table(("variant", "windows, layers from 0"), rows, narrow=True)
 
 
 def searches(study: Study) -> list[Table]:
@@ -197,7 +197,7 @@ def neighbours(study: Study) -> list[Table]:
 
 
 def beside(study: Study) -> list[Table]:
-    """One narrow table a measure: ours, ours by the notes' protocol, and what the notes published."""
+    """One narrow table a measure: ours, ours by the research notes' protocol, and what they published."""
     theirs = {name: study.published.seeds.of(name) for name in study.variants}
     known = [name for name in study.variants if theirs[name]]
 
