@@ -154,7 +154,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
                 scored += len(single) + (windows.SPARE + 6) * 4  # layouts within the budget, and mixtures
                 fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
-            refitted += 4 if chosen.refit else 0
+            refitted += 2 if chosen.refit else 0
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist

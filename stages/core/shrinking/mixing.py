@@ -23,7 +23,6 @@ from stages.core.shrinking.making import NO_LAYERS, Layers, Plan, mix
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.shrinking.probes import Harm, Judge, Probed, harm_by
 
-REFITTED = 2  # plans whose matrices are fitted again, of all and of those that run as ordinary matrices
 SHORTLIST = 4  # arrangements of each kind that are tried as whole models
 
 
@@ -93,8 +92,9 @@ def search(
 
     tried = sorted([scored(*one) for one in watch(plans)], key=_perplexity)
     if spec.refit:
-        ordinary = [one for one in tried if "sparse" not in one.forms]
-        best = [one for number, one in enumerate(tried) if number < REFITTED or one in ordinary[:REFITTED]]
+        # The best of all, and the best that runs as ordinary matrices.
+        ordinary = [one for one in tried[1:] if "sparse" not in one.forms and "sparse" in tried[0].forms]
+        best = [tried[0], *ordinary[:1]]
         tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(best)]
     return sorted(tried, key=_perplexity)
 
