@@ -101,7 +101,7 @@ WORDS = re.compile(r"\bthe notes\b|\barms?\b|\bheal(?:ing|ed)\b|\bgroups? of (?:
 
 
 def test_one_thing_has_one_word():
-    """Research notes, rows or ways, recovery, windows: docs/method.md says what each means, and may name the others'."""
+    """Research notes, recovery, windows: docs/method.md says what each means, and may name the words of others."""
     known = tables(ROOT / "docs" / "method.md")["Words"]
     assert {"layer", "window", "recovery", "repair", "seed"} <= {row[0] for row in known}
     pages = [README, *DOCS, *(ROOT / "templates").iterdir(), *(ROOT / name for name in ("params.yaml", "dvc.yaml"))]

@@ -50,7 +50,7 @@ class Reproducible(Source):
 
 
 class Published(Section):
-    """seeds: the figures of the research notes. elsewhere, images: those of others on language models and on image classifiers."""
+    """seeds: figures of the research notes. elsewhere, images: of others, on language models and image classifiers."""
 
     seeds: Reproducible
     elsewhere: list[Source]
