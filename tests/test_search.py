@@ -151,6 +151,24 @@ def test_a_window_starts_from_recorded_states(monkeypatch):
     assert [len(runs[layer]) for layer in range(tiny.LAYERS)] == [2, 3, 4, 5, 5]
 
 
+def test_layers_with_deltas_are_refitted_when_their_windows_are_known():
+    built, wanted = tiny.model("gpt2"), Budget(choose="budget", sizes=[2], target_parameters=0.9)
+    texts = []
+
+    def chosen(**refits):
+        known, spec = tiny.calibration(built), tiny.share(2, base="regression", delta="joint", **refits)
+        text, known.text = known.text, lambda: texts.append(refits) or text()
+        return search(tiny.view(built), known, spec, wanted, lambda changed: score(changed.model))
+
+    assert chosen(repair="least_squares", refit_others=True) == chosen(repair="none") and not texts
+    once = Best(choose="best", sizes=[2])  # without deltas a repair is what the method is
+    merged = [
+        search(tiny.view(built), tiny.calibration(built), tiny.share(repair=repair), once, lambda m: score(m.model))
+        for repair in ("least_squares", "none")
+    ]
+    assert merged[0].scored != merged[1].scored
+
+
 def test_two_windows_are_disjoint_and_scored_together():
     built, spec, result = found(choose="best", sizes=[2], count=2, shortlist=3)
     layouts = [layout for layout in result.scored if len(layout.windows) == 2]

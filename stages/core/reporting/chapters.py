@@ -195,7 +195,8 @@ def _recovery(study: Study) -> Chapter:
 def _windows(study: Study) -> Chapter:
     found = tables.searches(study)
     searched = [
-        "Each window was scored before any training, with the very start that its variant's surgery gives it.",
+        "Each window was scored before any training, with the start that its variant's surgery gives it; where layers "
+        "have deltas, what refits them comes afterwards.",
         "An arrow in the picture stands for a window far above the rest, with its perplexity.",
         Picture("window_search", "Validation perplexity of every window before training"),
         *found,

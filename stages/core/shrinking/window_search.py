@@ -49,8 +49,10 @@ def search(
     watch: Callable[[Iterable], Iterable] = iter,
     known: list[Layout] | None = None,
 ) -> Found:
-    """The best layout by `spec`, with every window made by the method `operation`.
+    """The best layout by `spec`, with every window made by the method `operation`, deltas as they are fitted at first.
 
+    Refits of layers with deltas come when the layout is known: each reads all the calibration text, and takes ten times
+    as long as the rest.
     `score` maps a model to its perplexity. The cost of a window is log(perplexity / original's). Every single window is
     scored; layouts of several windows are shortlisted by their summed costs, then scored as a whole. The best layout
     has the lowest cost per saved layer or, within a budget, the lowest perplexity.
@@ -59,6 +61,7 @@ def search(
     a changed model start from there. `score` must run a model on the same inputs in the same order every time.
     known: the single windows, where an earlier search has scored them.
     """
+    operation = _before_refits(operation)
     singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
     with record_states(view, sorted({first for first, _ in singles} - {0}), STATES) as states:
         original = score(view)
@@ -88,6 +91,13 @@ def search(
         tried = [measure(layout) for _, layout in watch(ways[: spec.shortlist])]
         scored = scored + tried
     return Found(min(tried, key=cost_per_layer), scored, original)
+
+
+def _before_refits(operation: Any) -> Any:
+    """The method without what refits layers with deltas."""
+    if isinstance(operation, Share) and operation.delta != "none":
+        return operation.model_copy(update={"repair": "none", "refit_others": False})
+    return operation
 
 
 def _perplexity(layout: Layout) -> float:
