@@ -8,7 +8,7 @@ layers and forms are chosen by the validation split. On the CPU every core measu
 import os
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +32,7 @@ from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
 
 RATES = (1.0, 0.3, 0.1)  # times the profile's own
+HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
 MOMENTS = 4e9  # bytes of moments that stay in memory between methods
 LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
@@ -103,7 +104,7 @@ class Measuring:
         """The original trained as stage `control` does, and with the control as teacher, as variants are."""
         control = checkpoint.load(CONTROL)[0]
         plain = {f"{split}_after": value for split, value in self.measured(control).items()}
-        recipes = arms(Recovery(teacher="control", distill=Distill(logits=0.5, hidden=20.0)))
+        recipes = arms(Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN)))
         distilled = self.trained(self.study.view, Sharing(), recipes, seeds)
         return [self.original() | plain, self.original() | {"method": "original_distilled"} | distilled]
 
@@ -130,8 +131,8 @@ class Measuring:
 
 
 def arms(spec: Recovery, kept: list[int] | None = None) -> list[Recovery]:
-    """The recipes that are tried: `spec` at every rate; where layers are gone, with and without hidden states."""
-    weights = [spec.distill.hidden] if kept is None else [0.0, 20.0]
+    """The recipes that are tried: `spec` at every rate, with hidden states; where layers are gone, also without."""
+    weights = [HIDDEN] if kept is None else [0.0, HIDDEN]
     return [
         spec.model_copy(update={"rate": rate, "distill": spec.distill.model_copy(update={"hidden": hidden})})
         for hidden in weights
@@ -173,23 +174,23 @@ def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring)
     # Fresh processes: a copy of this one would hang where torch has started threads.
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         known = [pool.submit(_do, "probe"), pool.submit(_do, "survey", min(mixed))] if mixed else []
-        points = [pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone]
         searches: dict[Future, float] = {}
-        for done in as_completed([*known, *points]):
-            if done not in known:
-                yield done.result()
-            elif not searches and all(each.done() for each in known):
+        waiting = {*known, *(pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone)}
+        while waiting:
+            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for each in ended:
+                found = each.result()
+                if each in searches:
+                    share = searches[each]
+                    chosen = {name: curve.best_of(found, name) for name in mixed[share]}
+                    waiting |= {pool.submit(_do, "point", name, share, seeds[share], chosen[name]) for name in chosen}
+                elif each not in known:
+                    yield found
+            if known and not searches and all(each.done() for each in known):
                 found = [each.result() for each in known]
                 # The smallest first: it takes longest.
                 searches = {pool.submit(_do, "tried", share, *found): share for share in sorted(mixed)}
-        points = []
-        for done in as_completed(searches):
-            share, found = searches[done], done.result()
-            points += [
-                pool.submit(_do, "point", name, share, seeds[share], curve.best_of(found, name))
-                for name in mixed[share]
-            ]
-        yield from (done.result() for done in as_completed(points))
+                waiting |= searches.keys()
 
 
 @cache
