@@ -33,8 +33,10 @@ class Method:
 NO_WINDOWS = {"choose": "none"}
 WEIGHTED = {"method": "low_rank", "fit": "weighted", "bias_correction": True}
 ORDINARY, FEWER, SPARSE = "ordinary matrices", "fewer layers", "sparse storage"
+# Windows and ranks of softshare are searched without the repair, which reads the calibration text for each model.
+REPAIRED = making.SHARED.model_copy(update={"repair": "least_squares"}).model_dump()
 METHODS = {
-    "softshare": Method({"choose": "budget", "sizes": [2, 3]}, making.SHARED.model_dump(), ORDINARY),
+    "softshare": Method({"choose": "budget", "sizes": [2, 3]}, REPAIRED, ORDINARY),
     "svd": Method(NO_WINDOWS, {"method": "low_rank", "fit": "svd", "ranks": "equal"}, ORDINARY),
     "svd_weighted": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "filled"}, ORDINARY),
     "svd_weighted_equal": Method(NO_WINDOWS, {**WEIGHTED, "ranks": "equal"}, ORDINARY),
@@ -109,11 +111,13 @@ def make(
 
     chosen: what `best_of` says, for the methods that are `in_mixture`.
     """
+    variant = METHODS[name].variant(share)
+    if variant.surgery.method == "share":
+        return *operate(view, chosen.layers.groups, calibration, variant.surgery, chosen.layers.ranks), None
     if chosen:
         gone = chosen.layers.gone
         kept = [layer for layer in range(view.depth) if layer not in gone] if gone else None
         return *making.mix(view, calibration, chosen.plan, chosen.layers, chosen.by == "refit"), kept
-    variant = METHODS[name].variant(share)
     if variant.surgery.method == "drop":
         order = layer_search.least_influence(view, calibration)
         gone = targets.dropped(view.shape, order, share, None)
