@@ -31,6 +31,27 @@ def error(missing, moments):
 # Moments
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_layers_that_read_different_directions_are_fitted_though_rounding_exceeds_the_ridge(seed):
+    """As in an untrained model: their parallel sum is 0 but for float32's rounding, which is on both sides of it."""
+    width, noise = 48, residual(48, 48, seed) * 3e-8
+    found = []
+    for first in (0, 3):
+        directions = residual(width, 3, 10 + first)
+        rounded = directions @ directions.T / 20 + noise + noise.T
+        found.append(Moments(torch.zeros(width, dtype=torch.float64), rounded))
+        noise = -noise
+    weights = [residual(2 * width, width, seed + number) for number in range(2)]
+    assert (
+        torch.linalg.eigvalsh(joint.parallel(*(m.ridged() for m in found), cholesky(sum(m.ridged() for m in found))))[0]
+        < 0
+    )
+    fitted = fitting.joint(weights, found, [2, 2])
+    assert all(fitted.weight(number).isfinite().all() for number in range(2))
+    assert left(fitted, weights, found) < 1e-4 * sum(error(w, m) for w, m in zip(weights, found))
+    assert all(gain.isfinite().all() for gain in ranks.moving(weights, found))
+
+
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), seed=seeds)
 def test_moments_are_those_of_all_rows_however_split(sizes, seed):
     rows, stream = residual(sum(sizes), 5, seed) + 3, MomentStream()

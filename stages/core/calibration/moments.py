@@ -83,6 +83,18 @@ def cholesky(gram: Tensor) -> Tensor:
     return torch.linalg.cholesky(gram) if failed else factor
 
 
+def root(gram: Tensor) -> Tensor:
+    """L with L L' = G, of a parallel sum: its Cholesky factor, or, where there is none, a root of its positive part.
+
+    Where layers read inputs of different directions, a parallel sum is 0, and rounding leaves values on both sides.
+    """
+    try:
+        return cholesky(gram)
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(gram)
+        return vectors * values.clamp_min(0).sqrt()
+
+
 class MomentStream:
     """Sums of rows and of their outer products; memory does not grow with the rows.
 

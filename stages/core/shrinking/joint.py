@@ -16,7 +16,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from stages.core.calibration.moments import Moments, cholesky
+from stages.core.calibration.moments import Moments, cholesky, root
 from stages.core.shrinking.lowrank import balanced
 
 
@@ -38,7 +38,7 @@ class Joint:
             seen = product - self.centre @ gram
             self.others.append(factor)
             if weight.shape[0] > weight.shape[1]:
-                self.steps.append(_Tall(left, cholesky(parallel(gram, rest, self.whole))))
+                self.steps.append(_Tall(left, root(parallel(gram, rest, self.whole))))
                 self.last.append(_Tall(apart, moments[layer].root))
                 continue
             weighed = seen

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.core.architecture.view import ModelView
-from stages.core.calibration.moments import SITE, Moments, cholesky
+from stages.core.calibration.moments import SITE, Moments, cholesky, root
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Share
 from stages.core.shrinking import budgets
@@ -56,7 +56,7 @@ def moving(weights: list[Tensor], moments: list[Moments]) -> list[Tensor]:
         return [weights[0].new_zeros(0)] * len(weights)
     if len(weights) == 2:
         metric = _eliminated(moments)[2][0]
-        taken = _spectrum(weights[0] - weights[1], metric.root)[0] / whole
+        taken = _spectrum(weights[0] - weights[1], root(metric.ridged()))[0] / whole
         return [taken[::2], taken[1::2]]
     return [torch.tensor(taken, dtype=torch.float64) / whole.cpu() for taken in _path(weights, moments)]
 
@@ -75,6 +75,7 @@ def _eliminated(moments: list[Moments]) -> tuple[list[Tensor], list[Tensor], lis
 def _path(weights: list[Tensor], moments: list[Moments]) -> list[list[float]]:
     """The gains of three layers or more, each layer's falling, down to LEAST of the largest."""
     grams, factors, metrics = _eliminated(moments)
+    roots = [root(metric.ridged()) for metric in metrics]
     own = [weight @ gram for weight, gram in zip(weights, grams)]
     rest = list(own)  # (W_l - A_l B_l) C_l
     found: list[list[float]] = [[] for _ in weights]
@@ -82,7 +83,7 @@ def _path(weights: list[Tensor], moments: list[Moments]) -> list[list[float]]:
     def spectrum(layer: int) -> tuple[Tensor, Tensor, Tensor]:
         right = sum(product for other, product in enumerate(rest) if other != layer)
         residual = weights[layer] - torch.cholesky_solve(right.T, factors[layer]).T
-        return residual, *_spectrum(residual, metrics[layer].root)
+        return residual, *_spectrum(residual, roots[layer])
 
     largest = max(spectrum(layer)[1][0].item() for layer in range(len(weights)))
     price = largest / 2
