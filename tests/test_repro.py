@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from shrunk import attempt, run
 
 from stages.commands import repro
 from stages.core.process.errors import UserError
-from stages.core.running import gpus, graph
+from stages.core.running import gpus, graph, wire
 from stages.core.running.board import Board
 from stages.core.running.calls import Failure
 from stages.core.settings import params
@@ -181,3 +182,24 @@ def test_a_failed_study_ends_with_status_1_and_names_the_stage(tmp_path):
     assert done.stdout == ("stage base failed:\n  error: nothing there\n  log: artifacts/logs/base.log\n")
     assert done.stderr.endswith("; failed: base\n") and done.stderr.count("\n") == 1
     assert "error: nothing there\n" in (tmp_path / "artifacts/logs/base.log").read_text()
+
+
+@pytest.mark.parametrize("outdated", [0, 1, 2])
+def test_scratch_lies_with_the_server_s_socket_and_goes_with_it(outdated, tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+
+    @contextmanager
+    def serving(log):
+        yield {wire.SERVER: str(tmp_path / "own/socket")}
+
+    monkeypatch.setattr(repro.server, "serving", serving)
+    plan = graph.Plan(["base", "prepare"], {}, [])
+    with repro.starting(Board(plan, plan.shared[:outdated])) as variables:
+        if outdated < 2:  # not worth a server
+            assert variables == {}
+        else:
+            assert variables == {
+                wire.SERVER: str(tmp_path / "own/socket"),
+                "SHARED_FFN_SCRATCH": str(tmp_path / "own/scratch"),
+            }
+            assert (tmp_path / "own/scratch").is_dir()

@@ -11,9 +11,9 @@ What libraries, stages and DVC say is in artifacts/logs, a file for each stage.
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -44,13 +44,10 @@ def main(jobs: str) -> None:
     with tempfile.TemporaryDirectory() as reports:
         shown = screen.chosen(board, Path(reports))
         calls = Calls(board, shown, LOGS, Path(reports))
-        kept = Path(reports, "kept")
-        kept.mkdir()
         # In a thread, so that a signal meets this one at rest.
         with starting(board) as variables, shown, ThreadPoolExecutor(1) as thread:
             try:
-                places, variables = gpus.places(cuda, runtime, number), {**variables, scratch.SCRATCH: str(kept)}
-                failures = thread.submit(study, calls, places, variables).result()
+                failures = thread.submit(study, calls, gpus.places(cuda, runtime, number), variables).result()
             except KeyboardInterrupt as stopped:
                 calls.stop(patience=0 if stopped.args else 3)
                 shown.say(f"stopped: {screen.summary(board)}; `make repro` goes on from here")
@@ -65,9 +62,20 @@ def searching_first(variants: Mapping[str, Variant]) -> list[str]:
     return sorted(variants, key=lambda name: variants[name].windows.choose in ("none", "blocks"))
 
 
-def starting(board: Board) -> AbstractContextManager[dict[str, str]]:
-    """The variables by which stages find a process that has imported all they need; none where hardly any will run."""
-    return server.serving(log=LOGS / "server.log") if len(board.stages - board.done) > 1 else nullcontext({})
+@contextmanager
+def starting(board: Board) -> Iterator[dict[str, str]]:
+    """The variables by which stages find a process that has imported all they need, and a folder for scratch.
+
+    None where hardly any will run. The folder lies in that of the process, which removes it even if this one is killed.
+    """
+    if len(board.stages - board.done) < 2:
+        yield {}
+        return
+    with server.serving(log=LOGS / "server.log") as found:
+        folders = [Path(path).with_name("scratch") for path in found.values()]
+        for folder in folders:
+            folder.mkdir()
+        yield found | {scratch.SCRATCH: str(folder) for folder in folders}
 
 
 def study(calls: Calls, places: list[str | None], variables: Mapping[str, str] = {}) -> list[Failure]:
