@@ -650,6 +650,7 @@ def test_files_that_a_source_names_in_vain_are_told(tmp_path):
 DATASET, SHARES = {"kind": "dataset"}, {"train": "train[:50%]", "validation": "train[50%:60%]", "test": "train[60%:]"}
 VAIN = [
     ("small", "base.model", "data/nothing", "base.model = data/nothing: there is no such folder"),
+    ("small", "base.model", "text", "base.model = text: no config.json in it; "),
     ("small", "base.gguf_file", "none.gguf", "base.gguf_file = none.gguf: no such file in data/model"),
     (
         "small",

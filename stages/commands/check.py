@@ -68,6 +68,8 @@ def missing_files(found: Params) -> Iterator[str]:
     folder, gguf = Path(profile.base.model), profile.base.gguf_file
     if gguf and folder.is_dir() and not (folder / gguf).is_file():
         yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}"
+    if not gguf and folder.is_dir() and not (folder / "config.json").is_file():
+        yield f"{where}.base.model = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
     other = getattr(profile.prepare, "other", None)
     texts = {
         "prepare": profile.prepare,
