@@ -1,7 +1,8 @@
 """Measure what is fast here against a peer or this machine's limit: `make bench`, or `make bench ONLY=align`.
 
 A line for each figure, `name: ratio (ours, other)`. Both ways of a pair are measured in one run, by turns; a line has
-their medians and spread. Nothing else should run on the machine.
+their medians and spread. Nothing else should run on the machine; where something does:
+OMP_NUM_THREADS=1 python -m tests.benchmarks --clock core.
 """
 
 import argparse
@@ -16,19 +17,24 @@ import torch
 
 from stages.core.process import devices
 from tests.benchmarks import figures
-from tests.benchmarks.measuring import Figure
+from tests.benchmarks.measuring import CLOCKS, WALL, Figure, measure_by
 
 
-def main(only: str, to: Path) -> None:
-    print(f"{devices._processor()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, {to}", flush=True)
+def main(only: str, to: Path, clock: str = WALL) -> None:
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"{devices._processor()}, {threads} threads, load {load:.1f}, {clock} clock, {to}", flush=True)
     records = []
     begin = time.perf_counter()
+    measure_by(clock)
     for figure in measured(only):
         print(figure.line(), flush=True)
         records.append(figure.record())
         to.parent.mkdir(parents=True, exist_ok=True)
         where = devices.environment(torch.device("cpu"))
-        to.write_text(json.dumps({"where": where, "load": os.getloadavg()[0], "figures": records}, indent=2) + "\n")
+        to.write_text(
+            json.dumps({"where": where, "load": os.getloadavg()[0], "clock": clock, "figures": records}, indent=2)
+            + "\n"
+        )
     print(f"{len(records)} figures in {time.perf_counter() - begin:.0f} s")
 
 
@@ -48,11 +54,12 @@ def entry(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="the figures whose group has this in its name")
     parser.add_argument("--to", type=Path, default=Path("exported/bench.json"))
+    parser.add_argument("--clock", default=WALL, choices=CLOCKS, help="core: seconds of the cores, on a busy machine")
     options = parser.parse_args(arguments)
     if not chosen(options.only):
         names = ", ".join(figures.FIGURES)
         parser.exit(2, f"ONLY={options.only}: no group of figures has this in its name; there are {names}\n")
-    main(options.only, options.to)
+    main(options.only, options.to, options.clock)
 
 
 if __name__ == "__main__":

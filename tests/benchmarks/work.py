@@ -79,17 +79,19 @@ def tuning(what: str, steps: int = 4, length: int = 512) -> Callable[[], Any]:
     return lambda: loop.train(shared.model, steps, objective, parts, recipe, 0)
 
 
-def search(folder: Any, view: Any, sizes: list[int], cached: bool, tokens: int = 2048) -> list[float]:
-    """The perplexities of all windows by the search, or by scoring each whole model anew (`cached` false)."""
+def search(folder: Any, view: Any, size: int, cached: bool, tokens: int = 2048, first: int = 0) -> list[float]:
+    """The perplexities of all windows from layer `first` on, by the search, or (`cached` false) of each whole model."""
     task, text = Language(256, 256, 4), shapes.text(view, 1, tokens)[0]
     score = lambda changed: task.score(changed.model, text)  # noqa: E731
     share = Share(method="share", alignment="identity", delta="joint", rank=8)
     calibration = statistics.Calibration(None, lambda layer: statistics.read_moments(folder, layer), None)
     if cached:
         calibration.moments = cache(calibration.moments)
-        found = window_search.search(view, calibration, share, Best(choose="best", sizes=sizes), score)
+        found = window_search.search(
+            view, calibration, share, Best(choose="best", sizes=[size], exclude_layers=list(range(first))), score
+        )
         return [layout.perplexity for layout in found.scored]
-    windows = contiguous(view.depth, sizes)
+    windows = contiguous(view.depth, [size], range(first))
     return [score(operations.operate(view, [layers(window)], calibration, share)[0]) for window in windows]
 
 

@@ -4,7 +4,8 @@ One token at a time goes through the matrices of GPT-2's shape (12 layers, d_mod
 tokens) as a chain of matrix-vector products. Groups of n layers share one FFN. In order `blocks` the layers of a group
 follow each other. In order `turns` the groups take turns (1 2 3 1 2 3): as many bytes are stored and read, but other
 weights pass between two uses of an FFN. On CUDA a token is one graph, so that no launch is timed.
-Options: --device cpu|cuda, --dtype float32|bfloat16, --threads N, --head no leaves the head out, --rounds N.
+Options: --device cpu|cuda, --dtype float32|bfloat16, --threads N, --head no leaves the head out, --rounds N, --clock
+core counts the seconds that the threads had of the cores (on a busy machine).
 Prints the median milliseconds a token, the speed-up over no sharing, and the bytes that pass between two uses; writes
 $OUT/cached_weights_DEVICE_DTYPE_head_HEAD.json (here, without $OUT).
 """
@@ -67,16 +68,16 @@ def token(layers: list[tuple[Tensor, ...]], device: torch.device, dtype: torch.d
     return graph.replay
 
 
-def milliseconds(function, device: torch.device, tokens: int) -> float:
+def milliseconds(function, device: torch.device, tokens: int, clock) -> float:
     """The mean time of a token over a run of them."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(tokens):
         function()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / tokens * 1e3
+    return (clock() - begin) / tokens * 1e3
 
 
 @torch.no_grad()
@@ -88,7 +89,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--head", default="yes", choices=("yes", "no"))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", default="wall", choices=("wall", "core"))
     options = parser.parse_args()
+    clock = time.process_time if options.clock == "core" else time.perf_counter
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -98,7 +101,7 @@ def main() -> None:
     times: dict = {case: [] for case in cases}
     for turn in range(options.rounds + 1):
         for case, function in functions.items():
-            spent = milliseconds(function, device, tokens)
+            spent = milliseconds(function, device, tokens, clock)
             if turn:
                 times[case].append(spent)
     base, size = statistics.median(times[1, "blocks"]), torch.finfo(dtype).bits // 8
