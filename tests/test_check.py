@@ -670,6 +670,12 @@ VAIN = [
     (
         "small",
         "prepare.other",
+        {"source": DATASET | {"path": "./no"}},
+        "prepare.other.source.path = ./no: there is no such folder",
+    ),
+    (
+        "small",
+        "prepare.other",
         {"source": DATASET | {"path": "text", "data_files": {"test": "no.txt"}}},
         "prepare.other.source.data_files.test = no.txt: no such file",
     ),
