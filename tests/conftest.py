@@ -1,6 +1,7 @@
 """No test needs a network, and every run draws the same examples; runs of the whole DAG, made once for all tests."""
 
 import fcntl
+import gc
 import os
 import shutil
 import sys
@@ -20,9 +21,10 @@ settings.load_profile("steady")
 
 
 # Runs of the DAG take minutes: they begin at once, and what needs the clone that test_pipeline makes comes when it is
-# there. All other files: those with the most tests first.
+# there, with files of few tests that take long. All other files: those with the most tests first.
 BEGIN, LATER = ("test_pipeline", "test_clones", "test_stages", "test_vision_stages"), (
-    "test_remotes", "test_dag", "test_leftovers",
+    "test_remotes", "test_dag", "test_leftovers", "test_server", "test_calls", "test_hub_box", "test_report",
+    "test_fuzz",
 )  # fmt: skip
 BEFORE = 3  # files between the two
 
@@ -48,6 +50,12 @@ def pytest_collection_modifyitems(config, items):
     rest = sorted(tests.keys() - {*BEGIN, *LATER}, key=lambda name: (-tests[name], name))
     order = [*BEGIN, *rest[:BEFORE], *LATER, *rest[BEFORE:]]
     items.sort(key=lambda item: order.index(item.path.stem))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: Python's collector would look at all of it again, for a quarter of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ In the second, DVC is killed ten times at random moments: what is there in the e
 import json
 import random
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,28 @@ TIMED = {*(f"metrics/latency/{name}.json" for name in STUDIED), "metrics/summary
     "metrics/points", "metrics/plots", "metrics/report.md", "metrics/report.html",
 }  # fmt: skip
 TIMED_FILES = {"metrics/points/speed.csv", "metrics/plots/perplexity_by_speed.png"}
+# Studies in the current folder, one for each line of standard input, whose process it names. Each is all that
+# `make repro` is but for the server of stages, which imports for seconds: they have one together.
+STUDIES = """
+import os, sys
+from contextlib import nullcontext
+import dvc.repo
+from stages.commands import repro
+from stages.core.running import server
+
+with server.serving() as variables:
+    server.serving = lambda **options: nullcontext(variables)
+    for _ in sys.stdin:
+        study = os.fork()
+        if not study:
+            os.dup2(2, 1)
+            try:
+                repro.main("1")
+            finally:
+                os._exit(1)
+        print(study, flush=True)
+        os.waitpid(study, 0)
+"""
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -41,25 +64,35 @@ def second(tmp_path_factory) -> Path:
     folder = new_clone(tmp_path_factory.mktemp("clone") / "study", STUDIED)
     (folder / "dvc.lock").unlink()
     chance = random.Random(5)
-    for _ in range(10):
-        study = subprocess.Popen(STUDY, cwd=folder, env=environment(), **SILENT)
-        while study.poll() is None and len(at_work(folder)) < 5:  # the study, its server, DVC: no stage yet
-            time.sleep(0.1)
-        time.sleep(chance.uniform(0, 8))
-        with suppress(psutil.NoSuchProcess):  # the study, or what it runs, may have ended by itself
-            for dvc in psutil.Process(study.pid).children():
-                dvc.kill()
-        study.wait()
+    for _ in range(2):  # with their servers
+        kill_what_runs(psutil.Popen(STUDY, cwd=folder, env=environment(), **SILENT), folder, chance)
+    command, pipes = [sys.executable, "-c", STUDIES], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=folder, env=environment(), text=True, **{**SILENT, **pipes}) as studies:
+        for _ in range(8):
+            print(file=studies.stdin, flush=True)
+            kill_what_runs(psutil.Process(int(studies.stdout.readline())), folder, chance)
     run(folder, *STUDY)
     return folder
 
 
-def at_work(folder: Path) -> list[psutil.Process]:
-    """The processes whose working directory is this folder."""
+def kill_what_runs(study: psutil.Process, folder: Path, chance: random.Random) -> None:
+    """Kill the children of a study, DVC among them, up to some seconds after its first stage has begun."""
+    with suppress(psutil.NoSuchProcess):  # the study, or what it runs, may have ended by itself
+        while study.status() != psutil.STATUS_ZOMBIE and not at_work(folder, "stages.run"):
+            time.sleep(0.1)
+        time.sleep(chance.uniform(0, 3))
+        for child in study.children():
+            child.kill()
+    study.wait()
+
+
+def at_work(folder: Path, module: str = "") -> list[psutil.Process]:
+    """The processes whose working directory is this folder; those that run a module, where one is named."""
 
     def is_here(process):
         try:
-            return Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+            here = Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+            return here and (not module or module in process.cmdline())
         except (psutil.Error, OSError):
             return False
 

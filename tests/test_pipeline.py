@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from shrunk import KEPT, STUDY, edit, run, stages_run
 
@@ -73,13 +74,15 @@ def test_verify_finds_no_damage(clone):
     assert " 0 damaged or changed, 0 missing" in run(clone, sys.executable, "-m", "stages.commands.verify")
 
 
-def test_export_opens_in_stock_transformers_and_agrees(clone):
+def test_export_opens_in_stock_transformers_and_agrees(clone, monkeypatch):
     import tiny
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    said = ["--variant", "softshare", "--to", "exported/softshare", "--form", "dense", "--dtype", ""]
-    run(clone, sys.executable, "-m", "stages.commands.export", *said)
+    from stages.commands import export
+
+    monkeypatch.chdir(clone)
+    export.main(variant="softshare", to=Path("exported/softshare"), form="dense", dtype="")
     stock = AutoModelForCausalLM.from_pretrained(clone / "exported/softshare").eval()
     words = AutoTokenizer.from_pretrained(clone / "exported/softshare")
     ours, _ = tiny.load(clone / "artifacts/finetuned/softshare")
@@ -107,13 +110,14 @@ def test_a_mistake_in_params_is_one_line_before_any_model_loads(clone):
         (clone / "params.yaml").write_text(before)
 
 
-def test_the_ablation_of_a_window_is_a_table_metrics_and_a_plot(clone):
+def test_the_ablation_of_a_window_is_a_table_metrics_and_a_plot(clone, monkeypatch, capsys):
     import pandas as pd
 
-    table = run(
-        clone, sys.executable, "-m", "stages.commands.ablate",
-        "--window", "2-3", "--rank", "2", "--recover", "yes", "--to", "metrics/ablation",
-    )  # fmt: skip
+    from stages.commands import ablate
+
+    monkeypatch.chdir(clone)
+    ablate.main(window="2-3", rank="2", recover="yes", to=Path("metrics/ablation"))
+    table = capsys.readouterr().out
     rows = pd.read_csv(clone / "metrics/ablation/2-3_rank2.csv")
     figures = json.loads((clone / "metrics/ablation/2-3_rank2.json").read_text())
     assert len(rows) == len(figures) - 1 == 7 * 11 + 2 * 5 * 2 and (rows["perplexity"] > 1).all()

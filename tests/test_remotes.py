@@ -42,7 +42,7 @@ def test_a_colleague_pulls_and_nothing_runs(author, tmp_path):
 def test_nothing_runs_again_anywhere_after_a_variant_was_renamed(author, copy_of, tmp_path):
     def rename(values):
         values["variants"]["merged_four"] = values["variants"].pop("merged_4")
-        del values["variants"]["compressed_6"]
+        del values["variants"]["softshare"]
 
     mine = copy_of(author)
     edit(mine, rename)

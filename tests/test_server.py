@@ -16,6 +16,7 @@ import psutil
 import pytest
 from closure import ROOT
 from ruamel.yaml import YAML
+from shrunk import narrow
 
 from stages.core.process import guard
 from stages.core.running import server, wire
@@ -289,7 +290,14 @@ def test_a_child_holds_the_stage_s_lock_and_ends_with_its_client_s_dvc(tree, lig
 
 
 @pytest.fixture(scope="module")
-def warm():
+def model(tmp_path_factory) -> Path:
+    folder = shutil.copytree(ROOT / "data/model", tmp_path_factory.mktemp("model") / "model")
+    narrow(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm(model):  # made before: the libraries that it takes change this process's environment
     """The variables that lead to a server which has imported all that stages import."""
     del os.environ["PYTEST_CURRENT_TEST"]
     with server.serving() as found:
@@ -301,8 +309,8 @@ def made(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_real_stage_writes_the_same_bytes(warm, tmp_path):
-    """Activations, moments and text of the bundled model, whatever the order in which Python's sets come."""
+def test_a_real_stage_writes_the_same_bytes(model, warm, tmp_path):
+    """Activations, moments and text of a narrow model, whatever the order in which Python's sets come."""
     yaml = YAML(typ="safe")
     values = yaml.load((ROOT / "params.yaml").read_text())
     values["profiles"]["small"]["extract"].update(max_tokens=512, moment_tokens=768)
@@ -313,16 +321,16 @@ def test_a_real_stage_writes_the_same_bytes(warm, tmp_path):
         yaml.dump(values, file)
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     found = {}
-    for name, variables in {"alone": {}, "warm": warm, "reseeded": {"PYTHONHASHSEED": "3"}}.items():
+    for name, variables in {"warm": warm, "alone": {"PYTHONHASHSEED": "3"}}.items():
         client = subprocess.run(
-            [sys.executable, "-m", "stages.run", "extract", "--profile", "small", "--model", ROOT / "data/model"]
+            [sys.executable, "-m", "stages.run", "extract", "--profile", "small", "--model", model]
             + ["--tokens", "tokens.parquet", "--out", f"{name}/activations", "--moments", f"{name}/moments"]
             + ["--text", f"{name}/calibration.json"],
             cwd=tmp_path, env=surroundings(variables), text=True, capture_output=True,
         )  # fmt: skip
         assert (client.returncode, client.stderr) == (0, "")  # neither "by itself" nor a library's own bars
         found[name] = made(tmp_path / name)
-    assert len(found["alone"]) > 8 and found["warm"] == found["alone"] == found["reseeded"]
+    assert len(found["alone"]) > 8 and found["warm"] == found["alone"]
 
 
 def test_the_full_server_has_few_threads(warm):
