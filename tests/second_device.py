@@ -100,6 +100,12 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 class _Watched(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch.is_inference_mode_enabled():
+            # Operations made of others, as `to`, come here whole.
+            with self:
+                found = function.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
         return _run(function, args, kwargs or {})
 
 
