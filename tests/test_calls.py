@@ -113,6 +113,19 @@ def test_every_stage_has_its_log_and_the_screen_its_time(project):
     assert calls.screen.ended["third"] == "from the run cache"
 
 
+def test_a_stage_that_gives_what_its_lock_says_has_run(project):
+    """As in a clone without a cache: DVC says nothing at its end, since its lock file stays as it is."""
+    folder = project()
+    assert calls_in(folder).run("all", "repro") is None
+    shutil.rmtree(folder / ".dvc/cache")
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.txt").unlink()
+    calls = calls_in(folder)
+    for stage in ("first", "second"):  # the third gives what the second does, which is in the cache by then
+        assert calls.run(stage, "repro", "--single-item", stage) is None
+        assert list(calls.board.ran)[-1] == stage == list(calls.screen.ended)[-1]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -72,7 +72,9 @@ class Calls:
             with child.stdout:
                 stage, said = self._follow(name, child.stdout)
             status = child.wait()
-            if status and not self.stopped:
+            if not status:
+                self._end(name, stage)
+            elif not self.stopped:
                 return Failure(stage, reason(said, status) if stage else said[-SHOWN:], self.log(stage))
             return None
         finally:
@@ -99,14 +101,15 @@ class Calls:
                 continue
             child.kill()
 
-    def _follow(self, name: str, words: Iterable[str]) -> tuple[str | None, list[str]]:
+    def _follow(self, name: str, lines: Iterable[str]) -> tuple[str | None, list[str]]:
         """Write DVC's output to the logs until it ends. Returns the stage that it ended in, and its last lines."""
         stage, said, log = None, deque(maxlen=KEPT), self._open(None)
         try:
-            for line in words:
+            for line in lines:
                 text = COLOUR.sub("", line.rstrip("\n"))
-                begun = BEGIN.match(text)
-                if begun or (stage and RECORD.match(text)):
+                begun, restored, skipped = (words.match(text) for words in (BEGIN, RESTORE, SKIP))
+                # DVC says that it records a stage only where its lock file changes.
+                if begun or (stage and (restored or skipped or RECORD.match(text))):
                     self._end(name, stage)
                     stage = begun[1] if begun else None
                     if stage:
@@ -114,11 +117,11 @@ class Calls:
                     log.close()
                     log = self._open(stage)
                     said.clear()
-                elif found := RESTORE.match(text):
-                    self.board.skip(found[1], restored=True)
-                    self.screen.stage(found[1], "from the run cache")
-                elif found := SKIP.match(text):
-                    self.board.skip(found[1])
+                if restored:
+                    self.board.skip(restored[1], restored=True)
+                    self.screen.stage(restored[1], "from the run cache")
+                elif skipped:
+                    self.board.skip(skipped[1])
                 log.write(text + "\n")
                 said.append(text)
         finally:
