@@ -68,7 +68,7 @@ def test_times_wait_for_the_device_that_works(measure, monkeypatch):
 
     prompt = tiny.ids(1, 4).as_subclass(There)
     if measure == "latency":
-        timing.once(lambda ids, **options: model(ids.as_subclass(torch.Tensor), **options), prompt, 2)
+        list(timing.generation(lambda ids, **options: model(ids.as_subclass(torch.Tensor), **options), prompt, 2))
     else:
         monkeypatch.setattr(model, "generate", lambda *args, **options: None)
         notes.generation_ms(model, prompt, 6, 2)

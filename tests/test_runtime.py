@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from closure import ROOT
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.core.process import devices
 from stages.core.process.errors import UserError
@@ -17,7 +18,8 @@ from stages.core.settings.profiles import Runtime
 @pytest.fixture(autouse=True)
 def threads():
     before = torch.get_num_threads()
-    yield
+    with threadpool_limits(None):
+        yield
     torch.set_num_threads(before)
 
 
@@ -36,6 +38,16 @@ def test_cuda_without_a_device_is_refused(device, monkeypatch):
 def test_auto_takes_what_is_there(available, expected, monkeypatch):
     without_cuda(monkeypatch, available)
     assert devices.start(Runtime(device="auto", threads=1)).type == expected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_of_a_stage_are_those_of_numpy_and_scipy_too(threads):
+    """Their own, as many as there are cores, made a search of windows take twice its time beside another stage."""
+    import scipy.linalg  # noqa: F401
+
+    devices.start(Runtime(device="cpu", threads=threads))
+    pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert pools and set(pools) == {threads} and torch.get_num_threads() == threads
 
 
 def with_instructions(monkeypatch, *names):

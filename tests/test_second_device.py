@@ -176,7 +176,7 @@ def test_what_is_measured_stays_on_its_device(far):
     rows, found = [tiny.ids(1, 4 + i, i)[0] for i in range(6)], {}
     for device in (NEAR, far):
         model = model_on(device, "gpt2")
-        prefill, decode = timing.once(model, tiny.ids(1, 6).to(device), 2)
+        prefill, decode = timing.generation(model, tiny.ids(1, 6).to(device), 2)
         assert prefill > 0 and decode > 0
         figures = [
             perplexity(model, tiny.ids(3, 20).flatten(), 20, 10, 2),

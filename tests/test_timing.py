@@ -16,7 +16,8 @@ def test_who_goes_first_alternates(monkeypatch):
             yield len(asked) / 1000
 
     monkeypatch.setattr(timing, "generation", generation)
-    found = timing.compare({"one": "a", "two": "b"}, tiny.ids(1, 4), 2, warmup=1, repeats=4)
+    rows = timing.turns({"one": "a", "two": "b"}, tiny.ids(1, 4), 2, warmup=1, repeats=4)
+    found = {name: timing.summary(turns) for name, turns in rows.items()}
     # Each turn is a prompt and one block.
     assert asked == [*"abba", *"baab", *"abba", *"baab", *"abba"]
     # The prompts of turns that count: the first of four figures, or the second.

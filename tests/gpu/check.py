@@ -505,7 +505,7 @@ def numbered_device(device, small):
     assert numbered == torch.device("cuda:0") and torch.cuda.current_device() == 0
     assert devices.start(Runtime(device="auto", threads=None)).type == "cuda"
     model = tiny.model("gpt2").to(numbered)
-    times = timing.once(model, tiny.ids(1, 8).to(numbered), 4)
+    times = list(timing.generation(model, tiny.ids(1, 8).to(numbered), 4))
     try:
         devices.start(Runtime(device="cuda:9", threads=None))
         raise AssertionError("cuda:9 was taken")
@@ -689,7 +689,8 @@ def times_of_decoding(device, small):
         "llama": built(small, "llama").to(device),
     }
     prompt = text(model, 1, 16 if small else 128).clamp(max=90).to(device)
-    return timing.compare(models, prompt, 8 if small else 64, warmup=2, repeats=3 if small else 9)
+    turns = timing.turns(models, prompt, 8 if small else 64, warmup=2, repeats=3 if small else 9)
+    return {name: timing.summary(rows) for name, rows in turns.items()}
 
 
 def shown(value):

@@ -17,15 +17,18 @@ BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def start(runtime: Any) -> Any:
-    """Apply a `Runtime` section: set the thread count and return the torch device, which becomes the current one.
+    """Apply a `Runtime` section: set the thread counts and return the torch device, which becomes the current one.
 
     `auto` takes a CUDA device where there is one, and says so where it must leave one unused. Raises UserError where
     `cuda` is asked for in vain.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+        # scipy's own: they would wait for each other wherever another stage has a core.
+        threadpool_limits(runtime.threads, user_api="blas")
     _keep_memory()
     if runtime.device == "cpu":
         return torch.device("cpu")

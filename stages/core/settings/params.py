@@ -101,6 +101,7 @@ def load(path: Path = PARAMS) -> Params:
 
     Raises UserError with one line for each mistake.
     """
+    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
     try:
@@ -109,6 +110,9 @@ def load(path: Path = PARAMS) -> Params:
         raise
     except ValidationError as error:
         raise UserError("\n       ".join(f"{path}: {line}" for line in messages.lines(error, Params))) from error
+    except DuplicateKeyError as error:
+        key = error.problem.split('"')[1]
+        raise UserError(f"{path}: line {error.problem_mark.line + 1}: {key} is there already; give it once") from error
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 

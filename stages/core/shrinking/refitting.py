@@ -16,7 +16,7 @@ from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.forms.modeling_shared_ffn import FactoredLinear, MaskedLinear, SharedLinear
 from stages.core.shrinking.lowrank import weighted, write
 from stages.core.shrinking.options import Form, sparse
-from stages.core.shrinking.repair import RIDGE
+from stages.core.shrinking.repair import RIDGE, before_scale, least_squares
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def wanted(original: Walk, own: Walk, old: int, layer: int) -> Moments:
         else:
             missing = theirs["block"][1] - ours["block"][1]
             if scale is not None:
-                missing = torch.where(scale == 0, 0.0, missing / torch.where(scale == 0, 1.0, scale))
+                missing = before_scale(missing, scale)
             wanted = ours["out"][1] + missing
         stream.update(torch.cat([ours["out"][0], wanted], dim=1))
     return stream.moments()
@@ -65,10 +65,9 @@ def _fit(changed: ModelView, linear: nn.Module, form: Form, joint: Moments, shar
     bias, now = _bias(linear), _matrix(changed, linear)
     width = now.shape[1]
     moments = joint.centred() if bias is not None else joint
-    inputs = Moments(moments.mean[:width], moments.second[:width, :width])
-    missing = moments.second[width:, :width] - now @ inputs.second
-    best = now + torch.cholesky_solve(missing.T, inputs.factor(RIDGE)).T
+    best = least_squares({"w_out": now} if bias is None else {"w_out": now, "b_out": bias}, joint)["w_out"]
     # What is not fitted is not moved where inputs hardly vary: the same ridge as in `best`.
+    inputs = Moments(moments.mean[:width], moments.second[:width, :width])
     ridged = Moments(inputs.mean, inputs.ridged(RIDGE))
     if isinstance(linear, SharedLinear):
         base = changed.canonical(linear.base.weight).double()

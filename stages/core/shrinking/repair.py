@@ -41,14 +41,18 @@ def repair(original: Walk, shallow: Walk, last: int, layer: int, how: str) -> No
         target, current = original.advance(number, last), shallow.advance(number, layer)
         output, missing = current["ffn"][1], target["block"][1] - current["block"][1]
         if scale is not None and reads_hidden:
-            # What the output matrix would have to emit; an entry that the scale drops stays as it is.
-            missing = torch.where(scale == 0, 0.0, missing / torch.where(scale == 0, 1.0, scale))
+            missing = before_scale(missing, scale)
         elif scale is not None:
             output = scale * output
         missing = missing + output
         stream.update(torch.cat([current["out"][0] if reads_hidden else output, missing], dim=1))
     old = shallow.view.read_double(layer)
     shallow.view.write(layer, {**old, **fitted(old, stream.moments())})
+
+
+def before_scale(missing: Tensor, scale: Tensor) -> Tensor:
+    """What an output matrix has to add for its block to add `missing` after the scale; 0 where the scale drops it."""
+    return torch.where(scale == 0, 0.0, missing / torch.where(scale == 0, 1.0, scale))
 
 
 def _fit_before_norm(original: Walk, shallow: Walk, last: int, layer: int) -> None:

@@ -48,12 +48,6 @@ def blocks(new_tokens: int) -> list[int]:
     return [min(BLOCK, new_tokens - begin) for begin in range(0, new_tokens, BLOCK)]
 
 
-def once(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prompt (int64, (1, length)), and seconds per generated token."""
-    prefill, *decode = generation(model, prompt, new_tokens)
-    return prefill, sum(decode) / new_tokens
-
-
 def turns(
     models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter
 ) -> dict[str, list[tuple[float, float]]]:
@@ -73,12 +67,6 @@ def turns(
             for name, (prefill, *decode) in found.items():
                 times[name].append((prefill, sum(decode) / new_tokens))
     return times
-
-
-def compare(models: dict[str, Any], prompt: Tensor, new_tokens: int, warmup: int, repeats: int, watch=iter) -> dict:
-    """Name of each model -> `summary` of its `turns`."""
-    found = turns(models, prompt, new_tokens, warmup, repeats, watch)
-    return {name: summary(rows) for name, rows in found.items()}
 
 
 def speedup(original: list[tuple[float, float]], variant: list[tuple[float, float]], new_tokens: int) -> float:
