@@ -351,6 +351,12 @@ def test_an_experiment_can_change_every_profile(tmp_path):
     assert {profile.runtime.threads for profile in params.load(path).profiles.values()} == {7}
 
 
+def test_an_anchor_is_told_with_its_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("profile: small\nprofiles:\n  small: &it {task: language}\n  other: {<<: *it}\n")
+    assert params.anchors(path) == [3] and params.anchors(REPOSITORY) == []
+
+
 def test_what_the_file_leaves_out_has_always_been_so():
     """Golden values of all profiles and variants; a new key may be added beside them."""
     loaded = params.load(REPOSITORY).model_dump()

@@ -47,7 +47,10 @@ def main() -> None:
     if lacking:
         raise UserError("\n       ".join(lacking))
     print(f"{shown}\n\nparams.yaml, profile {found.profile}: right.\nmodel: {profile.base.model}: {known}")
-    for line in rules.warnings(found, known):
+    anchored = (
+        f"params.yaml: line {line}: no -S of dvc exp reaches a section with an anchor" for line in params.anchors()
+    )
+    for line in [*anchored, *rules.warnings(found, known)]:
         print(f"warning: {line}")
     speed = None if card else matmul_speed()
     print(table(costs, speed))

@@ -44,7 +44,7 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
         raise UserError(f"TRAIN = {train}: {lost[0]} is none of SIZES = {sizes}")
     repeats = _seeds(seeds)
     measuring = Measuring()
-    plans = _plans(shares, measuring.study.view.shape)
+    plans = _plans(shares, measuring.study.view.shape, measuring.reach)
     seeds_of = {share: repeats if share in trained else None for share in shares}
     rows = {}
     originals = measuring.controls(repeats) if trained else [measuring.original()]
@@ -60,6 +60,7 @@ class Measuring:
     def __init__(self):
         self.study = Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
+        self.reach = self.study.section("correlate").reach
         self.known = self.study.view, self.study.calibration, self.judge
 
     def original(self) -> dict:
@@ -72,19 +73,20 @@ class Measuring:
 
     def survey(self, smallest: float) -> Surveyed:
         """What arrangements of layers cost, for all shares down to the smallest."""
-        return curve.survey(*self.known, smallest)
+        return curve.survey(*self.known, smallest, self.reach)
 
     def tried(self, share: float, probed: Probed, surveyed: Surveyed) -> list[Tried]:
         """What the search of a mixture tries at a share of the original's parameters."""
-        return curve.tried(share, *self.known, probed, surveyed)
+        return curve.tried(share, *self.known, probed, surveyed, self.reach)
 
     def point(self, name: str, share: float, seeds: list[int] | None, chosen: Tried | None = None) -> dict:
         """The row of a method at a share of the original's parameters.
 
         seeds: of its recovery, None without one. chosen: what it is, where the search of a mixture has found it.
         """
-        changed, sharing, kept = curve.make(name, share, *self.known[:2], chosen)
-        found = self.row(name, changed) | {"size": share, "speed": curve.METHODS[name].speed}
+        rows = ((self.row(name, made.view), made) for made in curve.make(name, share, *self.known[:2], chosen))
+        row, (changed, sharing, kept) = min(rows, key=lambda pair: pair[0]["validation"])
+        found = row | {"size": share, "speed": curve.METHODS[name].speed}
         if seeds is None:
             return found
         recipes = arms(curve.METHODS[name].variant(share).finetune, kept)
@@ -140,11 +142,11 @@ def arms(spec: Recovery, kept: list[int] | None = None) -> list[Recovery]:
     ]
 
 
-def _plans(shares: list[float], shape: Shape) -> list[tuple[str, float]]:
+def _plans(shares: list[float], shape: Shape, reach: int) -> list[tuple[str, float]]:
     """(method, share) of all that fits. Raises UserError where no method can store a share."""
-    found = curve.plans(shares, shape)
+    found = curve.plans(shares, shape, reach)
     if missing := set(shares) - {share for _, share in found}:
-        reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape)]
+        reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape, reach)]
         raise UserError(
             f"SIZES: no method can store {min(missing):g} of this model; {reached[0]} to {reached[-1]} are allowed"
         )

@@ -131,6 +131,15 @@ def _parsed(text: str, profile: str | None) -> Params:
     return Params.model_validate(values)
 
 
+def anchors(path: Path = PARAMS) -> list[int]:
+    """The lines of params.yaml with a YAML anchor: `dvc exp run -S` changes nothing there, and does not say so."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.tokens import AnchorToken
+
+    found = YAML(typ="safe", pure=True).scan(path.read_text(encoding="utf-8"))
+    return [token.start_mark.line + 1 for token in found if isinstance(token, AnchorToken)]
+
+
 def section(profile: str, name: str) -> Section:
     """One section of a profile, `profiles.<profile>.<name>`."""
     found = getattr(load().profiles[profile], name)

@@ -22,7 +22,7 @@ Plan = dict[str, dict[str, Form]]  # layer, as JSON's string -> role -> form
 
 
 # How layers of a mixture share.
-SHARED = Share(method="share", delta="joint", rank=8, bias_correction=True)
+SHARED = Share(method="share", delta="joint", rank=8, bias_correction=True, gains="moving_base")
 
 
 @dataclass(frozen=True)
