@@ -18,7 +18,7 @@ from stages.core.settings.profiles import Runtime
 @pytest.fixture(autouse=True)
 def threads():
     before = torch.get_num_threads()
-    with threadpool_limits(None):
+    with threadpool_limits(None, user_api="blas"):
         yield
     torch.set_num_threads(before)
 
@@ -40,14 +40,14 @@ def test_auto_takes_what_is_there(available, expected, monkeypatch):
     assert devices.start(Runtime(device="auto", threads=1)).type == expected
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_of_a_stage_are_those_of_numpy_and_scipy_too(threads):
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_of_a_stage_are_those_of_numpy_and_scipy_too(count):
     """Their own, as many as there are cores, made a search of windows take twice its time beside another stage."""
     import scipy.linalg  # noqa: F401
 
-    devices.start(Runtime(device="cpu", threads=threads))
+    devices.start(Runtime(device="cpu", threads=count))
     pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-    assert pools and set(pools) == {threads} and torch.get_num_threads() == threads
+    assert pools and set(pools) == {count} and torch.get_num_threads() == count
 
 
 def with_instructions(monkeypatch, *names):
