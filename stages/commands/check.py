@@ -181,16 +181,16 @@ def occupied(folder: Path) -> int:
 
 def matmul_speed(seconds: float = 0.2) -> float:
     """Operations a second of one core in a float32 matrix product, whatever else the machine does."""
-    # numpy asks when it is loaded: one thread, so that the figure is one core's.
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     matrix, rounds = np.ones((512, 512), dtype=np.float32), 0
-    matrix @ matrix
-    start = time.process_time()
-    while (spent := time.process_time() - start) < seconds:
+    with threadpool_limits(1, user_api="blas"):
         matrix @ matrix
-        rounds += 1
+        start = time.process_time()
+        while (spent := time.process_time() - start) < seconds:
+            matrix @ matrix
+            rounds += 1
     return 2 * len(matrix) ** 3 * rounds / spent
 
 
