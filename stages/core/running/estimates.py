@@ -30,8 +30,8 @@ from stages.core.settings.variants import (
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 
 LIBRARIES = 0.5e9  # bytes: 0.4 after torch and transformers are imported, the rest what allocators keep in small stages
-START = 6.0  # seconds of a core: those imports, and DVC's own work for a stage
-FIT = 40  # x f^3 operations to fit one layer of a group: factors of moments, eigenvectors, a few rounds
+START = 1.0  # seconds of a core in `make repro`: a model opened, DVC's own work. By itself a stage imports for 4 more.
+FIT = 7  # x f^3 operations to fit one layer of a group: factors of moments, eigenvectors, a few rounds
 STREAMS, MOMENTS = 2e9, 4e9  # bytes that a search keeps, see stages.core.shrinking.window_search and stages.search
 ASSIGNMENT = 1.5  # x f^3 operations of one Hungarian assignment
 REACHED = 0.45  # of the speed of a float32 matrix product in numpy: 0.43 to 0.71 in forward passes and trainings
