@@ -258,6 +258,22 @@ def test_sharing_and_dropping_alone_are_the_single_methods(whole):
         assert alone[name].perplexity == judge.score(model) >= tried[0].perplexity
 
 
+def test_entries_are_refitted_where_moments_are_not_quite_positive():
+    """Sums of float32 products have eigenvalues below 0; along these a step would go to infinity."""
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64)).Q
+    values = torch.tensor([1.0, 0.5, 0.1, *5 * [-1e-6]], dtype=torch.float64)
+    moments = Moments(torch.zeros(8, dtype=torch.float64), turned * values @ turned.T)
+    weight = torch.randn(64, 8, generator=generator, dtype=torch.float64)
+    stay = (torch.rand(64, 8, generator=generator) < 0.6).double()
+    found = options.refitted(weight, moments, stay, 20)
+    assert found.isfinite().all() and (found[stay == 0] == 0).all()
+    before, after = (
+        ((weight - matrix) @ moments.second * (weight - matrix)).sum() for matrix in (weight * stay, found)
+    )
+    assert after < before / 2
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_shared_and_missing_layers_beside_forms_survive_the_disk(name, tmp_path):
     view, known = tiny.view(tiny.model(name)), tiny.calibration(tiny.model(name))

@@ -15,6 +15,7 @@ from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 
 SHARES = tuple(share / 20 for share in range(1, 20))  # of a matrix's entries, that sparse options keep
+ROUNDED = 1e-6  # of the diagonal: moments are sums of float32 products, so what varies less may even be negative
 ROUNDS = 5  # of conjugate gradients, which refit the entries that stay
 DENSE = {"form": "dense"}
 GONE = {"form": "low_rank", "rank": 0}
@@ -90,7 +91,8 @@ def refitted(weight: Tensor, moments: Moments, stay: Tensor, rounds: int = ROUND
     """The matrix V, zero where `stay` is 0, that brings E|(W - V) x|^2 down from that of W with these zeros.
 
     The error is a quadratic form of every row of V. So conjugate gradients, all rows at once and scaled by the
-    diagonal of the moments, lower it in every round and end at its least value (Hestenes & Stiefel 1952).
+    diagonal of the moments, lower it in every round and end at its least value (Hestenes & Stiefel 1952). Along a
+    direction in which the moments vary no more than they are rounded, no step is taken.
     """
     second, tiny = moments.ridged(), torch.finfo(weight.dtype).tiny
     values, scale = weight * stay, second.diagonal()
@@ -99,7 +101,9 @@ def refitted(weight: Tensor, moments: Moments, stay: Tensor, rounds: int = ROUND
     size = (slope * direction).sum(1, keepdim=True)
     for _ in range(rounds):
         change = (direction @ second) * stay
-        step = size / (direction * change).sum(1, keepdim=True).clamp_min(tiny)
+        curvature = (direction * change).sum(1, keepdim=True)
+        known = curvature > ROUNDED * (direction.square() * scale).sum(1, keepdim=True)
+        step = torch.where(known, size / curvature, 0.0)
         values, slope = values + step * direction, slope - step * change
         before, size = size, (slope.square() / scale).sum(1, keepdim=True)
         direction = slope / scale + size / before.clamp_min(tiny) * direction
