@@ -66,7 +66,7 @@ harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=r
 	@python -m stages.commands.harness --variant "$(VARIANT)" --task "$(TASK)" --to "exported/harness/$(notdir $(VARIANT)).json"
 
 ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
-	@python -m stages.commands.ablate --window "$(WINDOW)" --rank $(RANK) --recover $(RECOVER) --to metrics/ablation
+	@python -m stages.commands.ablate --window "$(WINDOW)" --rank "$(RANK)" --recover "$(RECOVER)" --to metrics/ablation
 
 curve: .venv/ready ## Every method at several sizes: SIZES=0.9,0.8 TRAIN=0.8
 	@python -m stages.commands.curve --sizes "$(SIZES)" --train "$(TRAIN)" --seeds "$(SEEDS)" --to metrics/curve

@@ -51,11 +51,11 @@ def test_a_size_out_of_reach_is_left_out():
     assert not curve.fits("svd", 0.01, shape, REACH) and curve.fits("svd", 0.9, shape, REACH)
 
 
-@pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%"])
+@pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%", "0.8,0.9,0.80"])
 def test_sizes_are_shares(said):
-    with pytest.raises(UserError, match="SIZES = .*: shares of the original's parameters are needed"):
+    with pytest.raises(UserError, match="SIZES = .*: different shares of the original's parameters are needed"):
         command._shares("SIZES", said)
-    assert command._shares("SIZES", "0.8,0.9,0.8") == [0.9, 0.8]
+    assert command._shares("SIZES", "0.8,0.9") == [0.9, 0.8]
 
 
 @pytest.mark.parametrize("said", ["", "a", "0,0", "-1", "0.5"])
@@ -63,6 +63,11 @@ def test_seeds_are_different_whole_numbers(said):
     with pytest.raises(UserError, match="SEEDS = .*: different whole numbers are needed"):
         command._seeds(said)
     assert command._seeds("2,0") == [2, 0]
+
+
+def test_seeds_are_of_recoveries(tmp_path):
+    with pytest.raises(UserError, match="SEEDS = 0,1: they are of recoveries; TRAIN says which sizes are recovered"):
+        command.main("0.9", "no", "0,1", tmp_path)
 
 
 def test_a_size_to_train_is_one_of_the_sizes(tmp_path):

@@ -183,9 +183,32 @@ def test_an_export_replaces_nothing_but_an_export(name, tmp_path, monkeypatch):
         export.refuse_to_replace(Path(name))
     for free in ("new", "empty", "earlier"):
         Path(free).mkdir(exist_ok=free != "new")
-    Path("earlier", export.RECORD).write_text("{}")
+    Path("earlier", export.RECORD).write_text(json.dumps({"files": [export.RECORD]}))
     for free in ("not/there", "empty", "earlier"):
         export.refuse_to_replace(Path(free))
+
+
+def test_an_export_takes_nothing_away_that_it_did_not_write(study):
+    export.main("deltas", Path("out/deltas"))
+    export.main("deltas", Path("out/deltas"), "shared")
+    record = json.loads(Path("out/deltas/export.json").read_text())
+    assert record["files"] == sorted(path.name for path in Path("out/deltas").iterdir())
+    with pytest.raises(UserError, match="^TO = out/deltas/more: it lies in the export .*/out/deltas, which the next"):
+        export.main("deltas", Path("out/deltas/more"))
+    Path("out/deltas/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="^TO = out/deltas: out/deltas/notes.txt is of no export and would be lost"):
+        export.main("deltas", Path("out/deltas"))
+    Path("other").mkdir()
+    Path("other/export.json").write_text("{}")  # another's
+    with pytest.raises(UserError, match="other/export.json is of no export"):
+        export.main("deltas", Path("other"))
+
+
+def test_a_card_without_figures_is_told(study, capsys):
+    Path("metrics/variants/deltas.json").unlink()
+    export.main("deltas", Path("out"))
+    assert "The card has no figures: metrics/variants/deltas.json is not there" in capsys.readouterr().out
+    assert "## Figures" not in Path("out/README.md").read_text()
 
 
 def test_a_variant_that_is_not_there_is_named(tmp_path, monkeypatch):

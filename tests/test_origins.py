@@ -43,6 +43,10 @@ def finished_run():
         tree.add((f"{name}.json",), Meta(), HashInfo("md5", f"metrics/perplexity/{name}.json"))
     tree.digest()
     hashes["metrics/perplexity"] = tree.hash_info.value
+    checkpoint = Tree()
+    checkpoint.add(("config.json",), Meta(), HashInfo("md5", hashlib.md5(b"{}").hexdigest()))
+    checkpoint.digest()
+    hashes |= {f"artifacts/finetuned/{name}": checkpoint.hash_info.value for name in VARIANTS}
     found = {"base": stage("base", ["data/model"], ["artifacts/model", PROVENANCE], hashes)}
     for name in [*VARIANTS, "gone"]:
         keys = [] if name == "gone" else [f"variants.{name}.{part}" for part in ("windows", "surgery", "finetune")]
@@ -151,6 +155,23 @@ def test_artifacts_that_dvc_does_not_know_are_refused(study):
     del study["stages"]["finetune@softshare"]
     write(study)
     assert refusal().startswith("VARIANT = softshare: artifacts are not those of dvc.lock")
+
+
+def test_files_that_are_not_what_their_stage_wrote_are_refused(study):
+    """A changed tensor would go out under the figures of the whole checkpoint."""
+    weights = Path("artifacts/finetuned/softshare/model.safetensors")
+    weights.write_text("of another program")
+    with pytest.raises(UserError, match="^VARIANT = softshare: artifacts/finetuned/softshare is not what its stage"):
+        finished.checkpoint_of("softshare")
+    weights.unlink()
+    Path(PROVENANCE).unlink()
+    with pytest.raises(UserError, match=f"^VARIANT = softshare: {PROVENANCE} is not there; `make verify`"):
+        finished.checkpoint_of("softshare")
+
+
+def test_a_path_is_no_variant(study):
+    with pytest.raises(UserError, match="^VARIANT = ../model: params.yaml has original, softshare$"):
+        finished.checkpoint_of("../model")
 
 
 def test_figures_of_another_run_are_not_in_the_card(study):

@@ -43,6 +43,8 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     if lost := [share for share in trained if share not in shares]:
         raise UserError(f"TRAIN = {train}: {lost[0]} is none of SIZES = {sizes}")
     repeats = _seeds(seeds)
+    if len(repeats) > 1 and not trained:
+        raise UserError(f"SEEDS = {seeds}: they are of recoveries; TRAIN says which sizes are recovered")
     measuring = Measuring()
     plans = _plans(shares, measuring.study.view.shape, measuring.reach)
     seeds_of = {share: repeats if share in trained else None for share in shares}
@@ -211,9 +213,9 @@ def _shares(name: str, text: str) -> list[float]:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
         shares = []
-    if not shares or not all(0 < share < 1 for share in shares):
-        raise UserError(f"{name} = {text}: shares of the original's parameters are needed, as 0.9,0.8")
-    return sorted(set(shares), reverse=True)
+    if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
+        raise UserError(f"{name} = {text}: different shares of the original's parameters are needed, as 0.9,0.8")
+    return sorted(shares, reverse=True)
 
 
 def _seeds(text: str) -> list[int]:

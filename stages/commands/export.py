@@ -27,7 +27,7 @@ from stages.core.reporting import card
 from stages.core.running.origins import Origins
 from stages.core.settings import params
 
-RECORD = "export.json"  # beside the checkpoint: what it is, and that this command wrote the folder
+RECORD = "export.json"  # beside the checkpoint: what it is, and the files that this command wrote
 SHARD = "4GB"  # the largest file of weights
 FORMS = ("dense", "shared")
 # Apache-2.0 asks for LICENSE and NOTICE beside copies, the terms of Gemma and Llama for their own files.
@@ -43,7 +43,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
 
     if form not in FORMS:
         raise UserError(f"FORM = {form}: {' or '.join(FORMS)}")
-    source = known("artifacts/provenance.json")
+    source, figures = known("artifacts/provenance.json"), known(f"metrics/variants/{variant}.json")
     dtype = dtype or source.get("dtype", "float32")
     if dtype not in DTYPES:
         raise UserError(f"DTYPE = {dtype}: one of {', '.join(DTYPES)}, or nothing for the source's")
@@ -83,27 +83,44 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
                 shares=shares,
                 structure=asdict(sharing),
                 recipe=recipe_of(variant),
-                figures=known(f"metrics/variants/{variant}.json") if current else {},
+                figures=figures if current else {},
                 original=known("metrics/variants/original.json"),
                 calibration=known("artifacts/calibration.json"),
                 source=source,
                 licence=licence_of(source),
             ),
         )
-        write_json(draft / RECORD, record)
+        written = [*(str(file.relative_to(draft)) for file in draft.rglob("*") if file.is_file()), RECORD]
+        write_json(draft / RECORD, record | {"files": sorted(written)})
         for file in draft.glob("*.safetensors"):
             file.chmod((draft / RECORD).stat().st_mode)  # that of any new file; safetensors writes for its owner alone
     opener = f'{auto}.from_pretrained("{to}"{", trust_remote_code=True" if shares else ""})'
     if not current:
         print("The card has no figures: those in metrics/variants are of another run. `make repro` makes them anew.")
+    elif not figures:
+        print(f"The card has no figures: metrics/variants/{variant}.json is not there. `make repro` makes it.")
     print(f"{to}: {form}, {dtype}, largest logit difference {difference:.1e}. Open it with {opener}")
 
 
 def refuse_to_replace(to: Path) -> None:
-    """Raise UserError where `to` is a file, or a folder that holds anything but an earlier export."""
-    if to == Path() or to.is_file() or (to.is_dir() and any(to.iterdir()) and not (to / RECORD).is_file()):
-        shown = "" if to == Path() else to
-        raise UserError(f"TO = {shown}: a new folder or an earlier export is needed, such as exported/softshare")
+    """Raise UserError where `to` is a file, lies in an export, or holds anything but what an earlier export wrote."""
+    wanted = "a new folder or an earlier export is needed, such as exported/softshare"
+    if to == Path() or to.is_file():
+        raise UserError(f"TO = {'' if to == Path() else to}: {wanted}")
+    if inside := [folder for folder in to.absolute().parents if written_by_export(folder)]:
+        raise UserError(f"TO = {to}: it lies in the export {inside[0]}, which the next one would replace")
+    known = {to / name for name in written_by_export(to)}
+    if lost := next((path for path in to.rglob("*") if path.is_file() and path not in known), None):
+        raise UserError(f"TO = {to}: {lost} is of no export and would be lost: {wanted}")
+
+
+def written_by_export(folder: Path) -> list[str]:
+    """The files that an export wrote into a folder; none where it is no export."""
+    with suppress(UserError):
+        said = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+        if isinstance(said, dict) and isinstance(said.get("files"), list):
+            return said["files"]
+    return []
 
 
 def probed(config: Any) -> Any:

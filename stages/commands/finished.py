@@ -18,7 +18,7 @@ def checkpoint_of(variant: str) -> Path:
     model under study, the text or the variant's params have changed since it was made.
     """
     folder = FINISHED / variant
-    if not variant or not (folder / "config.json").is_file():
+    if not variant or "/" in variant or not (folder / "config.json").is_file():
         known = params.load().variants
         if not variant:
             raise UserError(f"VARIANT is missing; params.yaml has {', '.join(known)}")
@@ -43,7 +43,7 @@ def refuse_other_profile(origins: Origins | None) -> None:
 
 
 def refuse_older(variant: str, origins: Origins) -> None:
-    """Raise UserError where a variant's checkpoint is older than what it is made of, as after half a run."""
+    """Raise UserError where a variant's checkpoint is older than what it is made of, or not what its stage wrote."""
     stage = f"finetune@{variant}"
     if stage not in origins.stages or (PROVENANCE.is_file() and not origins.holds(PROVENANCE)):
         raise UserError(f"VARIANT = {variant}: artifacts are not those of {LOCK}; `make repro` makes them anew")
@@ -59,6 +59,10 @@ def refuse_older(variant: str, origins: Origins) -> None:
                 f"VARIANT = {variant}: {key} has changed in params.yaml since its checkpoint was made; `make repro` "
                 "makes it anew"
             )
+    for path in (PROVENANCE, FINISHED / variant):
+        if not path.exists() or not origins.holds(path):
+            state = "is not what its stage wrote" if path.exists() else "is not there"
+            raise UserError(f"VARIANT = {variant}: {path} {state}; `make verify` looks at every file")
 
 
 def written_in_params(variant: str) -> dict[str, Any]:

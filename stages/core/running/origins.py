@@ -49,8 +49,12 @@ class Origins:
         return words[words.index("--profile") + 1] if "--profile" in words else ""
 
     def holds(self, path: Path) -> bool:
-        """Whether the file at a path is the one that a stage wrote there."""
-        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        """Whether the file or folder at a path is the one that a stage wrote there."""
+        if path.is_dir():
+            files = (file for file in path.rglob("*") if file.is_file())
+            digest = _listed({file.relative_to(path).as_posix(): _md5(file) for file in files})
+        else:
+            digest = _md5(path)
         return str(path) in self._outs and self._outs[str(path)][1] == digest
 
     def newer(self, stage: str) -> list[str]:
@@ -98,6 +102,15 @@ class Origins:
         """The hash of a path by what was written there; a folder's is DVC's, of a list of the files in it."""
         if path in self._outs:
             return self._outs[path][1]
-        files = [{"md5": self._outs[out][1], "relpath": out.removeprefix(f"{path}/")} for out in written]
-        listed = json.dumps(sorted(files, key=lambda file: file["relpath"]), sort_keys=True)
-        return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
+        return _listed({out.removeprefix(f"{path}/"): self._outs[out][1] for out in written})
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _listed(files: Mapping[str, str]) -> str:
+    """DVC's hash of a folder, from the hashes of its files by their paths in it."""
+    listed = json.dumps([{"md5": files[path], "relpath": path} for path in sorted(files)], sort_keys=True)
+    return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
