@@ -35,6 +35,7 @@ RATES = (1.0, 0.3, 0.1)  # times the profile's own
 HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
 MOMENTS = 4e9  # bytes of moments that stay in memory between methods
+MORE = ("#5b5f97", "#1b1b1e", "#7fb069", "#b08ea2")  # colours, as there are more methods than the report has
 LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
 
 
@@ -261,10 +262,10 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in (row for row in rows if row["method"] in curve.METHODS):
         lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    ends = {}
+    colours, ends = [*COLOURS, *MORE][: len(lines)], {}
     for number, (name, points) in enumerate(lines.items()):
         dashes = {curve.SPARSE: "--", curve.FEWER: ":"}.get(curve.METHODS[name].speed, "-")
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        style = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
         axes.plot(*zip(*sorted(points)), dashes, **style)
         ends[name] = (*min(points), style["color"])
     axes.set(

@@ -173,11 +173,13 @@ def searches(study: Study) -> list[Table]:
             )
             for candidate in found["candidates"]
         ]
+        single = sum(len(candidate["windows"]) == 1 for candidate in found["candidates"])
+        sets = f" and {len(rows) - single} sets of them" if single < len(rows) else ""
         title = (
-            f"`{name}`: {len(rows)} windows on {found[study.unit]:,} validation {study.unit}, "
+            f"`{name}`: {single} windows{sets} on {found[study.unit]:,} validation {study.unit}, "
             f"where the original has {perplexity(found['original_perplexity'])}"
         )
-        tables.append(Table(("window, layers from 0", "perplexity", "to the original"), rows, title, folded=True))
+        tables.append(Table(("windows, layers from 0", "perplexity", "to the original"), rows, title, folded=True))
     return tables
 
 
