@@ -204,6 +204,13 @@ def test_an_export_takes_nothing_away_that_it_did_not_write(study):
         export.main("deltas", Path("other"))
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder here takes no file from anybody")
+def test_where_nothing_can_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^TO = /proc/there/out: cannot write in /proc: "):
+        export.refuse_to_replace(Path("/proc/there/out"))
+
+
 def test_a_card_without_figures_is_told(study, capsys):
     Path("metrics/variants/deltas.json").unlink()
     export.main("deltas", Path("out"))

@@ -11,6 +11,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stages.commands.finished import checkpoint_of, figures_are_current
@@ -103,7 +104,10 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
 
 
 def refuse_to_replace(to: Path) -> None:
-    """Raise UserError where `to` is a file, lies in an export, or holds anything but what an earlier export wrote."""
+    """Raise UserError where `to` is a file, lies in an export, or holds anything but what an earlier export wrote.
+
+    Also where nothing can be written.
+    """
     wanted = "a new folder or an earlier export is needed, such as exported/softshare"
     if to == Path() or to.is_file():
         raise UserError(f"TO = {'' if to == Path() else to}: {wanted}")
@@ -112,6 +116,11 @@ def refuse_to_replace(to: Path) -> None:
     known = {to / name for name in written_by_export(to)}
     if lost := next((path for path in to.rglob("*") if path.is_file() and path not in known), None):
         raise UserError(f"TO = {to}: {lost} is of no export and would be lost: {wanted}")
+    there = next(folder for folder in to.absolute().parents if folder.is_dir())
+    try:
+        TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise UserError(f"TO = {to}: cannot write in {there}: {error.strerror}") from error
 
 
 def written_by_export(folder: Path) -> list[str]:
