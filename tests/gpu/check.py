@@ -1,7 +1,8 @@
 """What only a GPU can tell: the same results as on the CPU, memory and time. A script: python tests/gpu/check.py
 
-Needs torch, transformers, safetensors, numpy, pydantic and threadpoolctl; scipy for the alignment. Prints a table, writes
-$OUT/gpu.json (here, without $OUT). A check that fails says why and the others go on; the exit status counts them.
+Needs torch, transformers, safetensors, numpy, pydantic and threadpoolctl; scipy for the alignment. It prints a table
+and writes $OUT/gpu.json (here, without $OUT). A check that fails says why and the others go on; the exit status counts
+them.
 Options: --device cpu runs the same at a tiny size, --only NAME one check. Times are medians after a warm-up.
 """
 
