@@ -262,7 +262,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in (row for row in rows if row["method"] in curve.METHODS):
         lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    colours, ends = [*COLOURS, *MORE][: len(lines)], {}
+    colours, ends = COLOURS + MORE, {}
     for number, (name, points) in enumerate(lines.items()):
         dashes = {curve.SPARSE: "--", curve.FEWER: ":"}.get(curve.METHODS[name].speed, "-")
         style = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}

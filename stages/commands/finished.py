@@ -45,7 +45,9 @@ def refuse_other_profile(origins: Origins | None) -> None:
 def refuse_older(variant: str, origins: Origins) -> None:
     """Raise UserError where a variant's checkpoint is older than what it is made of, or not what its stage wrote."""
     stage = f"finetune@{variant}"
-    if stage not in origins.stages or (PROVENANCE.is_file() and not origins.holds(PROVENANCE)):
+    if not PROVENANCE.is_file():
+        raise UserError(f"VARIANT = {variant}: {PROVENANCE} is not there; `make verify` looks at every file")
+    if stage not in origins.stages or not origins.holds(PROVENANCE):
         raise UserError(f"VARIANT = {variant}: artifacts are not those of {LOCK}; `make repro` makes them anew")
     if newer := origins.newer(stage):
         raise UserError(
@@ -59,10 +61,10 @@ def refuse_older(variant: str, origins: Origins) -> None:
                 f"VARIANT = {variant}: {key} has changed in params.yaml since its checkpoint was made; `make repro` "
                 "makes it anew"
             )
-    for path in (PROVENANCE, FINISHED / variant):
-        if not path.exists() or not origins.holds(path):
-            state = "is not what its stage wrote" if path.exists() else "is not there"
-            raise UserError(f"VARIANT = {variant}: {path} {state}; `make verify` looks at every file")
+    if not origins.holds(FINISHED / variant):
+        raise UserError(
+            f"VARIANT = {variant}: {FINISHED / variant} is not what its stage wrote; `make verify` looks at every file"
+        )
 
 
 def written_in_params(variant: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.process.errors import UserError
+from stages.core.running import verification
 
 LOCK, PARAMS = Path("dvc.lock"), "params.yaml"
 FIRST = "base"
@@ -52,10 +53,10 @@ class Origins:
         """Whether the file or folder at a path is the one that a stage wrote there."""
         if path.is_dir():
             files = (file for file in path.rglob("*") if file.is_file())
-            digest = _listed({file.relative_to(path).as_posix(): _md5(file) for file in files})
+            found = _listed({file.relative_to(path).as_posix(): verification.digest(file) for file in files})
         else:
-            digest = _md5(path)
-        return str(path) in self._outs and self._outs[str(path)][1] == digest
+            found = verification.digest(path)
+        return str(path) in self._outs and self._outs[str(path)][1] == found
 
     def newer(self, stage: str) -> list[str]:
         """The paths that a stage, or one before it, read in another state than they have been written in since."""
@@ -103,11 +104,6 @@ class Origins:
         if path in self._outs:
             return self._outs[path][1]
         return _listed({out.removeprefix(f"{path}/"): self._outs[out][1] for out in written})
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _listed(files: Mapping[str, str]) -> str:
