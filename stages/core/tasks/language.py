@@ -28,6 +28,7 @@ from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
 REFERENCE = 2**28  # bytes of next-token probabilities that `reference` keeps, at least one token for each scored one
+KEPT = 4096  # of them for each scored token: more would only take time
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class Language:
     def reference(self, model: Any, held_out: corpus.Stream | Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each batch the likeliest next tokens, int32, (scored tokens, kept), and the logs of their probabilities.
 
-        All tokens of the vocabulary are kept, or as many as REFERENCE bytes hold.
+        At most KEPT tokens of the vocabulary are kept, and as many as REFERENCE bytes hold.
         """
         text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
-        most, found = max(1, int(REFERENCE / (8 * len(text)))), []
+        most, found = max(1, min(KEPT, int(REFERENCE / (8 * len(text))))), []
         for _, logits, _ in self._scored(model, text):
             logs, tokens = logits.log_softmax(-1).topk(min(most, logits.shape[-1]), dim=-1)
             found.append((tokens.int(), logs))
@@ -137,10 +138,11 @@ class Language:
         total, count = 0.0, 0
         for (tokens, logs), (_, logits, _) in zip(reference, self._scored(model, text), strict=True):
             chosen, before = tokens.long(), logs.double()
-            after = logits.log_softmax(-1).gather(-1, chosen).double()
+            whole = logits.logsumexp(-1)
+            after = logits.gather(-1, chosen).double() - whole.double()[:, None]
             total += (before.exp() * (before - after)).sum().item()
             if chosen.shape[-1] < logits.shape[-1]:
-                other = logits.scatter(-1, chosen, -math.inf).logsumexp(-1) - logits.logsumexp(-1)
+                other = logits.scatter_(-1, chosen, -math.inf).logsumexp(-1) - whole
                 left = (1 - before.exp().sum(-1)).clamp_min(1e-12)
                 total += (left * (left.log() - other.double())).sum().item()
             count += len(logits)
