@@ -45,7 +45,9 @@ def main(
         """The perplexity on the other text, as `other`; empty without one."""
         return {} if elsewhere is None else {"other": task.score(model, elsewhere, watch)}
 
-    own, first = measure(after), measure(before)
+    own = measure(after)
+    # Where no training helped, the start was kept.
+    first = dict(own) if checkpoint.same(before, after) else measure(before)
     # The models of further seeds lie below the first seed's.
     scored = [own, *(score(folder) for folder in sorted(after.glob("seeds/*")))]
     repeats = [found["perplexity"] for found in scored]

@@ -565,13 +565,16 @@ def test_the_command_opens_no_model_and_passes_here():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with params.yaml and the bundled model's config.json alone, on a machine without a GPU."""
+    """A folder with params.yaml and a model of which only config.json is read, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(gpus, "smallest", lambda device: None)
     monkeypatch.setattr(check, "matmul_speed", lambda: 1e10)
     write(tmp_path)
     (tmp_path / "data/model").mkdir(parents=True)
     shutil.copy(ROOT / "data/model/config.json", "data/model")
+    for name in ("model/model.safetensors", "model/vocab.json", "digits/model/model.safetensors", "bare/config.json"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
     return tmp_path
 
 
@@ -651,6 +654,14 @@ DATASET, SHARES = {"kind": "dataset"}, {"train": "train[:50%]", "validation": "t
 VAIN = [
     ("small", "base.model", "data/nothing", "base.model = data/nothing: there is no such folder"),
     ("small", "base.model", "text", "base.model = text: no config.json in it; "),
+    (
+        "small",
+        "base.model",
+        "data/bare",
+        "base.model = data/bare: no weights in it (*.safetensors)",
+        "base.model = data/bare: no tokenizer in it",
+    ),
+    ("small", "base.revision", "v1", "base.revision = v1: data/model is a folder of this machine; null is allowed"),
     ("small", "base.gguf_file", "none.gguf", "base.gguf_file = none.gguf: no such file in data/model"),
     (
         "small",
@@ -712,6 +723,12 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
     assert len(told) == len(lines) and capsys.readouterr().out == ""
     for said, line in zip(told, lines):
         assert said.strip().startswith(f"params.yaml: profiles.{profile}.{line}")
+
+
+def test_more_threads_than_cores_are_a_warning(here, capsys):
+    write(here, **{f"{SMALL}.runtime.threads": 1000})
+    check.main()
+    assert f"warning: {SMALL}.runtime.threads = 1000: " in capsys.readouterr().out
 
 
 def test_a_folder_that_a_variant_names_in_vain_is_told(here):

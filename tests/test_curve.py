@@ -20,7 +20,7 @@ from stages.core.shrinking import curve, mixing
 from stages.core.shrinking.probes import Judge
 
 ROOT = Path(__file__).parent.parent
-REACH = 10
+LONGEST = tiny.LAYERS
 
 
 def test_every_method_stores_at_most_the_size():
@@ -32,12 +32,12 @@ def test_every_method_stores_at_most_the_size():
         return 2.0 + len(asked) / 1000
 
     judge = Judge(score, lambda view: None, lambda view, reference: 0.01)
-    plans = curve.plans([0.9], view.shape, REACH)
-    assert [name for name, _ in plans] == [name for name in curve.METHODS if curve.fits(name, 0.9, view.shape, REACH)]
+    plans = curve.plans([0.9], view.shape, LONGEST)
+    assert [name for name, _ in plans] == [name for name in curve.METHODS if curve.fits(name, 0.9, view.shape, LONGEST)]
     assert {"softshare", "mix", "pruned", "dropped", "dropped_searched", "basis_2"} <= {name for name, _ in plans}
     # What is known of a smaller size serves this one.
-    probed, surveyed = curve.probe(view, known, judge), curve.survey(view, known, judge, 0.7, REACH)
-    found = curve.tried(0.9, view, known, judge, probed, surveyed, REACH)
+    probed, surveyed = curve.probe(view, known, judge), curve.survey(view, known, judge, 0.7, LONGEST)
+    found = curve.tried(0.9, view, known, judge, probed, surveyed, LONGEST)
     for name, share in plans:
         chosen = curve.best_of(found, name) if curve.in_mixture(name) else None
         made = list(curve.make(name, share, view, known, chosen))
@@ -48,7 +48,7 @@ def test_every_method_stores_at_most_the_size():
 
 def test_a_size_out_of_reach_is_left_out():
     shape = tiny.view(tiny.model("gpt2")).shape
-    assert not curve.fits("svd", 0.01, shape, REACH) and curve.fits("svd", 0.9, shape, REACH)
+    assert not curve.fits("svd", 0.01, shape, LONGEST) and curve.fits("svd", 0.9, shape, LONGEST)
 
 
 @pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%", "0.8,0.9,0.80"])
@@ -102,8 +102,8 @@ def test_a_method_chooses_the_best_of_its_own_forms():
 def test_a_size_that_no_method_reaches_is_an_error_that_says_what_is_allowed():
     shape = tiny.view(tiny.model("gpt2")).shape
     with pytest.raises(UserError, match=r"SIZES: no method can store 0.01 of this model; 0\.\d+ to 0.99 are allowed"):
-        command._plans([0.9, 0.01], shape, REACH)
-    assert command._plans([0.9], shape, REACH) == curve.plans([0.9], shape, REACH)
+        command._plans([0.9, 0.01], shape, LONGEST)
+    assert command._plans([0.9], shape, LONGEST) == curve.plans([0.9], shape, LONGEST)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -269,6 +269,11 @@ DISAGREEING = [
         11,
         r"variants.merged_4.windows.size = 11 exceeds profiles.small.correlate.reach = 10",
     ),
+    (
+        "variants.softshare_seed.windows.sizes",
+        [13],
+        r"variants.softshare_seed.windows.sizes = \[13\] exceeds profiles.small.correlate.reach = 10",
+    ),
 ]
 
 

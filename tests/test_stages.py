@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -335,6 +336,16 @@ def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
     perplexity.main("tiny", "softshare", **both, **text, other=Path("text/other.parquet"), out=Path("again.json"))
     assert sorted(opened) == ["finetuned/softshare", "surgery/softshare"]
     assert Path("again.json").read_bytes() == Path("perplexity/softshare.json").read_bytes()
+    # A start that was kept is the same checkpoint: it is measured once.
+    opened.clear()
+    shutil.copytree("finetuned/softshare", "start")
+    perplexity.main(
+        "tiny", "softshare", **both | {"before": Path("start")}, **text, other=Path("text/other.parquet"),
+        out=Path("kept.json"),
+    )  # fmt: skip
+    kept = json.loads(Path("kept.json").read_text())
+    assert opened == ["finetuned/softshare"] and kept["before"] == kept["after"]
+    assert kept["other_before"] == kept["other_after"] and kept["seed_before"] == kept["seed_after"]
 
 
 def test_another_text_is_scored_as_the_test_split_is_and_one_that_is_not_there_not_at_all(study):

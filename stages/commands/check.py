@@ -50,13 +50,20 @@ def main() -> None:
     anchored = (
         f"params.yaml: line {line}: no -S of dvc exp reaches a section with an anchor" for line in params.anchors()
     )
-    for line in [*anchored, *rules.warnings(found, known)]:
+    for line in [*anchored, *crowded(found), *rules.warnings(found, known)]:
         print(f"warning: {line}")
     speed = None if card else matmul_speed()
     print(table(costs, speed))
     print(f"All {len(studied)} variants; every figure is an estimate.")
     print(f"time: {duration(costs, speed) if speed else f'not estimated: it would run on {card.name}'}")
     print("\n".join(room))
+
+
+def crowded(found: Params) -> Iterator[str]:
+    """A line where the active profile asks for more threads than there are cores: they would wait for each other."""
+    threads, cores = found.profiles[found.profile].runtime.threads, len(os.sched_getaffinity(0))
+    if threads and threads > cores:
+        yield f"profiles.{found.profile}.runtime.threads = {threads}: {cores} cores are there"
 
 
 def missing_files(found: Params) -> Iterator[str]:
@@ -73,6 +80,10 @@ def missing_files(found: Params) -> Iterator[str]:
         yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}"
     if not gguf and folder.is_dir() and not (folder / "config.json").is_file():
         yield f"{where}.base.model = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
+    elif folder.is_dir():
+        yield from missing_parts(f"{where}.base.model", folder, gguf is None, profile.task == "language")
+    if profile.base.revision and folder.is_dir():
+        yield f"{where}.base.revision = {profile.base.revision}: {folder} is a folder of this machine; null is allowed"
     other = getattr(profile.prepare, "other", None)
     texts = {
         "prepare": profile.prepare,
@@ -83,6 +94,14 @@ def missing_files(found: Params) -> Iterator[str]:
     for section, said in texts.items():
         if said is not None:
             yield from missing_text(f"{where}.{section}.source", said.source)
+
+
+def missing_parts(key: str, folder: Path, weights: bool, words: bool) -> Iterator[str]:
+    """A line for what a folder lacks of a model. weights: not in a GGUF file. words: a tokenizer is needed, too."""
+    if weights and not any(folder.glob("*.safetensors")):
+        yield f"{key} = {folder}: no weights in it (*.safetensors)"
+    if weights and words and not any(any(folder.glob(name)) for name in ("tokenizer*", "vocab*", "*.model")):
+        yield f"{key} = {folder}: no tokenizer in it (tokenizer.json or vocab.json)"
 
 
 def missing_text(key: str, source: Any) -> Iterator[str]:

@@ -47,7 +47,7 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     if len(repeats) > 1 and not trained:
         raise UserError(f"SEEDS = {seeds}: they are of recoveries; TRAIN says which sizes are recovered")
     measuring = Measuring()
-    plans = _plans(shares, measuring.study.view.shape, measuring.reach)
+    plans = _plans(shares, measuring.study.view.shape, measuring.longest)
     seeds_of = {share: repeats if share in trained else None for share in shares}
     rows = {}
     originals = measuring.controls(repeats) if trained else [measuring.original()]
@@ -63,7 +63,8 @@ class Measuring:
     def __init__(self):
         self.study = Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
-        self.reach = self.study.section("correlate").reach
+        # The most layers of a window: as many as a stage of the model has, and as were aligned with each other.
+        self.longest = min(self.study.view.shape.deepest.depth, self.study.section("correlate").reach)
         self.known = self.study.view, self.study.calibration, self.judge
 
     def original(self) -> dict:
@@ -76,11 +77,11 @@ class Measuring:
 
     def survey(self, smallest: float) -> Surveyed:
         """What arrangements of layers cost, for all shares down to the smallest."""
-        return curve.survey(*self.known, smallest, self.reach)
+        return curve.survey(*self.known, smallest, self.longest)
 
     def tried(self, share: float, probed: Probed, surveyed: Surveyed) -> list[Tried]:
         """What the search of a mixture tries at a share of the original's parameters."""
-        return curve.tried(share, *self.known, probed, surveyed, self.reach)
+        return curve.tried(share, *self.known, probed, surveyed, self.longest)
 
     def point(self, name: str, share: float, seeds: list[int] | None, chosen: Tried | None = None) -> dict:
         """The row of a method at a share of the original's parameters.
@@ -145,11 +146,11 @@ def arms(spec: Recovery, kept: list[int] | None = None) -> list[Recovery]:
     ]
 
 
-def _plans(shares: list[float], shape: Shape, reach: int) -> list[tuple[str, float]]:
+def _plans(shares: list[float], shape: Shape, longest: int) -> list[tuple[str, float]]:
     """(method, share) of all that fits. Raises UserError where no method can store a share."""
-    found = curve.plans(shares, shape, reach)
+    found = curve.plans(shares, shape, longest)
     if missing := set(shares) - {share for _, share in found}:
-        reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape, reach)]
+        reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape, longest)]
         raise UserError(
             f"SIZES: no method can store {min(missing):g} of this model; {reached[0]} to {reached[-1]} are allowed"
         )

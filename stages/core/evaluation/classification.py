@@ -1,7 +1,7 @@
 """A linear head on a decoder, which labels a text by the final hidden state of its last token.
 
 Rows are padded on the right. Attention is causal and the state is that of the last real token, so padding has no
-influence on it.
+influence on it, and no mask is needed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,8 +45,7 @@ def last_states(model: Any, rows: Sequence[Tensor]) -> Tensor:
     device = next(model.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)
-    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-    states = model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+    states = model.base_model(ids, use_cache=False).last_hidden_state
     return states[torch.arange(len(rows), device=device), lengths - 1]
 
 

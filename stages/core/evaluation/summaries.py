@@ -45,21 +45,20 @@ def summary_loss(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """An objective for `training.loop.train`: the mean cross-entropy in nats over the tokens of a batch's targets.
 
-    Prompts and padding do not count. Padding is on the right, and attention does not see it.
+    Prompts and padding do not count. Padding is on the right, where causal attention never looks: it needs no mask.
     """
 
     def objective(batch: Tensor) -> tuple[Tensor, Tensor]:
         rows = [(prompts[i], targets[i]) for i in batch.tolist()]
         length = max(len(prompt) + len(target) for prompt, target in rows)
         ids = torch.zeros(len(rows), length, dtype=torch.int64)
-        labels, seen = torch.full_like(ids, -100), torch.zeros_like(ids)
+        labels = torch.full_like(ids, -100)
         for row, (prompt, target) in enumerate(rows):
             whole = len(prompt) + len(target)
             ids[row, :whole] = torch.tensor([*prompt, *target])
             labels[row, len(prompt) : whole] = torch.tensor(target)
-            seen[row, :whole] = 1
         device = next(model.parameters()).device
-        states = model.base_model(ids.to(device), attention_mask=seen.to(device), use_cache=False).last_hidden_state
+        states = model.base_model(ids.to(device), use_cache=False).last_hidden_state
         chosen = labels[:, 1:].to(device) != -100
         # Only the targets get logits: those of the prompts would be most of the work.
         logits = model.get_output_embeddings()(states[:, :-1][chosen])

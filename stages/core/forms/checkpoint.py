@@ -5,6 +5,7 @@ class opens with FFNs missing: its config holds the `Sharing` and the config of 
 every parameter once.
 """
 
+import filecmp
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,12 @@ def load(folder: Path) -> tuple[ModelView, Sharing]:
         folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return ModelView(model), Sharing(**model.config.sharing)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders have the same config and weights, byte for byte."""
+    names = ["config.json", *(file.name for file in _weights(one))]
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
 def _weights(folder: Path) -> list[Path]:

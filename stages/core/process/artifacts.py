@@ -159,13 +159,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def parquet_writer(path: Path, schema: Any, compression: str = "snappy") -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetWriter` with a checksum on every page (parquet has none unless asked)."""
+    """A `pyarrow.parquet.ParquetWriter` with a checksum on every page (parquet has none unless asked).
+
+    Without statistics: nobody here looks for rows by their values.
+    """
     import pyarrow.parquet as pq
 
     with replacing(path) as draft:
-        with pq.ParquetWriter(
-            draft, schema, compression=compression, write_page_checksum=True, use_dictionary=False
-        ) as writer:
+        options = {"write_page_checksum": True, "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(draft, schema, compression=compression, **options) as writer:
             yield writer
 
 

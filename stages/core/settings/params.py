@@ -88,8 +88,9 @@ class Params(Section):
                 )
             aligned = alignment != "identity" or variant.windows.choose == "forms"
             if aligned and variant.windows.size > profile.correlate.reach:
+                key = "sizes" if hasattr(variant.windows, "sizes") else "size"
                 raise ValueError(
-                    f"variants.{name}.windows.size = {variant.windows.size} exceeds "
+                    f"variants.{name}.windows.{key} = {getattr(variant.windows, key)} exceeds "
                     f"profiles.{self.profile}.correlate.reach = {profile.correlate.reach}, "
                     "so its layers could not be aligned"
                 )

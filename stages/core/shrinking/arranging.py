@@ -5,10 +5,12 @@ spends a budget over them and over the matrices that stay alone; the bases are s
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
+
+from torch import Tensor
 
 from stages.core.architecture import rules, targets, windows
 from stages.core.architecture.depth import keep_layers
@@ -31,12 +33,13 @@ class Surveyed:
 
     windows: every single window and the perplexity of the model in which it alone shares. orders: in which layers go,
     by influence and by perplexity (see `layer_search`). fewer: for each order the divergence of the model without the
-    first layer that may go, the first two, and so on.
+    first layer that may go, the first two, and so on. gains: those of the deltas of each window (see `ranks.gains`).
     """
 
     windows: list[Layout]
     orders: list[list[int]]
     fewer: list[list[float]]
+    gains: dict[Window, dict[Matrix, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def survey(
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Surveyed:
     """Every single window, and the model without more and more of its layers, down to the target of `spec`."""
-    single, orders, fewer = [], [], []
+    single, orders, fewer, gains = [], [], [], ranks.WindowGains(view, calibration, SHARED)
     if "share" in spec.forms:
         best = Best(choose="best", sizes=spec.sizes)
         single = window_search.search(view, calibration, SHARED, best, judge.score, watch).scored
@@ -82,7 +85,24 @@ def survey(
         divergence = cache(partial(_without, view, judge, reference))
         for most in (targets.dropped(view.shape, order, spec.target_parameters, None) for order in orders):
             fewer.append([divergence(frozenset(most[:count])) for count in watch(range(1, len(most) + 1))])
-    return Surveyed(single, orders, fewer)
+    costs = _costs(view, single, judge)
+    gone = [frozenset(order[:count]) for order, harms in zip(orders, fewer) for count in range(1, len(harms) + 1)]
+    layouts = {layout for each in [frozenset(), *gone] for layout in _layouts(view, costs, each)}
+    for window in watch(sorted({window for layout in layouts for window in layout})):
+        gains[window]
+    return Surveyed(single, orders, fewer, dict(gains))
+
+
+def _costs(view: ModelView, single: list[Layout], judge: Judge) -> dict[Window, float]:
+    """The rise in log perplexity of each window that alone shares."""
+    original = judge.score(view)
+    return {layout.windows[0]: math.log(layout.perplexity / original) for layout in single}
+
+
+def _layouts(view: ModelView, costs: Mapping[Window, float], gone: Collection[int]) -> list[tuple[Window, ...]]:
+    """The layouts of windows to start from where some layers are gone."""
+    left = {window: cost for window, cost in costs.items() if not set(windows.layers(window)) & set(gone)}
+    return [layout for _, layout in windows.layouts(left, view.depth, 1)]
 
 
 def _without(view: ModelView, judge: Judge, reference: Any, gone: Collection[int]) -> float:
@@ -104,8 +124,10 @@ def arrange(
     surveyed: of the same forms, for this target or a smaller one.
     """
     alone, costs, chosen, fewer = [], {}, [], {(): 0.0}
+    gains = ranks.WindowGains(view, calibration, SHARED, surveyed.gains)
     if "share" in spec.forms:
-        costs, own = _windows(view, calibration, spec, surveyed.windows, judge, watch)
+        costs = _costs(view, surveyed.windows, judge)
+        own = _windows(view, calibration, spec, surveyed.windows, gains, judge, watch)
         chosen = [tuple((group[0], group[-1]) for group in layers.groups) for _, layers in own]
         alone += own
     if "drop" in spec.forms:
@@ -117,13 +139,10 @@ def arrange(
             dropped = ("drop", Layers(gone=sorted(most)))
             if stored <= targets.target(view.shape, spec.target_parameters) and dropped not in alone:
                 alone.append(dropped)
-    deltas = cache(partial(_deltas, view, calibration))
-    every = []
+    deltas, every = cache(partial(_deltas, view, gains)), []
     for gone, harm in fewer.items():
         saved = sum(view.shape.stage_of(layer).block - view.shape.ffn_matrices_of(layer) for layer in gone)
-        left = {window: cost for window, cost in costs.items() if not set(windows.layers(window)) & set(gone)}
-        layouts = [layout for _, layout in windows.layouts(left, view.depth, 1)]
-        for layout in dict.fromkeys([*layouts, *([()] if gone else chosen)]):
+        for layout in dict.fromkeys([*_layouts(view, costs, gone), *([()] if gone else chosen)]):
             groups = [windows.layers(window) for window in layout]
             bases = sum(view.shape.ffn_matrices_of(group[0]) for group in groups)
             options = {matrix: found for window in layout for matrix, found in deltas(window).items()}
@@ -136,23 +155,21 @@ def _windows(
     calibration: Calibration,
     spec: Forms,
     single: list[Layout],
+    gains: ranks.WindowGains,
     judge: Judge,
     watch: Callable[[Iterable], Iterable],
-) -> tuple[dict[Window, float], list[tuple[str, Layers]]]:
-    """What single windows cost, and what method share chooses, where such windows alone can reach the target."""
-    original = judge.score(view)
-    costs = {layout.windows[0]: math.log(layout.perplexity / original) for layout in single}
+) -> list[tuple[str, Layers]]:
+    """What method share chooses, where such windows alone can reach the target."""
     budget = Budget(choose="budget", sizes=spec.sizes, target_parameters=spec.target_parameters)
     if list(rules.variant_mistakes("", Variant(windows=budget, surgery=SHARED, finetune={}), view.shape)):
-        return costs, []
-    chosen = window_search.search(view, calibration, SHARED, budget, judge.score, watch, single).chosen
-    return costs, [("share", Layers([windows.layers(window) for window in chosen.windows], chosen.ranks))]
+        return []
+    chosen = window_search.search(view, calibration, SHARED, budget, judge.score, watch, single, gains).chosen
+    return [("share", Layers([windows.layers(window) for window in chosen.windows], chosen.ranks))]
 
 
-def _deltas(view: ModelView, calibration: Calibration, window: Window) -> dict[Matrix, list[Option]]:
+def _deltas(view: ModelView, gains: ranks.WindowGains, window: Window) -> dict[Matrix, list[Option]]:
     """Every rank of the delta of each matrix of a window that stores less than the matrix, as an option."""
-    gains = ranks.gains(view, windows.layers(window), calibration, SHARED)
-    return {matrix: list(_options(view, matrix, values.tolist())) for matrix, values in gains.items()}
+    return {matrix: list(_options(view, matrix, values.tolist())) for matrix, values in gains[window].items()}
 
 
 def _options(view: ModelView, matrix: Matrix, gains: list[float]) -> Iterator[Option]:

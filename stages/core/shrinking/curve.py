@@ -68,19 +68,14 @@ METHODS = {
 }
 
 
-def longest(shape: Shape, reach: int) -> int:
-    """The most layers of a window: as many as a stage of the model has, and as were aligned with each other."""
-    return min(shape.deepest.depth, reach)
+def fits(name: str, share: float, shape: Shape, longest: int) -> bool:
+    """Whether a method can store this share of a model of this shape. longest: layers of a window."""
+    return not list(rules.variant_mistakes(name, METHODS[name].variant(share, longest), shape))
 
 
-def fits(name: str, share: float, shape: Shape, reach: int) -> bool:
-    """Whether a method can store this share of a model of this shape, of which so many layers were aligned."""
-    return not list(rules.variant_mistakes(name, METHODS[name].variant(share, longest(shape, reach)), shape))
-
-
-def plans(shares: Iterable[float], shape: Shape, reach: int) -> list[tuple[str, float]]:
-    """(method, share) of every method at every share that it can reach."""
-    return [(name, share) for share in shares for name in METHODS if fits(name, share, shape, reach)]
+def plans(shares: Iterable[float], shape: Shape, longest: int) -> list[tuple[str, float]]:
+    """(method, share) of every method at every share that it can reach. longest: layers of a window."""
+    return [(name, share) for share in shares for name in METHODS if fits(name, share, shape, longest)]
 
 
 def in_mixture(name: str) -> bool:
@@ -94,10 +89,10 @@ def probe(view: ModelView, calibration: Calibration, judge: probes.Judge) -> pro
 
 
 def survey(
-    view: ModelView, calibration: Calibration, judge: probes.Judge, smallest: float, reach: int
+    view: ModelView, calibration: Calibration, judge: probes.Judge, smallest: float, longest: int
 ) -> arranging.Surveyed:
     """What each window alone costs, and what the first layers that are gone do, for mixtures down to a share."""
-    return arranging.survey(view, calibration, _mixture(smallest, longest(view.shape, reach)), judge)
+    return arranging.survey(view, calibration, _mixture(smallest, longest), judge)
 
 
 def tried(
@@ -107,11 +102,10 @@ def tried(
     judge: probes.Judge,
     probed: probes.Probed,
     surveyed: arranging.Surveyed,
-    reach: int,
+    longest: int,
 ) -> list[mixing.Tried]:
     """What the search of a mixture of all forms tries at a share, the best first; for `best_of`."""
-    spec = _mixture(share, longest(view.shape, reach))
-    return mixing.search(view, calibration, spec, probed, judge, surveyed=surveyed)
+    return mixing.search(view, calibration, _mixture(share, longest), probed, judge, surveyed=surveyed)
 
 
 def _mixture(share: float, longest: int) -> Forms:

@@ -4,10 +4,14 @@ Errors are relative, E|(W_l - W_c) x|^2 / E|W_l x|^2, so that matrices whose out
 Where the base moves with the deltas, one rank changes what another is worth. Then the gains are those of a greedy path.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from stages.core.architecture import windows
 from stages.core.architecture.view import ModelView
+from stages.core.architecture.windows import Window
 from stages.core.calibration.moments import SITE, Moments, cholesky, root
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Share
@@ -17,6 +21,20 @@ from stages.core.shrinking.joint import parallel
 from stages.core.shrinking.members import aligned, fit_role
 
 LEAST = 1e-4  # of the largest gain: the path to smaller ones is not followed
+
+
+class WindowGains(dict[Window, dict[Matrix, Tensor]]):
+    """Window -> `gains` of its layers, computed where they are first asked for. known: those of an earlier one."""
+
+    def __init__(
+        self, view: ModelView, calibration: Calibration, spec: Share, known: Mapping[Window, dict[Matrix, Tensor]] = {}
+    ):
+        super().__init__(known)
+        self.view, self.calibration, self.spec = view, calibration, spec
+
+    def __missing__(self, window: Window) -> dict[Matrix, Tensor]:
+        self[window] = gains(self.view, windows.layers(window), self.calibration, self.spec)
+        return self[window]
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from stages.core.architecture.windows import SPARE, Window
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget, Share
 from stages.core.shrinking import budgets, ranks
-from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.members import Ranks
 from stages.core.shrinking.operations import operate
 
@@ -48,6 +47,7 @@ def search(
     score: Callable[[ModelView], float],
     watch: Callable[[Iterable], Iterable] = iter,
     known: list[Layout] | None = None,
+    gains: ranks.WindowGains | None = None,
 ) -> Found:
     """The best layout by `spec`, with every window made by the method `operation`, deltas as they are fitted at first.
 
@@ -59,7 +59,7 @@ def search(
 
     What comes before a window is the original: its forward passes are recorded once, within STATES bytes, and those of
     a changed model start from there. `score` must run a model on the same inputs in the same order every time.
-    known: the single windows, where an earlier search has scored them.
+    known: the single windows, where an earlier search has scored them. gains: those that an earlier search has found.
     """
     operation = _before_refits(operation)
     singles = windows.contiguous(view.depth, spec.sizes, spec.exclude_layers, view.borders)
@@ -81,7 +81,8 @@ def search(
     if isinstance(spec, Budget):
         weight = partial(targets.saved, view.shape, operation.biases)
         ways = windows.layouts(costs, view.depth, spec.shortlist, weight)
-        plans = list(_plans(view, ways, calibration, operation, spec))
+        gains = ranks.WindowGains(view, calibration, operation) if gains is None else gains
+        plans = list(_plans(view, ways, gains, operation, spec))
         tried = [measure(layout, chosen) for layout, chosen in watch(plans)]
         return Found(min(tried, key=_perplexity), scored + tried, original)
     ways = sorted((way for way in ways if len(way[1]) == spec.count), key=_cost_per_layer)
@@ -111,7 +112,7 @@ def _cost_per_layer(way: Way) -> float:
 
 
 def _plans(
-    view: ModelView, ways: list[Way], calibration: Calibration, operation: Share, spec: Budget
+    view: ModelView, ways: list[Way], gains: ranks.WindowGains, operation: Share, spec: Budget
 ) -> Iterator[tuple[tuple[Window, ...], Ranks]]:
     """Layouts that leave room in the budget, each with the ranks that fill it."""
     shape = view.shape
@@ -123,12 +124,8 @@ def _plans(
         amount = sum(targets.saved(shape, operation.biases, window) for window in layout)
         if total - target <= amount < most:
             by_amount.setdefault(amount, []).append(layout)
-    gains: dict[Window, dict[Matrix, Any]] = {}
     for amount, alike in sorted(by_amount.items()):
         for layout in alike[: spec.shortlist]:
-            for window in layout:
-                if window not in gains:
-                    gains[window] = ranks.gains(view, windows.layers(window), calibration, operation)
             room = target - (total - amount)
             every = {matrix: values for window in layout for matrix, values in gains[window].items()}
             yield layout, budgets.water_fill(every, {key: shape.matrices_of(key[0])[key[1]] for key in every}, room)

@@ -28,7 +28,7 @@ from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
 REFERENCE = 2**28  # bytes of next-token probabilities that `reference` keeps, at least one token for each scored one
-KEPT = 4096  # of them for each scored token: more would only take time
+KEPT = 256  # of them for each scored token: with all 2,048 of a small model a divergence is at most 2% more
 
 
 @dataclass(frozen=True)
