@@ -658,7 +658,7 @@ VAIN = [
         "small",
         "base.model",
         "data/bare",
-        "base.model = data/bare: no weights in it (*.safetensors)",
+        "base.model = data/bare: no weights in it (model.safetensors or model.safetensors.index.json)",
         "base.model = data/bare: no tokenizer in it",
     ),
     ("small", "base.revision", "v1", "base.revision = v1: data/model is a folder of this machine; null is allowed"),
@@ -723,6 +723,12 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
     assert len(told) == len(lines) and capsys.readouterr().out == ""
     for said, line in zip(told, lines):
         assert said.strip().startswith(f"params.yaml: profiles.{profile}.{line}")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line(here):
+    (here / "data/model/tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="^cannot read data/model/tokenizer.json as a tokenizer: "):
+        check.main()
 
 
 def test_more_threads_than_cores_are_a_warning(here, capsys):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stages.core.architecture.shape import Shape
+from stages.core.process.errors import UserError
 from stages.core.settings import splits
 from stages.core.settings.images import Digits, ImageProfile, Patterns
 from stages.core.settings.profiles import Profile
@@ -40,9 +41,14 @@ def most(profile: Profile, needed: int, shape: Shape) -> int | None:
 
     from stages.core.text.sources import generated
 
+    try:
+        known = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # tokenizers raises this very class
+        raise UserError(f"cannot read {tokenizer} as a tokenizer: {error}") from error
+
     def count(stories: int) -> int:
         text = "\n\n".join(generated(LEXICON, source.seed, "train", stories))
-        return len(Tokenizer.from_file(str(tokenizer)).encode(text, add_special_tokens=False))
+        return len(known.encode(text, add_special_tokens=False))
 
     few = min(SAMPLE, source.train)
     return needed if needed <= SURE * count(few) / few * source.train else count(source.train)

@@ -24,6 +24,8 @@ from stages.core.settings.params import Params
 from stages.core.settings.texts import PACKAGED, Loaded
 
 NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
 
@@ -77,7 +79,7 @@ def missing_files(found: Params) -> Iterator[str]:
     yield from (f"{key} = {model}: {NO_FOLDER}" for key, model in models.items() if hub.is_missing_folder(model))
     folder, gguf = Path(profile.base.model), profile.base.gguf_file
     if gguf and folder.is_dir() and not (folder / gguf).is_file():
-        yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}"
+        yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}; its name alone is needed"
     if not gguf and folder.is_dir() and not (folder / "config.json").is_file():
         yield f"{where}.base.model = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
     elif folder.is_dir():
@@ -98,10 +100,12 @@ def missing_files(found: Params) -> Iterator[str]:
 
 def missing_parts(key: str, folder: Path, weights: bool, words: bool) -> Iterator[str]:
     """A line for what a folder lacks of a model. weights: not in a GGUF file. words: a tokenizer is needed, too."""
-    if weights and not any(folder.glob("*.safetensors")):
-        yield f"{key} = {folder}: no weights in it (*.safetensors)"
-    if weights and words and not any(any(folder.glob(name)) for name in ("tokenizer*", "vocab*", "*.model")):
-        yield f"{key} = {folder}: no tokenizer in it (tokenizer.json or vocab.json)"
+    if not weights:
+        return
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
+    if words and not any((folder / name).is_file() for name in TOKENIZERS):
+        yield f"{key} = {folder}: no tokenizer in it ({', '.join(TOKENIZERS)})"
 
 
 def missing_text(key: str, source: Any) -> Iterator[str]:
