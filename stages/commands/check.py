@@ -25,7 +25,7 @@ from stages.core.settings.texts import PACKAGED, Loaded
 
 NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # what `opening` asks for
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
 
@@ -80,10 +80,8 @@ def missing_files(found: Params) -> Iterator[str]:
     folder, gguf = Path(profile.base.model), profile.base.gguf_file
     if gguf and folder.is_dir() and not (folder / gguf).is_file():
         yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}; its name alone is needed"
-    if not gguf and folder.is_dir() and not (folder / "config.json").is_file():
-        yield f"{where}.base.model = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
-    elif folder.is_dir():
-        yield from missing_parts(f"{where}.base.model", folder, gguf is None, profile.task == "language")
+    if not gguf and folder.is_dir():
+        yield from missing_parts(f"{where}.base.model", folder, words=profile.task == "language")
     if profile.base.revision and folder.is_dir():
         yield f"{where}.base.revision = {profile.base.revision}: {folder} is a folder of this machine; null is allowed"
     other = getattr(profile.prepare, "other", None)
@@ -98,9 +96,10 @@ def missing_files(found: Params) -> Iterator[str]:
             yield from missing_text(f"{where}.{section}.source", said.source)
 
 
-def missing_parts(key: str, folder: Path, weights: bool, words: bool) -> Iterator[str]:
-    """A line for what a folder lacks of a model. weights: not in a GGUF file. words: a tokenizer is needed, too."""
-    if not weights:
+def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
+    """A line for each part that a folder lacks of a model. words: a tokenizer is one of them."""
+    if not (folder / "config.json").is_file():
+        yield f"{key} = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
         return
     if not any((folder / name).is_file() for name in WEIGHTS):
         yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
