@@ -4,13 +4,14 @@ import hashlib
 from pathlib import Path
 
 from stages.core.architecture import opening, rules, shape
-from stages.core.process import command
+from stages.core.process import command, hub
 from stages.core.process.artifacts import replacing, write_json
 from stages.core.settings import params
 
 
 def main(profile: str, model: Path, tokenizer: Path, provenance: Path) -> None:
     source = params.section(profile, "base")
+    hub.refuse(f"profiles.{profile}.base", source.model, source.gguf_file)
     if found := shape.of_source(source.model, source.revision, source.gguf_file):
         rules.validate_shape(profile, found)
     # Weights and tokenizer come from one commit, even if another is pushed in the meantime.

@@ -574,7 +574,7 @@ def here(tmp_path, monkeypatch):
     shutil.copy(ROOT / "data/model/config.json", "data/model")
     for name in ("model/model.safetensors", "model/vocab.json", "digits/model/model.safetensors", "bare/config.json"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).touch()
+        (tmp_path / "data" / name).write_text("{}")
     return tmp_path
 
 
@@ -637,9 +637,9 @@ def test_with_a_gpu_no_time_is_claimed_and_its_memory_counts(here, monkeypatch, 
 @pytest.mark.parametrize("model", ["data/modle", "./model", "/nowhere/model", "~/no-such-model"])
 def test_a_folder_that_is_not_there_is_no_hub_id(model):
     with pytest.raises(UserError, match="base.model = .*: there is no such folder"):
-        hub.refuse_missing_folder("base.model", model)
+        hub.refuse("base", model)
     for there in ("data/model", "openai-community/gpt2", "gpt2"):
-        hub.refuse_missing_folder("base.model", there)
+        hub.refuse("base", there)
 
 
 def test_files_that_a_source_names_in_vain_are_told(tmp_path):
@@ -653,7 +653,17 @@ def test_files_that_a_source_names_in_vain_are_told(tmp_path):
 DATASET, SHARES = {"kind": "dataset"}, {"train": "train[:50%]", "validation": "train[50%:60%]", "test": "train[60%:]"}
 VAIN = [
     ("small", "base.model", "data/nothing", "base.model = data/nothing: there is no such folder"),
+    ("small", "base.model", "text/some.txt", "base.model = text/some.txt: it is a file; its folder is needed"),
+    ("small", "base.model", "https://example.org/a/b", "base.model = https://example.org/a/b: an address is no hub id"),
     ("small", "base.model", "text", "base.model = text: no config.json in it; "),
+    ("small", "base.model", "data/hollow", "base.model = data/hollow: model.safetensors is empty"),
+    (
+        "small",
+        "base.model",
+        "data/parts",
+        "base.model = data/parts: model-1.safetensors is empty",
+        "base.model = data/parts: model-2.safetensors is missing",
+    ),
     (
         "small",
         "base.model",
@@ -709,6 +719,13 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
     for name in ("text/some.txt", "empty/README.md", "images/b/1.png", "data/digits/digits.parquet"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("text")
+    for name in ("hollow", "parts"):
+        shutil.copytree(here / "data/model", here / "data" / name)
+    (here / "data/hollow/model.safetensors").write_text("")
+    (here / "data/parts/model.safetensors").rename(here / "data/parts/model-0.safetensors")
+    (here / "data/parts/model-1.safetensors").write_text("")
+    index = {"weight_map": {f"layer.{number}": f"model-{number}.safetensors" for number in range(3)}}
+    (here / "data/parts/model.safetensors.index.json").write_text(json.dumps(index))
     config(here / "data/digits/model", json.loads((ROOT / "data/digits/model/config.json").read_text()))
     text = io.StringIO()
     YAML(typ="safe").dump(changed({f"profiles.{profile}.{key}": value, "profile": profile}), text)
@@ -723,6 +740,12 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
     assert len(told) == len(lines) and capsys.readouterr().out == ""
     for said, line in zip(told, lines):
         assert said.strip().startswith(f"params.yaml: profiles.{profile}.{line}")
+
+
+def test_an_index_that_names_no_weights_is_one_line(here):
+    (here / "data/model/model.safetensors").rename(here / "data/model/model.safetensors.index.json")
+    with pytest.raises(UserError, match="^data/model/model.safetensors.index.json: it is no index of weights$"):
+        check.main()
 
 
 def test_a_tokenizer_that_cannot_be_read_is_one_line(here):

@@ -101,14 +101,14 @@ UNKNOWN = [
 MISTYPED = [
     (f"{SMALL}.search.context", "256", f"{SMALL}.search.context = '256'"),
     (f"{SMALL}.search.context", 256.0, f"{SMALL}.search.context = 256.0"),
-    (f"{SMALL}.finetune.batch_size", True, f"{SMALL}.finetune.batch_size = True"),
+    (f"{SMALL}.finetune.batch_size", True, f"{SMALL}.finetune.batch_size = true"),
     (f"{SMALL}.finetune.learning_rate.all", "2e-05", f"{SMALL}.finetune.learning_rate.all = '2e-05'"),
     (f"{SMALL}.base.model", 7, f"{SMALL}.base.model = 7"),
     (f"{SMALL}.generate.prompts", "One", f"{SMALL}.generate.prompts = 'One'"),
     (f"{SMALL}.generate.prompts", ["One", 2], f"{SMALL}.generate.prompts.1 = 2"),
     ("variants.softshare.surgery.rank", "8", "variants.softshare.surgery.rank = '8'"),
     ("variants.softshare.surgery", 8, "variants.softshare.surgery = 8"),
-    ("variants.merged_4.windows.size", None, "variants.merged_4.windows.size = None"),
+    ("variants.merged_4.windows.size", None, "variants.merged_4.windows.size = null: a whole number is needed"),
 ]
 OUT_OF_BOUNDS = [
     (f"{SMALL}.runtime.device", "tpu", f"{SMALL}.runtime.device = 'tpu'"),
@@ -168,7 +168,11 @@ MISSING = [
 ]
 DISAGREEING = [
     (f"{SMALL}.summarize.format", "TL;DR:", f"{SMALL}.summarize: format = 'TL;DR:' must hold {{article}} once"),
-    (f"{SMALL}.summarize.training.seeds", [1, 1], f"{SMALL}.summarize.training: the seeds must differ"),
+    (
+        f"{SMALL}.summarize.training.seeds",
+        [1, 1],
+        rf"{SMALL}.summarize.training.seeds = \[1, 1\]: each may be there once",
+    ),
     (f"{SMALL}.latency.seed_protocol.length", 8, f"{SMALL}.latency.seed_protocol: length = 8 counts the prompt"),
     (
         "profiles.gpt2.articles.source.train",
@@ -235,15 +239,19 @@ DISAGREEING = [
         {"method": "none"},
         "variants.merged_4: windows.choose = blocks with surgery.method = none",
     ),
-    (f"{SMALL}.sentiment.seeds", [0, 0], f"{SMALL}.sentiment: the seeds must differ"),
+    (f"{SMALL}.sentiment.seeds", [0, 0], rf"{SMALL}.sentiment.seeds = \[0, 0\]: each may be there once"),
     (f"{SMALL}.reviews.template", "text", f"{SMALL}.reviews: template = 'text' must hold"),
     (
         "profiles.gpt2.reviews.source.test",
         "train",
         ".*reviews.source: train = train and test = train overlap",
     ),
-    (f"{SMALL}.finetune.seeds", [0, 0], f"{SMALL}.finetune: the seeds must differ"),
-    ("variants.softshare.windows.sizes", [4, 4], "variants.softshare.windows: the sizes must differ"),
+    (f"{SMALL}.finetune.seeds", [0, 0], rf"{SMALL}.finetune.seeds = \[0, 0\]: each may be there once"),
+    (
+        "variants.softshare.windows.sizes",
+        [4, 4],
+        r"variants.softshare.windows.sizes = \[4, 4\]: each may be there once",
+    ),
     (
         "variants.merged_4.windows",
         {"choose": "budget", "sizes": [4], "target_parameters": 0.8},
@@ -468,6 +476,12 @@ def test_every_mistake_has_its_line(tmp_path):
     assert [line.split(" = ")[0] for line in lines] == [f"{SMALL}.search.context", "pretrain.heads", "nonsense"]
 
 
+def test_every_variant_that_is_not_aligned_has_its_line(tmp_path):
+    lines = mistakes(tmp_path, {f"{SMALL}.correlate.reach": 5, f"{SMALL}.extract.sites": ["post_activation"]})
+    long = [f"variants.merged_{size}.windows.size" for size in (10, 6, 8)]
+    assert sorted(line.split(" = ")[0] for line in lines) == [*long, "variants.softshare_seed.surgery.alignment"]
+
+
 def test_a_profile_not_chosen_is_checked_but_not_for_reach(tmp_path):
     load(tmp_path, {"profiles.gpt2.correlate.reach": 2})
     assert mistakes(tmp_path, {"profiles.gpt2.correlate.reach": 0})
@@ -484,9 +498,10 @@ def test_names_that_are_words_of_the_file_too_are_told(name, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("profile: [small", "line 1"),
+        ("profile: [small", "line 1: not valid YAML: expected"),
         ("profile: small\nprofile: gpt2\n", "line 2: profile is there already; give it once"),
-        ("\tprofile: small", "line 1"),
+        ("\tprofile: small", "line 1: not valid YAML: found"),
+        ("profile: 'small", "line 1: not valid YAML: found"),
         (f"profile: {'9' * 5000}", "4300 digits"),
         ("", "keys with values are needed"),
         ("- profile", "keys with values are needed"),

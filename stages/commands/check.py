@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands import amounts
-from stages.core.architecture import rules, shape
+from stages.core.architecture import opening, rules, shape
 from stages.core.architecture.shape import Shape
 from stages.core.process import command, hub
 from stages.core.process.errors import UserError
@@ -25,7 +25,6 @@ from stages.core.settings.texts import PACKAGED, Loaded
 
 NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")  # what `opening` asks for
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
 
@@ -71,16 +70,12 @@ def crowded(found: Params) -> Iterator[str]:
 def missing_files(found: Params) -> Iterator[str]:
     """A line for every folder and file of this machine that the active profile or a variant names in vain."""
     where, profile = f"profiles.{found.profile}", found.profiles[found.profile]
-    models = {f"{where}.base.model": profile.base.model} | {
-        f"variants.{name}.surgery.model": variant.surgery.model
-        for name, variant in found.studied(found.profile).items()
-        if variant.surgery.method == "external"
-    }
-    yield from (f"{key} = {model}: {NO_FOLDER}" for key, model in models.items() if hub.is_missing_folder(model))
-    folder, gguf = Path(profile.base.model), profile.base.gguf_file
-    if gguf and folder.is_dir() and not (folder / gguf).is_file():
-        yield f"{where}.base.gguf_file = {gguf}: {NO_FILE} in {folder}; its name alone is needed"
-    if not gguf and folder.is_dir():
+    yield from hub.mistakes(f"{where}.base", profile.base.model, profile.base.gguf_file)
+    for name, variant in found.studied(found.profile).items():
+        if variant.surgery.method == "external":
+            yield from hub.mistakes(f"variants.{name}.surgery", variant.surgery.model)
+    folder = Path(profile.base.model)
+    if not profile.base.gguf_file and folder.is_dir():
         yield from missing_parts(f"{where}.base.model", folder, words=profile.task == "language")
     if profile.base.revision and folder.is_dir():
         yield f"{where}.base.revision = {profile.base.revision}: {folder} is a folder of this machine; null is allowed"
@@ -101,10 +96,24 @@ def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
     if not (folder / "config.json").is_file():
         yield f"{key} = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
         return
-    if not any((folder / name).is_file() for name in WEIGHTS):
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
         yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
-    if words and not any((folder / name).is_file() for name in TOKENIZERS):
-        yield f"{key} = {folder}: no tokenizer in it ({', '.join(TOKENIZERS)})"
+    for path in sorted(shards(weights[0]) if weights else []):
+        if not path.is_file() or not path.stat().st_size:
+            yield f"{key} = {folder}: {path.name} is {'empty' if path.is_file() else 'missing'}"
+    if words and not any((folder / name).is_file() for name in opening.VOCABULARIES):
+        yield f"{key} = {folder}: no tokenizer in it ({', '.join(opening.VOCABULARIES)})"
+
+
+def shards(weights: Path) -> set[Path]:
+    """The files that hold a model's weights: the one given or, where it is an index, those that it names."""
+    if weights.suffix != ".json":
+        return {weights}
+    try:
+        return {weights.with_name(name) for name in shape.read_mapping(weights)["weight_map"].values()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{weights}: it is no index of weights") from error
 
 
 def missing_text(key: str, source: Any) -> Iterator[str]:

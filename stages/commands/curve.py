@@ -40,7 +40,8 @@ LEAST = 1e-3  # of the excess over the original that the picture shows: what is 
 
 
 def main(sizes: str, train: str, seeds: str, to: Path) -> None:
-    shares, trained = _shares("SIZES", sizes), _shares("TRAIN", train) if train != "no" else []
+    shares = _shares("SIZES", sizes)
+    trained = _shares("TRAIN", train, " or no") if train != "no" else []
     if lost := [share for share in trained if share not in shares]:
         raise UserError(f"TRAIN = {train}: {lost[0]} is none of SIZES = {sizes}")
     repeats = _seeds(seeds)
@@ -209,14 +210,19 @@ def _do(what: str, *arguments: Any) -> Any:
     return getattr(_own(), what)(*arguments)
 
 
-def _shares(name: str, text: str) -> list[float]:
-    """The numbers of a list such as 0.9,0.8. Raises UserError unless all lie between 0 and 1."""
+def _shares(name: str, text: str, otherwise: str = "") -> list[float]:
+    """The numbers of a list such as 0.9,0.8. Raises UserError unless all lie between 0 and 1.
+
+    otherwise: what else is allowed, for the message.
+    """
     try:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
         shares = []
     if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
-        raise UserError(f"{name} = {text}: different shares of the original's parameters are needed, as 0.9,0.8")
+        raise UserError(
+            f"{name} = {text}: different shares of the original's parameters are needed, as 0.9,0.8{otherwise}"
+        )
     return sorted(shares, reverse=True)
 
 

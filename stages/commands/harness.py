@@ -21,6 +21,7 @@ from stages.core.text.tokenizer import open_tokenizer
 
 
 def main(variant: str, task: str, to: Path) -> None:
+    opened, tokenizer = open_variant(variant)
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -29,7 +30,6 @@ def main(variant: str, task: str, to: Path) -> None:
         raise UserError(
             f"the harness is not installed ({error}): .venv/bin/python -m pip install lm_eval==0.4.13"
         ) from error
-    opened, tokenizer = open_variant(variant)
     write_reviews(Path("artifacts/harness/reviews.jsonl"))
     tasks = TaskManager(include_path="data/harness")
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:

@@ -26,7 +26,7 @@ TEST, ROWS = Path("artifacts/text/test.parquet"), ("form", "weights", "megabytes
 
 
 def main(variant: str, to: Path) -> None:
-    quantised, folder = by_torchao(), checkpoint_of(variant)
+    folder, quantised = checkpoint_of(variant), by_torchao()
     profile = params.load().profile
     device, section = devices.start(params.section(profile, "runtime")), params.section(profile, "perplexity")
     task = choice.by(folder, section)

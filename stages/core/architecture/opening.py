@@ -14,6 +14,8 @@ from stages.core.process.errors import UserError
 
 # As safetensors names them.
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# Files of a vocabulary, of which one is needed: a tokenizer_config.json alone holds no word.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def commit(model: str, revision: str | None, gguf_file: str | None) -> str | None:
@@ -61,7 +63,7 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     advice = ". Give a hub id that this machine can reach, or a local folder with safetensors or GGUF"
     if not Path(model).is_dir():
         advice += "; profile small needs no network"
-    hub.refuse_missing_folder("base.model", model)
+    hub.refuse("base", model, gguf_file)
     with _refusing(f"cannot open {named}", advice):
         loaded = weights.read(model, **_reach(model), **options)
     if gguf_file:
@@ -134,7 +136,7 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
 def read_external(model: str, revision: str | None) -> Any:
     """The model of another checkpoint, float32, on the CPU. Raises UserError where it is of no supported family."""
     options = {"revision": revision} if revision else {}
-    hub.refuse_missing_folder("surgery.model", model)
+    hub.refuse("surgery", model)
     with _refusing(f"cannot open surgery.model = {model!r}"):
         external = weights.read(model, **_reach(model), **options)
     family_of(external.config.model_type)
@@ -172,9 +174,7 @@ def _tokenizer(model: str, options: dict[str, str]) -> Any:
     from transformers import AutoTokenizer
 
     options = _reach(model) | options
-    # Files of a vocabulary: a tokenizer_config.json alone holds no word.
-    files = ("tokenizer.json", "vocab.json", "tokenizer.model")
-    if "gguf_file" not in options and not any(weights.holds(model, name, **options) for name in files):
+    if "gguf_file" not in options and not any(weights.holds(model, name, **options) for name in VOCABULARIES):
         return None
     tokenizer = AutoTokenizer.from_pretrained(model, **options)
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()

@@ -15,6 +15,7 @@ Members = dict[str, Any]  # what a value may be: pydantic's name for it -> its t
 
 MAPPING = "keys with values are needed, as {{key: value}}"
 LONGEST = 80  # characters of a value that are shown
+WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's -> YAML's
 
 # pydantic's type of a mistake -> what is said of it. In braces: what pydantic says beside the type.
 SENTENCES = {
@@ -36,6 +37,7 @@ SENTENCES = {
     "less_than": "less than {lt:g} is needed",
     "less_than_equal": "at most {le:g} is needed",
     "too_short": "at least {min_length} entry is needed",
+    "string_too_short": "text is needed",
     "literal_error": "{expected} is needed",
     "extra_forbidden": "unknown key{guess}; there are {known}",
     "union_tag_invalid": "{known} is needed",
@@ -50,7 +52,11 @@ SILENT = "default_factory_not_called"  # a default that depends on a value with 
 
 def lines(error: ValidationError, root: type[Section]) -> list[str]:
     """A line for each mistake in a file that should have been a `root`."""
-    told = [_line(mistake, root) for mistake in error.errors() if mistake["type"] != SILENT]
+    told = []
+    for mistake in error.errors():
+        if mistake["type"] != SILENT:
+            # A check of the whole file may find several mistakes, a line each; a name may have a line break.
+            told += [_line(mistake, root)] if mistake["loc"] else _line(mistake, root).splitlines()
     return list(dict.fromkeys(line for line in told if line))
 
 
@@ -133,5 +139,6 @@ def _either(words: list[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
+    """A value as YAML writes it, or its beginning."""
+    shown = WORDS.get(repr(value), repr(value))
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 4]} ..."

@@ -6,6 +6,7 @@ a model loads; a stage is handed only the sections it asks for, which are the on
 
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,23 +79,28 @@ class Params(Section):
                 raise ValueError(f"variants.{name}.skip = {unknown[0]} is not one of {', '.join(self.profiles)}")
         if self.variants["original"].skip:
             raise ValueError("variants.original.skip: all else is relative to it, so no profile leaves it out")
+        if apart := list(self._not_aligned()):
+            raise ValueError("\n".join(apart))
+        return self
+
+    def _not_aligned(self) -> Iterator[str]:
+        """A line for every studied variant whose layers the profile does not align as it wants them."""
         profile = self.profiles[self.profile]
         for name, variant in self.studied(self.profile).items():
             alignment = getattr(variant.surgery, "alignment", "identity")
             if alignment not in ("identity", "cost", *profile.extract.sites):
-                raise ValueError(
+                yield (
                     f"variants.{name}.surgery.alignment = {alignment} is not among "
                     f"profiles.{self.profile}.extract.sites = {', '.join(profile.extract.sites)}"
                 )
             aligned = alignment != "identity" or variant.windows.choose == "forms"
             if aligned and variant.windows.size > profile.correlate.reach:
                 key = "sizes" if hasattr(variant.windows, "sizes") else "size"
-                raise ValueError(
+                yield (
                     f"variants.{name}.windows.{key} = {getattr(variant.windows, key)} exceeds "
                     f"profiles.{self.profile}.correlate.reach = {profile.correlate.reach}, "
                     "so its layers could not be aligned"
                 )
-        return self
 
 
 def load(path: Path = PARAMS) -> Params:
@@ -103,7 +109,7 @@ def load(path: Path = PARAMS) -> Params:
     Raises UserError with one line for each mistake.
     """
     from ruamel.yaml.constructor import DuplicateKeyError
-    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         return _parsed(path.read_text(encoding="utf-8"), os.environ.get(PROFILE))
@@ -114,6 +120,9 @@ def load(path: Path = PARAMS) -> Params:
     except DuplicateKeyError as error:
         key = error.problem.split('"')[1]
         raise UserError(f"{path}: line {error.problem_mark.line + 1}: {key} is there already; give it once") from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{path}: line {mark.line + 1}: not valid YAML: {error.problem}") from error
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 

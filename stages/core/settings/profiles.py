@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Rate, Section, Sequence
+from stages.core.settings.section import Count, Natural, Once, Rate, Section, Sequence
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
 
 PROMPTS = [
@@ -49,7 +49,7 @@ def _enough(section: Section, length: str) -> Section:
 class Base(Section):
     """The model under study, as `from_pretrained` of the task's auto class takes it."""
 
-    model: str = Field(description="a hub id, or a folder (best below data/local/model)")
+    model: str = Field(min_length=1, description="a hub id, or a folder (best below data/local/model)")
     revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
     gguf_file: str | None = Field(None, description="the file of the folder that holds the model, where it is GGUF")
 
@@ -101,13 +101,9 @@ class Schedule(Section):
 class Repeated(Schedule):
     """A training that is done once for each seed, to say how far seeds differ."""
 
-    seeds: list[Natural] = Field([0], min_length=1, description="one training for each; no two are the same")
-
-    @model_validator(mode="after")
-    def _seeds_differ(self):
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("the seeds must differ")
-        return self
+    seeds: Annotated[list[Natural], Once] = Field(
+        [0], min_length=1, description="one training for each; no two are the same"
+    )
 
 
 class LearningRate(Section):

@@ -2,12 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Sequence = Annotated[int, Field(ge=2)]  # tokens, of which the first is only read
 Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _once(values: list) -> list:
+    """The list, unless something is in it twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("each may be there once")
+    return values
+
+
+Once = AfterValidator(_once)  # of a list
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Rate, Section
+from stages.core.settings.section import Count, Natural, Once, Rate, Section
 
 Size = Annotated[int, Field(ge=2)]
 Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
@@ -36,15 +36,9 @@ class _Searched(Section):
     are compared by validation perplexity.
     """
 
-    sizes: list[Size] = Field(min_length=1, description="layers of a window")
+    sizes: Annotated[list[Size], Once] = Field(min_length=1, description="layers of a window")
     exclude_layers: list[Natural] = Field([], description="layers that stay as they are, counted from 0")
     shortlist: Count = Field(4, description="ways to lay several windows that are tried on text")
-
-    @model_validator(mode="after")
-    def _sizes_differ(self):
-        if len(set(self.sizes)) < len(self.sizes):
-            raise ValueError("the sizes must differ")
-        return self
 
     @property
     def size(self) -> int:
@@ -85,20 +79,16 @@ class Forms(Section):
     """
 
     choose: Literal["forms"]
-    forms: list[Literal["low_rank", "sparse", "share", "drop"]] = Field(
+    forms: Annotated[list[Literal["low_rank", "sparse", "share", "drop"]], Once] = Field(
         ["low_rank", "sparse"], min_length=1, description="what a matrix, or a layer, may become"
     )
-    sizes: list[Size] = Field([2, 3], min_length=1, description="layers of a window, where `forms` has share")
+    sizes: Annotated[list[Size], Once] = Field(
+        [2, 3], min_length=1, description="layers of a window, where `forms` has share"
+    )
     refit: bool = Field(
         False, description="whether the best are tried with output matrices fitted again, in the model's own stream"
     )
     target_parameters: Target = Field(description=TARGET)
-
-    @model_validator(mode="after")
-    def _forms_differ(self):
-        if len(set(self.forms)) < len(self.forms):
-            raise ValueError("the forms must differ")
-        return self
 
     @property
     def size(self) -> int:
@@ -277,7 +267,7 @@ class External(Section):
     """Another checkpoint with the same vocabulary: a hub id, or a folder (best below data/local/model)."""
 
     method: Literal["external"]
-    model: str = Field(description="a hub id, or a folder")
+    model: str = Field(min_length=1, description="a hub id, or a folder")
     revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
 
 

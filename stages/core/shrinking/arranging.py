@@ -85,7 +85,7 @@ def survey(
         divergence = cache(partial(_without, view, judge, reference))
         for most in (targets.dropped(view.shape, order, spec.target_parameters, None) for order in orders):
             fewer.append([divergence(frozenset(most[:count])) for count in watch(range(1, len(most) + 1))])
-    costs = _costs(view, single, judge)
+    costs = _costs(view, single, judge) if single else {}
     gone = [frozenset(order[:count]) for order, harms in zip(orders, fewer) for count in range(1, len(harms) + 1)]
     layouts = {layout for each in [frozenset(), *gone] for layout in _layouts(view, costs, each)}
     for window in watch(sorted({window for layout in layouts for window in layout})):
