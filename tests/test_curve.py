@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import tiny
-import torch
 
 from stages.commands import curve as command
 from stages.core.architecture import targets
@@ -131,9 +130,11 @@ class Faked:
     """Stands for `curve.Measuring`, and writes down what it is asked for."""
 
     def __init__(self):
-        runtime = SimpleNamespace(threads=1)
-        self.study = SimpleNamespace(section=lambda name: runtime, device=torch.device("cpu"))
         self.asked = []
+
+    def originals(self, seeds):
+        self.asked.append(("originals", seeds))
+        return [{"method": "original"}]
 
     def probe(self):
         self.asked.append("probe")
@@ -151,14 +152,16 @@ class Faked:
         return {"method": name, "size": share, "seeds": seeds, "chosen": chosen and chosen.forms}
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(cores, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(workers, monkeypatch):
     fake = Faked()
     monkeypatch.setattr(command, "_own", lambda: fake)
     monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     plans = [(name, share) for share in (0.9, 0.6) for name in curve.METHODS]
-    rows = list(command._measured(plans, {0.9: [0], 0.6: None}, fake))
+    original, *rows = sorted(
+        command._measured(plans, {0.9: [0], 0.6: None}, [0], workers), key=lambda row: "size" in row
+    )
+    assert original == {"method": "original"}
     assert sorted((row["method"], row["size"]) for row in rows) == sorted(plans)
     assert all(row["seeds"] == ([0] if row["size"] == 0.9 else None) for row in rows)
     forms = {"softshare": ["share"], "dropped_searched": ["drop"]}
@@ -167,5 +170,24 @@ def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(core
         expected = ["low_rank"] if row["method"] in mixed else forms.get(row["method"])
         assert row["chosen"] == expected
     assert sorted(map(str, fake.asked)) == sorted(
-        map(str, ["probe", ("survey", 0.6), *(("tried", share, "probed", "surveyed") for share in (0.9, 0.6))])
+        map(
+            str,
+            [
+                "probe",
+                ("originals", [0]),
+                ("survey", 0.6),
+                *(("tried", share, "probed", "surveyed") for share in (0.9, 0.6)),
+            ],
+        )
     )
+
+
+@pytest.mark.parametrize("free, trained, workers", [(1e12, False, 8), (9e8, False, 2), (9e8, True, 1), (1, False, 1)])
+def test_processes_are_as_many_as_cores_and_memory_allow(free, trained, workers, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    costs = {"search": SimpleNamespace(memory=4e8), "finetune": SimpleNamespace(memory=6e8)}
+    monkeypatch.setattr(command.estimates, "estimate", lambda *_: costs)
+    shape = tiny.view(tiny.model("gpt2")).shape
+    assert command._workers("small", shape, trained) == workers

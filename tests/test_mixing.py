@@ -90,6 +90,15 @@ def test_probes_that_resume_are_those_of_whole_passes():
         assert [error for error, _ in found.probes[matrix]["low_rank"]] == [option.error for _, option in found_alone]
 
 
+def test_answers_are_compared_on_the_head_of_what_is_scored(monkeypatch):
+    view, text = tiny.view(tiny.model("gpt2")), Stream(tiny.ids(1, 60, seed=5)[0], start=1)
+    monkeypatch.setattr(probes, "COMPARED", 20)
+    judge, alone = probes.judge_by(tiny.TASK, text, "cpu"), probes.judge_by(tiny.TASK, text[:20], "cpu")
+    other = tiny.view(tiny.model("gpt2", seed=1))
+    assert judge.divergence(other, judge.reference(view)) == alone.divergence(other, alone.reference(view)) > 0
+    assert judge.score(view) == tiny.TASK.score(view.model, text) != alone.score(view)
+
+
 @pytest.mark.parametrize("name, share", [("gpt2", 0.9), ("llama", 0.7)])
 def test_a_mixture_fits_its_budget_and_is_no_worse_than_its_forms_alone(name, share):
     model = tiny.model(name)

@@ -2,7 +2,8 @@
 
 Run from the repository's root after `dvc repro`: make curve SIZES=0.9,0.8. TRAIN=0.8 recovers those of that size, too,
 each at three rates, of which the validation split chooses one; SEEDS=0,1,2 then repeats it with these seeds. Windows,
-layers and forms are chosen by the validation split. On the CPU every core measures methods of its own.
+layers and forms are chosen by the validation split. On the CPU every core measures methods of its own, as far as memory
+allows.
 """
 
 import os
@@ -14,16 +15,19 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from stages.commands import opened
 from stages.commands.opened import Opened
-from stages.core.architecture.shape import Shape
+from stages.core.architecture.shape import Shape, of_folder
 from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
-from stages.core.process import command
+from stages.core.process import command, devices
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.guard import end_with_parent
 from stages.core.process.progress import progress
+from stages.core.running import estimates
+from stages.core.settings import params
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import curve
 from stages.core.shrinking.arranging import Surveyed
@@ -47,15 +51,39 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     repeats = _seeds(seeds)
     if len(repeats) > 1 and not trained:
         raise UserError(f"SEEDS = {seeds}: they are of recoveries; TRAIN says which sizes are recovered")
-    measuring = Measuring()
-    plans = _plans(shares, measuring.study.view.shape, measuring.longest)
+    profile, known = opened.checked(), of_folder(opened.MODEL)
+    plans = _plans(shares, known, _longest(profile, known))
     seeds_of = {share: repeats if share in trained else None for share in shares}
-    rows = {}
-    originals = measuring.controls(repeats) if trained else [measuring.original()]
-    for row in progress(_measured(plans, seeds_of, measuring), "curve", total=len(plans)):
-        rows[row["method"], row["size"]] = row
-        _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
+    originals, rows = [], {}
+    workers = min(len(plans), _workers(profile, known, bool(trained)))
+    measured = _measured(plans, seeds_of, repeats if trained else None, workers)
+    for row in progress(measured, "curve", total=len(plans) + (2 if trained else 1)):
+        if "size" in row:
+            rows[row["method"], row["size"]] = row
+        else:
+            originals.append(row)
+        if originals:
+            _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
     _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
+
+
+def _longest(profile: str, shape: Shape) -> int:
+    """The most layers of a window: as many as a stage of the model has, and as were aligned with each other."""
+    return min(shape.deepest.depth, params.section(profile, "correlate").reach)
+
+
+def _workers(profile: str, shape: Shape, trained: bool) -> int:
+    """How many processes measure methods of their own: as many as cores and memory allow; one on a GPU."""
+    import psutil
+
+    runtime = params.section(profile, "runtime")
+    if devices.start(runtime).type != "cpu" or not runtime.threads:
+        return 1
+    found = params.load()
+    costs = estimates.estimate(found.profiles[profile], found.studied(profile), shape)
+    need = max(costs[stage].memory for stage in (("search", "finetune") if trained else ("search",)))
+    fitting = int(psutil.virtual_memory().available / need)
+    return max(1, min(len(os.sched_getaffinity(0)) // runtime.threads, fitting))
 
 
 class Measuring:
@@ -64,8 +92,7 @@ class Measuring:
     def __init__(self):
         self.study = Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
-        # The most layers of a window: as many as a stage of the model has, and as were aligned with each other.
-        self.longest = min(self.study.view.shape.deepest.depth, self.study.section("correlate").reach)
+        self.longest = _longest(self.study.profile, self.study.view.shape)
         self.known = self.study.view, self.study.calibration, self.judge
 
     def original(self) -> dict:
@@ -107,8 +134,10 @@ class Measuring:
         """The perplexities of a model."""
         return {"validation": self.judge.score(changed), "test": self.test.score(changed)}
 
-    def controls(self, seeds: list[int]) -> list[dict]:
-        """The original trained as stage `control` does, and with the control as teacher, as variants are."""
+    def originals(self, seeds: list[int] | None) -> list[dict]:
+        """The original; with seeds also trained as stage `control` does, and with the control as teacher."""
+        if seeds is None:
+            return [self.original()]
         control = checkpoint.load(CONTROL)[0]
         plain = {f"{split}_after": value for split, value in self.measured(control).items()}
         recipes = arms(Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN)))
@@ -158,20 +187,20 @@ def _plans(shares: list[float], shape: Shape, longest: int) -> list[tuple[str, f
     return found
 
 
-def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring) -> Iterator[dict]:
-    """The rows of all plans as they are done: one after the other on a GPU, on the CPU as many as there are cores.
+def _measured(plans: list[tuple[str, float]], seeds: dict, original: list[int] | None, workers: int) -> Iterator[dict]:
+    """The rows of the original and of all plans as they are done, by one process or several.
 
-    seeds: share -> those of its recovery, None without one. What all mixtures need to know is found once, and a search
-    of a share serves all its mixtures.
+    seeds: share -> those of its recovery, None without one. original: those of the original's recovery. What all
+    mixtures need to know is found once, and a search of a share serves all its mixtures.
     """
-    threads = measuring.study.section("runtime").threads
-    workers = min(len(plans), len(os.sched_getaffinity(0)) // threads if threads else 1)
     alone = [plan for plan in plans if not curve.in_mixture(plan[0])]
     mixed: dict[float, list[str]] = {}
     for name, share in plans:
         if curve.in_mixture(name):
             mixed.setdefault(share, []).append(name)
-    if measuring.study.device.type != "cpu" or workers < 2:
+    if workers < 2:
+        measuring = _own()
+        yield from measuring.originals(original)
         yield from (measuring.point(*plan, seeds[plan[1]]) for plan in alone)
         known = (measuring.probe(), measuring.survey(min(mixed))) if mixed else ()
         for share, names in mixed.items():
@@ -180,9 +209,10 @@ def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring)
         return
     # Fresh processes: a copy of this one would hang where torch has started threads.
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        first = pool.submit(_do, "originals", original)
         known = [pool.submit(_do, "probe"), pool.submit(_do, "survey", min(mixed))] if mixed else []
         searches: dict[Future, float] = {}
-        waiting = {*known, *(pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone)}
+        waiting = {first, *known, *(pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone)}
         while waiting:
             ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for each in ended:
@@ -191,6 +221,8 @@ def _measured(plans: list[tuple[str, float]], seeds: dict, measuring: Measuring)
                     share = searches[each]
                     chosen = {name: curve.best_of(found, name) for name in mixed[share]}
                     waiting |= {pool.submit(_do, "point", name, share, seeds[share], chosen[name]) for name in chosen}
+                elif each is first:
+                    yield from found
                 elif each not in known:
                     yield found
             if known and not searches and all(each.done() for each in known):

@@ -24,6 +24,19 @@ MODEL, PERMUTATIONS, MOMENTS = map(Path, ("artifacts/model", "artifacts/permutat
 SPLITS = {split: Path(f"artifacts/text/{split}.parquet") for split in ("train", "validation", "test")}
 
 
+def checked() -> str:
+    """The profile that params.yaml has. Raises UserError where it does not fit the model, without opening that.
+
+    Also where the artifacts are of another profile, or not there yet.
+    """
+    profile = params.load().profile
+    refuse_other_profile(Origins.here())
+    if missing := [path for path in (MODEL / "config.json", PERMUTATIONS, MOMENTS) if not path.exists()]:
+        raise UserError(f"{missing[0]} is not there yet; `make repro` makes it")
+    rules.validate(profile, MODEL)
+    return profile
+
+
 @dataclass(frozen=True)
 class Opened:
     """The study of the profile that params.yaml has, from the repository's root."""
@@ -35,16 +48,11 @@ class Opened:
 
     @classmethod
     def here(cls, keep: float = 0) -> "Opened":
-        """Opened on the profile's device. Raises UserError where params.yaml does not fit the model.
+        """Opened on the profile's device. Raises the errors of `checked`.
 
-        Also where the artifacts are of another profile, or not there yet.
         keep: bytes of the moments that stay in memory (see `statistics.read`).
         """
-        profile = params.load().profile
-        refuse_other_profile(Origins.here())
-        if missing := [path for path in (MODEL / "config.json", PERMUTATIONS, MOMENTS) if not path.exists()]:
-            raise UserError(f"{missing[0]} is not there yet; `make repro` makes it")
-        rules.validate(profile, MODEL)
+        profile = checked()
         device = devices.start(params.section(profile, "runtime"))
         view = ModelView(opening.open_snapshot(MODEL).to(device))
         calibration = statistics.read(PERMUTATIONS, MOMENTS, device, keep)

@@ -32,6 +32,7 @@ FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too
 LIBRARIES = 0.5e9  # bytes: 0.4 after torch and transformers are imported, the rest what allocators keep in small stages
 START = 1.0  # seconds of a core in `make repro`: a model opened, DVC's own work. By itself a stage imports for 4 more.
 FIT = 7  # x f^3 operations to fit one layer of a group: factors of moments, eigenvectors, a few rounds
+COMPARED = 1024  # tokens or images of a divergence, see stages.core.shrinking.probes
 STREAMS, MOMENTS = 2e9, 4e9  # bytes that a search keeps, see stages.core.shrinking.window_search and stages.search
 ASSIGNMENT = 1.5  # x f^3 operations of one Hungarian assignment
 REACHED = 0.45  # of the speed of a float32 matrix product in numpy: 0.43 to 0.71 in forward passes and trainings
@@ -134,7 +135,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
 
     The original's residual streams and the layers' moments stay in memory, up to STREAMS and MOMENTS bytes.
     """
-    spec, scored, fitted, refitted = profile.search, 0, 0, 0
+    spec, scored, compared, fitted, refitted = profile.search, 0, 0, 0, 0
     for variant in variants.values():
         if isinstance(variant.windows, Blocks) or variant.windows.choose == "none":
             continue
@@ -146,10 +147,12 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
         if isinstance(chosen, Forms):
             # Every matrix alone twice in each form, half a pass each on average; then plans.
             alone = {"low_rank" if form == "share" else form for form in chosen.forms} - {"drop"}
-            scored += 2 + len(alone) * shape.layers * len(shape.matrices) + 2 + 4 * len(alone)
+            compared += 1 + len(alone) * shape.layers * len(shape.matrices)
+            scored += 3 + 4 * len(alone)
             if "drop" in chosen.forms:
                 # Four are tried before each layer goes; then their divergence, and that of those by influence.
-                scored += 3 + 6 * targets.layers(shape, chosen.target_parameters)
+                scored += 2 + 4 * targets.layers(shape, chosen.target_parameters)
+                compared += 1 + 2 * targets.layers(shape, chosen.target_parameters)
             if "share" in chosen.forms:
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
                 scored += len(single) + (windows.SPARE + 6) * 4  # layouts within the budget, and mixtures
@@ -168,6 +171,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
         + min(MOMENTS, shape.layers * 4 * DOUBLE * (shape.width**2 + shape.hidden**2))
         + max(_scoring(shape, spec.batch_size, _answers(spec)), _fit(shape, variants)),
         work=forward(shape, scored * (_budget(spec, shape) or 0))
+        + forward(shape, compared * min(COMPARED * _tokens(spec, shape), _budget(spec, shape) or 0))
         + fitted * FIT * shape.hidden**3
         + _repairs(shape, refitted * profile.extract.moment_tokens),
         runs=len(variants),
@@ -348,7 +352,12 @@ def _budget(section: Any, shape: Shape) -> int | None:
     """The tokens that a section asks for, those of its images counted; None where that is all there are."""
     if not hasattr(section, "max_images"):
         return section.max_tokens
-    return section.max_images and section.max_images * shape.positions
+    return section.max_images and section.max_images * _tokens(section, shape)
+
+
+def _tokens(section: Any, shape: Shape) -> int:
+    """The tokens of what a section counts: of an image, or of a token, one."""
+    return shape.positions if hasattr(section, "max_images") else 1
 
 
 def _answers(section: Any) -> int:

@@ -20,6 +20,7 @@ from stages.core.shrinking.making import mix
 from stages.core.shrinking.options import DENSE, GONE, Option, matrices, options
 
 PROBED = (0.5, 0.25)  # shares of a matrix's parameters that its probes store
+COMPARED = 1024  # tokens or images whose answers are compared: a divergence needs fewer than a score
 STATES = 2e9  # bytes of the original's residual streams that probes start from
 
 Harm = Callable[[Matrix, Option], float]  # what an option of a matrix costs the model
@@ -39,15 +40,16 @@ class Judge:
 
 
 def judge_by(task: Any, held_out: Any, device: Any) -> Judge:
-    """The judge that a task makes of its held-out data."""
+    """The judge that a task makes of its held-out data; answers are compared on the first COMPARED of it."""
+    few = held_out[:COMPARED]
 
     def model(view: ModelView) -> Any:
         return view.to(device).model
 
     return Judge(
         lambda view: task.score(model(view), held_out),
-        lambda view: task.reference(model(view), held_out),
-        lambda view, reference: task.divergence(model(view), held_out, reference),
+        lambda view: task.reference(model(view), few),
+        lambda view, reference: task.divergence(model(view), few, reference),
     )
 
 

@@ -18,13 +18,19 @@ START = b"start"  # the key of a table's metadata that holds the start token
 
 @dataclass(frozen=True)
 class Stream:
-    """A text as token ids (int64, (length,)), and the token that its model reads before any text, if there is one."""
+    """A text as token ids (int64, (length,)), and the token that its model reads before any text, if there is one.
+
+    A slice is a part of the text.
+    """
 
     tokens: Tensor
     start: int | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __getitem__(self, part: slice) -> "Stream":
+        return Stream(self.tokens[part], self.start)
 
 
 def tokenise(tokenizer: Any, rows: Iterable[str]) -> np.ndarray:
