@@ -20,7 +20,7 @@ from stages.core.shrinking.making import mix
 from stages.core.shrinking.options import DENSE, GONE, Option, matrices, options
 
 PROBED = (0.5, 0.25)  # shares of a matrix's parameters that its probes store
-COMPARED = 1024  # tokens or images whose answers are compared: a divergence needs fewer than a score
+COMPARED = 2048  # tokens or images whose answers are compared: a divergence needs fewer than a score
 STATES = 2e9  # bytes of the original's residual streams that probes start from
 
 Harm = Callable[[Matrix, Option], float]  # what an option of a matrix costs the model
