@@ -1,7 +1,7 @@
 """Measure every way to store less at several sizes: validation and test perplexity against what a model stores.
 
 Run from the repository's root after `dvc repro`: make curve SIZES=0.9,0.8. TRAIN=0.8 recovers those of that size, too,
-each at three rates, of which the validation split chooses one; SEEDS=0,1,2 then repeats it with these seeds. Windows,
+each at four rates, of which the validation split chooses one; SEEDS=0,1,2 then repeats it with these seeds. Windows,
 layers and forms are chosen by the validation split. On the CPU every core measures methods of its own, as far as memory
 allows.
 """
@@ -35,7 +35,7 @@ from stages.core.shrinking.mixing import Tried
 from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
 
-RATES = (1.0, 0.3, 0.1)  # times the profile's own
+RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
 HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
 MOMENTS = 4e9  # bytes of moments that stay in memory between methods
