@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import psutil
 import pytest
 import tiny
@@ -191,3 +192,30 @@ def test_processes_are_as_many_as_cores_and_memory_allow(free, trained, workers,
     monkeypatch.setattr(command.estimates, "estimate", lambda *_: costs)
     shape = tiny.view(tiny.model("gpt2")).shape
     assert command._workers("small", shape, trained) == workers
+
+
+class Measured(Faked):
+    """Its rows have all that the table and the picture show."""
+
+    def originals(self, seeds):
+        return [{"method": "original", "stored": 100, "share": 1.0, "validation": 2.0, "test": 2.0, "speed": "any"}]
+
+    def point(self, name, share, seeds, chosen=None):
+        row = {"method": name, "size": share, "speed": curve.METHODS[name].speed}
+        return row | {"stored": 100 * share, "share": share, "validation": 3.0, "test": 3 - share}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.opened, "checked", lambda: "small")
+    monkeypatch.setattr(command, "of_folder", lambda _: tiny.view(tiny.model("gpt2")).shape)
+    monkeypatch.setattr(command, "_longest", lambda *_: LONGEST)
+    monkeypatch.setattr(command, "_workers", lambda *_: workers)
+    monkeypatch.setattr(command, "_own", Measured)
+    monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
+    command.main("0.9,0.8", "no", "0", tmp_path)
+    rows = pd.read_csv(tmp_path / "curve.csv")
+    plans = curve.plans([0.9, 0.8], tiny.view(tiny.model("gpt2")).shape, LONGEST)
+    assert [*zip(rows["method"][1:], rows["size"][1:])] == plans and rows["method"][0] == "original"
+    assert rows["excess"][1:].between(0, 0.2).all() and rows["excess"][0] == 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG") and "softshare" in capsys.readouterr().out

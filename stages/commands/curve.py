@@ -62,7 +62,7 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
             rows[row["method"], row["size"]] = row
         else:
             originals.append(row)
-        if originals:
+        if originals and rows:
             _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
     _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
 
