@@ -46,5 +46,6 @@ def test_an_export_is_opened_as_it_is(form, tmp_path, monkeypatch):
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    monkeypatch.setattr(harness, "open_variant", lambda variant: (None, None))
     with pytest.raises(harness.UserError, match="pip install lm_eval"):
         harness.main("softshare", "reviews", Path("nowhere"))

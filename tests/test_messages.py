@@ -19,7 +19,7 @@ FOREIGN = re.compile(
     r"boolean|literal|object|attributes?|[Vv]alue error|Section|Like)\b",
     re.IGNORECASE,
 )
-ODD = [None, True, 0, -1, 1e9, math.nan, 10**400, "odd", [], {}, {3: 4}]
+ODD = [None, True, 0, -1, 1e9, math.nan, 10**400, "", "odd", [], {}, {3: 4}]
 
 
 def documents():
