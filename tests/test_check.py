@@ -748,6 +748,13 @@ def test_an_index_that_names_no_weights_is_one_line(here):
         check.main()
 
 
+def test_an_index_of_nothing_is_one_line(here):
+    (here / "data/model/model.safetensors").unlink()
+    (here / "data/model/model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match="^data/model/model.safetensors.index.json: it names no weights$"):
+        check.main()
+
+
 def test_a_tokenizer_that_cannot_be_read_is_one_line(here):
     (here / "data/model/tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="^cannot read data/model/tokenizer.json as a tokenizer: "):

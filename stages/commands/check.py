@@ -111,9 +111,12 @@ def shards(weights: Path) -> set[Path]:
     if weights.suffix != ".json":
         return {weights}
     try:
-        return {weights.with_name(name) for name in shape.read_mapping(weights)["weight_map"].values()}
+        named = {weights.with_name(name) for name in shape.read_mapping(weights)["weight_map"].values()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{weights}: it is no index of weights") from error
+    if not named:
+        raise UserError(f"{weights}: it names no weights")
+    return named
 
 
 def missing_text(key: str, source: Any) -> Iterator[str]:
