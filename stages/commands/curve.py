@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands import opened
-from stages.commands.opened import Opened
 from stages.core.architecture.shape import Shape, of_folder
 from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
@@ -90,7 +89,7 @@ class Measuring:
     """The study of this repository, with what measures a model of it."""
 
     def __init__(self):
-        self.study = Opened.here(MOMENTS)
+        self.study = opened.Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
         self.longest = _longest(self.study.profile, self.study.view.shape)
         self.known = self.study.view, self.study.calibration, self.judge
