@@ -9,7 +9,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
-from stages.core.process import command, devices
+from stages.core.process import command, devices, hub
 from stages.core.process.artifacts import read_json, write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
@@ -25,6 +25,7 @@ def main(
     device = devices.start(params.section(profile, "runtime"))
     view, spec = ModelView(opening.open_snapshot(model).to(device)), params.variant(variant, "surgery")
     if spec.method == "external":
+        hub.refuse(f"variants.{variant}.surgery", spec.model)
         external = choice.task_of(model).external(spec.model, spec.revision, view, tokenizer)
         changed, sharing = ModelView(external), Sharing()
     else:

@@ -244,5 +244,3 @@ def test_another_checkpoint_must_have_the_same_vocabulary(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=pieces).save_pretrained(tmp_path / "rival")
     with pytest.raises(UserError, match="another vocabulary"):
         opening.open_external(str(tmp_path / "rival"), None, Words(), tiny.VOCABULARY)
-    with pytest.raises(UserError, match="surgery.model = .*nowhere: there is no such folder"):
-        opening.open_external(str(tmp_path / "nowhere"), None, Words(), 97)

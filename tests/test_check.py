@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from test_recovery import RECIPE
 from transformers import PreTrainedTokenizerFast
 
+from stages import search
 from stages.commands import amounts, check
 from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
@@ -33,6 +34,7 @@ from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
 from stages.core.settings.variants import Recovery, Variant
+from stages.core.shrinking import probes, window_search
 from stages.core.text import corpus, sources
 from stages.core.training import recovery, resuming
 
@@ -563,6 +565,15 @@ def test_the_command_opens_no_model_and_passes_here():
     assert re.search(r"^finetune +16 +[\d.]+ [GM]B +\d+ MB", done.stdout, re.M), done.stdout
 
 
+def test_the_estimates_know_what_a_search_keeps():
+    """They do not import torch, so they cannot ask."""
+    known = estimates.COMPARED, estimates.STREAMS, estimates.MOMENTS
+    assert known == (probes.COMPARED, window_search.STATES, search.MOMENTS)
+
+
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"  # as safetensors writes them: the header's length, the header
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with params.yaml and a model of which only config.json is read, on a machine without a GPU."""
@@ -574,7 +585,7 @@ def here(tmp_path, monkeypatch):
     shutil.copy(ROOT / "data/model/config.json", "data/model")
     for name in ("model/model.safetensors", "model/vocab.json", "digits/model/model.safetensors", "bare/config.json"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).write_text("{}")
+        (tmp_path / "data" / name).write_bytes(NO_TENSORS if name.endswith(".safetensors") else b"{}")
     return tmp_path
 
 
@@ -663,6 +674,7 @@ VAIN = [
         "data/parts",
         "base.model = data/parts: model-1.safetensors is empty",
         "base.model = data/parts: model-2.safetensors is missing",
+        "base.model = data/parts: model-3.safetensors is damaged, or has not arrived as a whole",
     ),
     (
         "small",
@@ -724,7 +736,8 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
     (here / "data/hollow/model.safetensors").write_text("")
     (here / "data/parts/model.safetensors").rename(here / "data/parts/model-0.safetensors")
     (here / "data/parts/model-1.safetensors").write_text("")
-    index = {"weight_map": {f"layer.{number}": f"model-{number}.safetensors" for number in range(3)}}
+    (here / "data/parts/model-3.safetensors").write_bytes((here / "data/model/model.safetensors").read_bytes()[:-1])
+    index = {"weight_map": {f"layer.{number}": f"model-{number}.safetensors" for number in range(4)}}
     (here / "data/parts/model.safetensors.index.json").write_text(json.dumps(index))
     config(here / "data/digits/model", json.loads((ROOT / "data/digits/model/config.json").read_text()))
     text = io.StringIO()

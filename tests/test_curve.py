@@ -53,14 +53,14 @@ def test_a_size_out_of_reach_is_left_out():
 
 @pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%", "0.8,0.9,0.80"])
 def test_sizes_are_shares(said):
-    with pytest.raises(UserError, match="SIZES = .*: different shares of the original's parameters are needed"):
+    with pytest.raises(UserError, match="SIZES = .+: different shares of the original's parameters, each between 0"):
         command._shares("SIZES", said)
     assert command._shares("SIZES", "0.8,0.9") == [0.9, 0.8]
 
 
 @pytest.mark.parametrize("said", ["", "a", "0,0", "-1", "0.5"])
 def test_seeds_are_different_whole_numbers(said):
-    with pytest.raises(UserError, match="SEEDS = .*: different whole numbers are needed"):
+    with pytest.raises(UserError, match="SEEDS = .+: different whole numbers from 0 are needed"):
         command._seeds(said)
     assert command._seeds("2,0") == [2, 0]
 

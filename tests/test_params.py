@@ -47,7 +47,7 @@ def load_document(folder, document):
 
 
 def load_text(folder, text):
-    (folder / "params.yaml").write_text(text)
+    (folder / "params.yaml").write_text(text, errors="surrogateescape")
     return params.load(folder / "params.yaml")
 
 
@@ -112,7 +112,15 @@ MISTYPED = [
 ]
 OUT_OF_BOUNDS = [
     (f"{SMALL}.runtime.device", "tpu", f"{SMALL}.runtime.device = 'tpu'"),
-    (f"{SMALL}.runtime.threads", 0, f"{SMALL}.runtime.threads = 0"),
+    (f"{SMALL}.runtime.threads", 0, f"{SMALL}.runtime.threads = 0: at least 1 or null is needed"),
+    (f"{SMALL}.runtime.threads", 2**31, f"{SMALL}.runtime.threads = .*: less than 2147483648 or null is needed"),
+    (f"{SMALL}.generate.seed", 2**32, f"{SMALL}.generate.seed = 4294967296: less than 4294967296 is needed"),
+    (f"{SMALL}.base.model", "  ", f"{SMALL}.base.model = '  ': text is needed"),
+    (f"{SMALL}.base.gguf_file", "", f"{SMALL}.base.gguf_file = '': text or null is needed"),
+    (f"{SMALL}.extract.sites", ["pre_activation"] * 2, rf"{SMALL}.extract.sites = .*: each may be there once"),
+    (f"{SMALL}.generate.prompts", ["a", "a"], rf"{SMALL}.generate.prompts = .*: each may be there once"),
+    ("variants.softshare.skip", ["digits"] * 2, "variants.softshare.skip = .*: each may be there once"),
+    ("variants.softshare.windows.exclude_layers", [3, 3], "variants.softshare.windows.exclude_layers = .* once"),
     (f"{SMALL}.extract.sites", ["input"], f"{SMALL}.extract.sites.0 = 'input'"),
     (f"{SMALL}.extract.sites", ["post_activation"], r"variants\.\w+\.surgery\.alignment = pre_activation is not among"),
     (f"{SMALL}.correlate.reach", 1, f"{SMALL}.correlate.reach = 1"),
@@ -500,9 +508,15 @@ def test_names_that_are_words_of_the_file_too_are_told(name, tmp_path):
     [
         ("profile: [small", "line 1: not valid YAML: expected"),
         ("profile: small\nprofile: gpt2\n", "line 2: profile is there already; give it once"),
+        ("a: 1\nprofile:small\nb: 2", "line 2: not valid YAML: a key ends with a colon and a space"),
+        ("profile:small\nb: 2", "line 2: not valid YAML: no key may be here: indentation, or the key above, is wrong"),
+        ("a:\n  b: 1\n c: 2", "line 3: not valid YAML: indentation, a bracket or a quote is wrong here or above"),
+        ("a: 1\n  b: 2", "line 2: not valid YAML: no key may be here: indentation, or the key above"),
+        ("a: 1\n\0b: 2", "character 0x0, which YAML does not allow"),
         ("\tprofile: small", "line 1: not valid YAML: found"),
         ("profile: 'small", "line 1: not valid YAML: found"),
         (f"profile: {'9' * 5000}", "4300 digits"),
+        ("# caf\udce9\nprofile: small", "line 1: not UTF-8"),
         ("", "keys with values are needed"),
         ("- profile", "keys with values are needed"),
     ],

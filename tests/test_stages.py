@@ -403,6 +403,19 @@ def test_another_checkpoint_is_measured_as_it_is(study):
     assert weights.keys() == kept.keys() and all(torch.equal(weights[name], kept[name]) for name in kept)
 
 
+def test_another_checkpoint_that_is_not_there_is_named_by_its_key(study, monkeypatch):
+    monkeypatch.chdir(study)
+    values = settings()
+    values["variants"]["rival"]["surgery"]["model"] = "./nowhere"
+    try:
+        write_settings(values)
+        paths = ("model", "tokenizer", "windows/rival.json", "permutations.npz", "moments", "out", "size.json")
+        with pytest.raises(UserError, match="variants.rival.surgery.model = ./nowhere: there is no such folder"):
+            surgery.main("tiny", "rival", *map(Path, paths))
+    finally:
+        write_settings(settings())
+
+
 def test_baselines_store_no_more_than_softshare_even_after_training(study):
     sizes = {name: json.loads((study / f"sizes/{name}.json").read_text())["parameters"] for name in VARIANTS}
     assert all(sizes[name] <= sizes["softshare"] < sizes["original"] for name in ("dropped", "svd_weighted", "pruned"))

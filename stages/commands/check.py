@@ -70,10 +70,11 @@ def crowded(found: Params) -> Iterator[str]:
 def missing_files(found: Params) -> Iterator[str]:
     """A line for every folder and file of this machine that the active profile or a variant names in vain."""
     where, profile = f"profiles.{found.profile}", found.profiles[found.profile]
-    yield from hub.mistakes(f"{where}.base", profile.base.model, profile.base.gguf_file)
+    models = [hub.mistake(f"{where}.base", profile.base.model, profile.base.gguf_file)]
     for name, variant in found.studied(found.profile).items():
         if variant.surgery.method == "external":
-            yield from hub.mistakes(f"variants.{name}.surgery", variant.surgery.model)
+            models.append(hub.mistake(f"variants.{name}.surgery", variant.surgery.model))
+    yield from filter(None, models)
     folder = Path(profile.base.model)
     if not profile.base.gguf_file and folder.is_dir():
         yield from missing_parts(f"{where}.base.model", folder, words=profile.task == "language")
@@ -100,10 +101,25 @@ def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
     if not weights:
         yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
     for path in sorted(shards(weights[0]) if weights else []):
-        if not path.is_file() or not path.stat().st_size:
-            yield f"{key} = {folder}: {path.name} is {'empty' if path.is_file() else 'missing'}"
+        if broken := broken_weights(path):
+            yield f"{key} = {folder}: {path.name} is {broken}"
     if words and not any((folder / name).is_file() for name in opening.VOCABULARIES):
         yield f"{key} = {folder}: no tokenizer in it ({', '.join(opening.VOCABULARIES)})"
+
+
+def broken_weights(path: Path) -> str | None:
+    """What is wrong with a file of weights, as its header says; None where nothing is."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return "missing"
+    if not path.stat().st_size:
+        return "empty"
+    try:
+        with safe_open(path, "np"):
+            return None
+    except SafetensorError:
+        return "damaged, or has not arrived as a whole"
 
 
 def shards(weights: Path) -> set[Path]:

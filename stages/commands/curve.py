@@ -252,7 +252,8 @@ def _shares(name: str, text: str, otherwise: str = "") -> list[float]:
         shares = []
     if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
         raise UserError(
-            f"{name} = {text}: different shares of the original's parameters are needed, as 0.9,0.8{otherwise}"
+            f"{name} = {text or 'nothing'}: different shares of the original's parameters, each between 0 and 1, are "
+            f"needed, as 0.9,0.8{otherwise}"
         )
     return sorted(shares, reverse=True)
 
@@ -261,7 +262,7 @@ def _seeds(text: str) -> list[int]:
     """The whole numbers of a list such as 0,1,2. Raises UserError unless all are, and no two are the same."""
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise UserError(f"SEEDS = {text}: different whole numbers are needed, as 0,1,2")
+        raise UserError(f"SEEDS = {text or 'nothing'}: different whole numbers from 0 are needed, as 0,1,2")
     return list(map(int, parts))
 
 

@@ -60,10 +60,9 @@ def open_source(model: str, revision: str | None, gguf_file: str | None) -> tupl
     """
     options = {key: value for key, value in [("revision", revision), ("gguf_file", gguf_file)] if value}
     named = f"base.model = {model!r}" + "".join(f", {key} = {value!r}" for key, value in options.items())
-    advice = ". Give a hub id that this machine can reach, or a local folder with safetensors or GGUF"
-    if not Path(model).is_dir():
-        advice += "; profile small needs no network"
-    hub.refuse("base", model, gguf_file)
+    advice = ". Give a hub id that this machine can reach, or a local folder; profile small needs no network"
+    if Path(model).is_dir():
+        advice = ". A file in this folder is missing or damaged"
     with _refusing(f"cannot open {named}", advice):
         loaded = weights.read(model, **_reach(model), **options)
     if gguf_file:
@@ -136,7 +135,6 @@ def open_external(model: str, revision: str | None, tokenizer: Any, vocabulary: 
 def read_external(model: str, revision: str | None) -> Any:
     """The model of another checkpoint, float32, on the CPU. Raises UserError where it is of no supported family."""
     options = {"revision": revision} if revision else {}
-    hub.refuse("surgery", model)
     with _refusing(f"cannot open surgery.model = {model!r}"):
         external = weights.read(model, **_reach(model), **options)
     family_of(external.config.model_type)

@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -12,24 +11,25 @@ from stages.core.process.errors import UserError
 
 
 def refuse(where: str, model: str, gguf_file: str | None = None) -> None:
-    """Raise UserError with the `mistakes` there are, if any."""
-    if broken := list(mistakes(where, model, gguf_file)):
-        raise UserError(f"params.yaml: {broken[0]}")
+    """Raise UserError with the `mistake` there is, if any."""
+    if broken := mistake(where, model, gguf_file):
+        raise UserError(f"params.yaml: {broken}")
 
 
-def mistakes(where: str, model: str, gguf_file: str | None = None) -> Iterator[str]:
-    """What is wrong with the name of a model, a folder of this machine or an id of the hub, and with that of its file.
+def mistake(where: str, model: str, gguf_file: str | None = None) -> str | None:
+    """What is wrong with the name of a model, a folder of this machine or an id of the hub, or with that of its file.
 
-    where: the section of params.yaml that has `model` and `gguf_file`.
+    where: the section of params.yaml that has `model` and `gguf_file`. None where nothing is.
     """
     if "://" in model:
-        yield f"{where}.model = {model}: an address is no hub id; owner/name is needed"
-    elif Path(model).is_file():
-        yield f"{where}.model = {model}: it is a file; its folder is needed, and for GGUF the name as gguf_file"
-    elif is_missing_folder(model):
-        yield f"{where}.model = {model}: there is no such folder"
-    elif gguf_file and Path(model).is_dir() and not Path(model, gguf_file).is_file():
-        yield f"{where}.gguf_file = {gguf_file}: no such file in {model}; its name alone is needed"
+        return f"{where}.model = {model}: an address is no hub id; owner/name is needed"
+    if Path(model).is_file():
+        return f"{where}.model = {model}: it is a file; its folder is needed, and for GGUF the name as gguf_file"
+    if is_missing_folder(model):
+        return f"{where}.model = {model}: there is no such folder"
+    if gguf_file and Path(model).is_dir() and not Path(model, gguf_file).is_file():
+        return f"{where}.gguf_file = {gguf_file}: no such file in {model}; its name alone is needed"
+    return None
 
 
 def is_missing_folder(name: str) -> bool:

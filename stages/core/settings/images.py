@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.core.settings.profiles import LearningRate, Profile, Repeated, Site
-from stages.core.settings.section import Count, Natural, Section
+from stages.core.settings.section import Count, Natural, Once, Section, Seed, Text
 from stages.core.settings.texts import Loaded
 
 
@@ -13,7 +13,7 @@ class Patterns(Section):
     """Images of made-up patterns, one a label, with noise: one seed and a number of images for each split."""
 
     kind: Literal["patterns"]
-    seed: Natural = Field(description="of patterns and noise")
+    seed: Seed = Field(description="of patterns and noise")
     labels: int = Field(ge=2, description="patterns")
     side: Count = Field(8, description="pixels of a side")
     train: Count = Field(description="images to train on")
@@ -25,7 +25,7 @@ class Digits(Section):
     """The handwritten digits of scikit-learn: 1,000 images to train on, 257 to choose by and 540 to measure on."""
 
     kind: Literal["digits"]
-    file: str = Field(description="the table of this repository, data/digits/digits.parquet")
+    file: Text = Field(description="the table of this repository, data/digits/digits.parquet")
 
 
 class ImageDataset(Loaded):
@@ -51,7 +51,7 @@ class ExtractImages(Section):
     numbers of tokens, as in Swin, each gives as many of an image's as the layer with the fewest, evenly spread.
     """
 
-    sites: list[Site] = Field(
+    sites: Annotated[list[Site], Once] = Field(
         ["pre_activation", "post_activation"],
         min_length=1,
         description="activations that neurons may be matched by",
@@ -104,7 +104,9 @@ class Answers(Section):
 class LatencyImages(Section):
     """Forward passes of one image and of several, timed by turns with the original's."""
 
-    batch_sizes: list[Count] = Field([1, 32], min_length=1, description="images of a pass, one figure for each")
+    batch_sizes: Annotated[list[Count], Once] = Field(
+        [1, 32], min_length=1, description="images of a pass, one figure for each"
+    )
     warmup: Natural = Field(3, description="passes before any is timed")
     repeats: int = Field(20, ge=2, description="passes that are timed")
 

@@ -32,12 +32,11 @@ SENTENCES = {
     "model_type": MAPPING,
     "model_attributes_type": MAPPING,
     "none_required": "only null is allowed",
-    "greater_than": "more than {gt:g} is needed",
-    "greater_than_equal": "at least {ge:g} is needed",
-    "less_than": "less than {lt:g} is needed",
-    "less_than_equal": "at most {le:g} is needed",
+    "greater_than": "more than {gt} is needed",
+    "greater_than_equal": "at least {ge} is needed",
+    "less_than": "less than {lt} is needed",
+    "less_than_equal": "at most {le} is needed",
     "too_short": "at least {min_length} entry is needed",
-    "string_too_short": "text is needed",
     "literal_error": "{expected} is needed",
     "extra_forbidden": "unknown key{guess}; there are {known}",
     "union_tag_invalid": "{known} is needed",
@@ -63,7 +62,7 @@ def lines(error: ValidationError, root: type[Section]) -> list[str]:
 def _line(mistake: dict[str, Any], root: type[Section]) -> str:
     """The line of one mistake; empty where another mistake says the same better."""
     kind, value, said = mistake["type"], mistake["input"], dict(mistake.get("ctx", {}))
-    steps, members = _followed(mistake["loc"], root)
+    steps, members, nullable = _followed(mistake["loc"], root)
     if steps[-1:] == [TARGET] and kind != "missing":
         # Of keys with values pydantic also says that they are no number.
         return "" if isinstance(value, dict) else f"{'.'.join(steps)} = {_short(value)}: {TARGETS}"
@@ -81,16 +80,20 @@ def _line(mistake: dict[str, Any], root: type[Section]) -> str:
     elif kind == "literal_error":
         said = {"expected": said["expected"].replace("'", "")}
     shown = "" if isinstance(value, dict) or not steps else f" = {_short(value)}"
-    return f"{'.'.join(steps)}{shown}: {SENTENCES.get(kind, OTHER).format_map(said)}".removeprefix(": ")
+    bounds = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
+    sentence = SENTENCES.get(kind, OTHER).format_map(bounds)
+    if nullable and kind != "missing":
+        sentence = sentence.replace(" is needed", " or null is needed")
+    return f"{'.'.join(steps)}{shown}: {sentence}".removeprefix(": ")
 
 
-def _followed(path: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], Members]:
-    """The steps of a mistake's path that are the file's, and what the value at its end may be.
+def _followed(path: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], Members, bool]:
+    """The steps of a mistake's path that are the file's, what the value at its end may be, and whether also null.
 
     For an unknown key: what the value that holds it may be. pydantic's own steps are `[key]`, for a mistake in a name,
     and the name of the member of a union below it.
     """
-    steps, members = [], {"": root}
+    steps, members, nullable = [], {"": root}, False
     for step in path:
         if step == "[key]":
             continue
@@ -102,9 +105,10 @@ def _followed(path: tuple[str | int, ...], root: type[Section]) -> tuple[list[st
         if isinstance(kind, type) and issubclass(kind, Section):
             field = kind.model_fields.get(step)
             members = _members(field.annotation) if field else members
+            nullable = field is not None and NoneType in get_args(field.annotation)
         else:
-            members = _members(get_args(kind)[-1])  # of a list or dict
-    return steps, members
+            members, nullable = _members(get_args(kind)[-1]), False  # of a list or dict
+    return steps, members, nullable
 
 
 def _members(kind: Any) -> Members:

@@ -24,6 +24,14 @@ from stages.core.settings.variants import Variant
 PARAMS = Path("params.yaml")
 PROFILE = "SHARED_FFN_PROFILE"  # the environment variable of `make ... PROFILE=name`, which goes before the file's
 
+# What the parser of YAML says -> what the line is told to lack.
+UNREADABLE = {
+    "could not find expected ':'": "a key ends with a colon and a space",
+    "expected '<document start>'": "a key ends with a colon and a space",
+    "expected <block end>": "indentation, a bracket or a quote is wrong here or above",
+    "mapping values are not allowed here": "no key may be here: indentation, or the key above, is wrong",
+}
+
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -110,6 +118,7 @@ def load(path: Path = PARAMS) -> Params:
     """
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
 
     try:
         return _parsed(path.read_text(encoding="utf-8"), os.environ.get(PROFILE))
@@ -121,8 +130,16 @@ def load(path: Path = PARAMS) -> Params:
         key = error.problem.split('"')[1]
         raise UserError(f"{path}: line {error.problem_mark.line + 1}: {key} is there already; give it once") from error
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise UserError(f"{path}: line {mark.line + 1}: not valid YAML: {error.problem}") from error
+        # A key without its colon is noticed where the next one begins.
+        begun = error.context == "while scanning a simple key"
+        mark = error.context_mark if begun or error.problem_mark is None else error.problem_mark
+        said = next((said for begin, said in UNREADABLE.items() if error.problem.startswith(begin)), error.problem)
+        raise UserError(f"{path}: line {mark.line + 1}: not valid YAML: {said}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line}: not UTF-8") from error
+    except ReaderError as error:
+        raise UserError(f"{path}: character {error.character:#x}, which YAML does not allow") from error
     except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 

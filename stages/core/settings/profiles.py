@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Once, Rate, Section, Sequence
+from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Text
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
 
 PROMPTS = [
@@ -49,15 +49,15 @@ def _enough(section: Section, length: str) -> Section:
 class Base(Section):
     """The model under study, as `from_pretrained` of the task's auto class takes it."""
 
-    model: str = Field(min_length=1, description="a hub id, or a folder (best below data/local/model)")
-    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
-    gguf_file: str | None = Field(None, description="the file of the folder that holds the model, where it is GGUF")
+    model: Text = Field(description="a hub id, or a folder (best below data/local/model)")
+    revision: Text | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
+    gguf_file: Text | None = Field(None, description="the file of the folder that holds the model, where it is GGUF")
 
 
 class Extract(Section):
     """What is recorded of the model on calibration text: activations to align by, moments to fit to."""
 
-    sites: list[Site] = Field(
+    sites: Annotated[list[Site], Once] = Field(
         ["pre_activation", "post_activation"],
         min_length=1,
         description="activations that neurons may be matched by",
@@ -101,7 +101,7 @@ class Schedule(Section):
 class Repeated(Schedule):
     """A training that is done once for each seed, to say how far seeds differ."""
 
-    seeds: Annotated[list[Natural], Once] = Field(
+    seeds: Annotated[list[Seed], Once] = Field(
         [0], min_length=1, description="one training for each; no two are the same"
     )
 
@@ -185,11 +185,11 @@ class Perplexity(Section):
 class Generate(Section):
     """Samples of text by every variant."""
 
-    prompts: list[str] = Field(PROMPTS, min_length=1, description="what is continued")
+    prompts: Annotated[list[str], Once] = Field(PROMPTS, min_length=1, description="what is continued")
     new_tokens: Count = Field(60, description="tokens of a continuation")
     temperature: float = Field(0.8, gt=0, description="divides the logits")
     top_k: Count = Field(40, description="tokens to draw from")
-    seed: Natural = Field(0, description="of the draw")
+    seed: Seed = Field(0, description="of the draw")
 
 
 class SeedLatency(Section):
@@ -325,7 +325,7 @@ class Pretrain(Section):
     """The recipe of the bundled model."""
 
     stories: Count = Field(description="stories of the training text")
-    seed: Natural = Field(description="of the stories and the weights")
+    seed: Seed = Field(description="of the stories and the weights")
     vocabulary: int = Field(ge=257, description="tokens of the byte-level BPE")
     layers: Count = Field(description="blocks of the GPT-2")
     heads: Count = Field(description="attention heads of a block")
@@ -340,7 +340,7 @@ class Pretrain(Section):
 class PretrainDigits(Section):
     """The recipe of the bundled ViT."""
 
-    seed: Natural = Field(description="of the weights, the order of images and their changes")
+    seed: Seed = Field(description="of the weights, the order of images and their changes")
     layers: Count = Field(description="blocks of the ViT")
     heads: Count = Field(description="attention heads of a block")
     width: Count = Field(description="size of the hidden states; an FFN has four times as many neurons")

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Natural = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
 Sequence = Annotated[int, Field(ge=2)]  # tokens, of which the first is only read
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -18,6 +19,16 @@ def _once(values: list) -> list:
 
 
 Once = AfterValidator(_once)  # of a list
+
+
+def _written(text: str) -> str:
+    """The text, unless nothing but spaces is in it."""
+    if not text.strip():
+        raise ValueError("text is needed")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_written)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.core.settings import splits
-from stages.core.settings.section import Count, Natural, Section, Sequence
+from stages.core.settings.section import Count, Section, Seed, Sequence, Text
 
 SPLITS = ("train", "validation", "test")
 ENCODED = ("text", "json", "csv")  # what `datasets` reads with an encoding
@@ -17,7 +17,7 @@ class Stories(Section):
     """Text of the project's own grammar: one seed and a number of stories for each split."""
 
     kind: Literal["stories"]
-    seed: Natural = Field(description="of the grammar's choices")
+    seed: Seed = Field(description="of the grammar's choices")
     train: Count = Field(description="stories to train on")
     validation: Count = Field(description="stories to choose windows and states by")
     test: Count = Field(description="stories to measure on")
@@ -30,9 +30,9 @@ class Loaded(Section):
     """
 
     kind: Literal["dataset"]
-    path: str = Field(description="a hub id; parquet, json or text with data_files")
-    name: str | None = Field(None, description="the data set's configuration")
-    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
+    path: Text = Field(description="a hub id; parquet, json or text with data_files")
+    name: Text | None = Field(None, description="the data set's configuration")
+    revision: Text | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
     data_files: dict[str, str] | None = Field(None, description="a file (best below data/local/text) for each split")
     encoding: str | None = Field(None, description="of files that are not UTF-8: latin-1, utf-16, ...")
 
@@ -77,7 +77,7 @@ class Mingled(Section):
     """Stories of other plots: sentences of the project's own grammar in an order that none of its plots has."""
 
     kind: Literal["mingled_stories"]
-    seed: Natural = Field(description="of the grammar's choices")
+    seed: Seed = Field(description="of the grammar's choices")
     test: Count = Field(description="stories to measure on")
 
 
@@ -118,7 +118,7 @@ class Reviews(Section):
     """Reviews of the project's own grammar, half of them positive; a number of rows for each split."""
 
     kind: Literal["reviews"]
-    seed: Natural = Field(description="of the grammar's choices")
+    seed: Seed = Field(description="of the grammar's choices")
     train: int = Field(ge=4, description="reviews to train on")
     test: int = Field(ge=4, description="reviews to measure on")
 
@@ -141,7 +141,7 @@ class ReviewSet(Section):
     source: Annotated[Reviews | LabelledDataset, Field(discriminator="kind")]
     max_train: Count | None = Field(None, description="rows to train on, of every label alike; null takes all")
     max_test: Count | None = Field(None, description="rows to measure on, of every label alike; null takes all")
-    seed: Natural = Field(0, description="of the choice of rows")
+    seed: Seed = Field(0, description="of the choice of rows")
     max_tokens: Sequence = Field(512, description="tokens of a text in its template")
     keep: Literal["head", "tail"] = Field("tail", description="which end of a text that is too long")
     template: str = Field("{text}\nThe sentiment of this review is", description="where {text} stands once")
@@ -157,7 +157,7 @@ class Articles(Section):
     """Brief stories of the project's own grammar, each with a summary: a seed and how many for each split."""
 
     kind: Literal["articles"]
-    seed: Natural = Field(description="of the grammar's choices")
+    seed: Seed = Field(description="of the grammar's choices")
     train: Count = Field(description="pairs to train on")
     test: Count = Field(description="pairs to measure on")
 

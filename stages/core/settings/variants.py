@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Once, Rate, Section
+from stages.core.settings.section import Count, Natural, Once, Rate, Section, Text
 
 Size = Annotated[int, Field(ge=2)]
 Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
@@ -37,7 +37,9 @@ class _Searched(Section):
     """
 
     sizes: Annotated[list[Size], Once] = Field(min_length=1, description="layers of a window")
-    exclude_layers: list[Natural] = Field([], description="layers that stay as they are, counted from 0")
+    exclude_layers: Annotated[list[Natural], Once] = Field(
+        [], description="layers that stay as they are, counted from 0"
+    )
     shortlist: Count = Field(4, description="ways to lay several windows that are tried on text")
 
     @property
@@ -267,8 +269,8 @@ class External(Section):
     """Another checkpoint with the same vocabulary: a hub id, or a folder (best below data/local/model)."""
 
     method: Literal["external"]
-    model: str = Field(min_length=1, description="a hub id, or a folder")
-    revision: str | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
+    model: Text = Field(description="a hub id, or a folder")
+    revision: Text | None = Field(None, description="a branch, tag or commit of the hub; null is its newest")
 
 
 class Distill(Section):
@@ -367,7 +369,9 @@ class Variant(Section):
     windows: Chosen
     surgery: Surgery
     finetune: Recovery
-    skip: list[str] = Field([], description="profiles that leave this variant out, as their models cannot have it")
+    skip: Annotated[list[str], Once] = Field(
+        [], description="profiles that leave this variant out, as their models cannot have it"
+    )
 
     @model_validator(mode="before")
     @classmethod

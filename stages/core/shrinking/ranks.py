@@ -99,10 +99,10 @@ def _path(weights: list[Tensor], moments: list[Moments]) -> list[list[float]]:
     hundredth of LEAST.
     """
     grams, factors, metrics = _eliminated(moments)
-    roots = [root(metric.ridged()) for metric in metrics]
+    metric_roots = [root(metric.ridged()) for metric in metrics]
     own = [(weight @ gram).float() for weight, gram in zip(weights, grams)]
-    weighted = [(weight @ root).float() for weight, root in zip(weights, roots)]
-    to_metric = [torch.cholesky_solve(root, factor).float() for root, factor in zip(roots, factors)]
+    weighted = [(weight @ half).float() for weight, half in zip(weights, metric_roots)]
+    to_metric = [torch.cholesky_solve(half, factor).float() for half, factor in zip(metric_roots, factors)]
     to_gram = [torch.cholesky_solve(gram, factor).float() for gram, factor in zip(grams, factors)]
     rest = list(own)  # (W_l - A_l B_l) C_l
     found: list[list[float]] = [[] for _ in weights]
