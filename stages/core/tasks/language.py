@@ -10,6 +10,7 @@ negative log-likelihood over the scored tokens. There is no padding.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,13 +23,10 @@ from stages.core.architecture.tokens import pad_token
 from stages.core.architecture.view import ModelView
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, SeedPerplexity
-from stages.core.tasks import notes, timing
+from stages.core.tasks import likeliest, notes, timing
 from stages.core.tasks.interface import CalibrationRows
 from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
-
-REFERENCE = 2**28  # bytes of next-token probabilities that `reference` keeps, at least one token for each scored one
-KEPT = 256  # of them for each scored token: with all 2,048 of a small model a divergence is at most 2% more
 
 
 @dataclass(frozen=True)
@@ -116,47 +114,26 @@ class Language:
         return perplexity(model, text.tokens, self.context, self.stride, self.batch_size, watch, text.start)
 
     @torch.no_grad()
-    def reference(self, model: Any, held_out: corpus.Stream | Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each batch the likeliest next tokens, int32, (scored tokens, kept), and the logs of their probabilities.
-
-        At most KEPT tokens of the vocabulary are kept, and as many as REFERENCE bytes hold.
-        """
+    def reference(self, model: Any, held_out: corpus.Stream | Tensor) -> likeliest.Answers:
+        """The likeliest next tokens and their probabilities, see `stages.core.tasks.likeliest`."""
         text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
-        most, found = max(1, min(KEPT, int(REFERENCE / (8 * len(text))))), []
-        for _, logits, _ in self._scored(model, text):
-            logs, tokens = logits.log_softmax(-1).topk(min(most, logits.shape[-1]), dim=-1)
-            found.append((tokens.int(), logs))
-        return found
+        return likeliest.answers(model, partial(self._logits, model, text), len(text))
 
     @torch.no_grad()
-    def divergence(self, model: Any, held_out: corpus.Stream | Tensor, reference: list[tuple[Tensor, Tensor]]) -> float:
+    def divergence(self, model: Any, held_out: corpus.Stream | Tensor, reference: likeliest.Answers) -> float:
         """The mean of KL(reference || model) over the next tokens that `score` counts, in nats, at least 0.
 
-        Tokens that the reference did not keep count as one. So the result never exceeds that for the whole vocabulary.
+        It never exceeds that for the whole vocabulary, see `stages.core.tasks.likeliest`.
         """
         text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
-        total, count = 0.0, 0
-        for (tokens, logs), (_, logits, _) in zip(reference, self._scored(model, text), strict=True):
-            chosen, before = tokens.long(), logs.double()
-            whole = logits.logsumexp(-1)
-            after = logits.gather(-1, chosen).double() - whole.double()[:, None]
-            total += (before.exp() * (before - after)).sum().item()
-            if chosen.shape[-1] < logits.shape[-1]:
-                other = logits.scatter_(-1, chosen, -math.inf).logsumexp(-1) - whole
-                left = (1 - before.exp().sum(-1)).clamp_min(1e-12)
-                total += (left * (left.log() - other.double())).sum().item()
-            count += len(logits)
-        if not math.isfinite(total):
-            raise UserError("the divergence is not finite: the model is broken")
-        return max(0.0, total / count)
+        return likeliest.divergence(model, partial(self._logits, model, text), reference)
 
-    def _scored(self, model: Any, text: corpus.Stream) -> Iterator[tuple[list[tuple[int, int, int]], Tensor, Tensor]]:
-        """For each batch its windows, and the logits (n, vocabulary) and ids (n,) of the tokens that are scored."""
+    def _logits(self, model: Any, text: corpus.Stream) -> Iterator[Tensor]:
+        """For each batch the logits (n, vocabulary) of the tokens that are scored."""
         before = 0 if text.start is None else 1
-        for batch, logits, ids in forward(model, text.tokens, self.context, self.stride, self.batch_size, text.start):
+        for batch, logits, _ in forward(model, text.tokens, self.context, self.stride, self.batch_size, text.start):
             scored = [slice(first - begin - 1 + before, None) for begin, _, first in batch]
-            rows = [torch.cat([row[part] for row, part in zip(each, scored)]) for each in (logits, ids)]
-            yield batch, *rows
+            yield torch.cat([row[part] for row, part in zip(logits, scored)])
 
     def measure(
         self, model: Any, held_out: corpus.Stream, others: Path, watch: Callable[[Iterable], Iterable] = iter
