@@ -18,6 +18,7 @@ from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.settings.variants import Budget, Drop, Forms, Layers, LowRank, Prune, Variant
 from stages.core.shrinking import (
+    arranging,
     baselines,
     layer_search,
     making,
@@ -265,6 +266,33 @@ def test_sharing_and_dropping_alone_are_the_single_methods(whole):
         mixed, found = making.mix(view, known, alone[name].plan, alone[name].layers)
         assert found == sharing and tiny.same(tiny.state(mixed.model), tiny.state(model.model))
         assert alone[name].perplexity == judge.score(model) >= tried[0].perplexity
+
+
+@pytest.mark.parametrize("best", [0, 9])
+def test_groups_that_sharing_alone_chooses_are_tried_whatever_single_windows_promise(best, monkeypatch):
+    """Once, also where they are among the arrangements of least harm."""
+    every = [
+        arranging.Arrangement([[number, number + 1]], gone, 0, float(number), {}, number == best)
+        for number in range(10)
+        for gone in ([], [11])
+    ]
+    found = [(kinds, layers.groups[0][0]) for kinds, _, layers in mixing._promising(every, {}, max, 1)]
+    firsts = {0: [0, 1, 2, 3], 9: [0, 1, 2, 3, 9]}[best]
+    assert found == [(kinds, first) for kinds in (["share"], ["share", "drop"]) for first in firsts]
+
+
+def test_the_groups_of_sharing_alone_go_with_every_price_and_every_missing_layer(whole):
+    view, known, judge, tried = whole
+    spec = Forms(choose="forms", forms=["low_rank", "share", "drop"], target_parameters=0.7)
+    arranged = arranging.arrange(view, known, spec, arranging.survey(view, known, spec, judge), judge)
+    ((_, alone),) = [one for one in arranged.alone if one[0] == "share"]
+    scored = [one for one in arranged.every if one.scored]
+    assert [one.groups for one in scored if not one.gone] == [alone.groups]
+    for one in scored:
+        assert one.groups == [group for group in alone.groups if not set(group) & set(one.gone)]
+    assert any(one.gone for one in scored)
+    kinds = [one.forms for one in tried if one.by == "divergence" and one.layers.groups == alone.groups]
+    assert ["low_rank", "share"] in kinds and ["low_rank", "sparse", "share"] in kinds
 
 
 def test_entries_are_refitted_where_moments_are_not_quite_positive():

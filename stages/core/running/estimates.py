@@ -155,7 +155,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
                 compared += 1 + 2 * targets.layers(shape, chosen.target_parameters)
             if "share" in chosen.forms:
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
-                scored += len(single) + (windows.SPARE + 6) * 4  # layouts within the budget, and mixtures
+                scored += len(single) + windows.SPARE * 4 + 28  # layouts within the budget, and mixtures
                 fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
             refitted += 2 if chosen.refit else 0
             continue

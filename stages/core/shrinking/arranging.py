@@ -47,7 +47,8 @@ class Arrangement:
     """Groups of layers that share one FFN, and layers that are gone.
 
     stored: the bases, less what the layers that are gone saved beside their FFN matrices. harm: the divergence of the
-    model without the layers that are gone. deltas: the ranks of every matrix of a group as options.
+    model without the layers that are gone. deltas: the ranks of every matrix of a group as options. scored: whether
+    the groups are those that sharing alone has chosen by whole models, as far as no layer of theirs is gone.
     """
 
     groups: list[list[int]]
@@ -55,6 +56,7 @@ class Arrangement:
     stored: int
     harm: float
     deltas: dict[Matrix, list[Option]]
+    scored: bool
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,15 @@ def arrange(
 ) -> Arranged:
     """Layouts of windows by the search of method share, times layers that are gone, as far as `spec` allows.
 
-    A layout is the cheapest of its number of windows and of layers saved, by the costs of its single windows.
-    surveyed: of the same forms, for this target or a smaller one.
+    A layout is the cheapest of its number of windows and of layers saved, by the costs of its single windows, or that
+    which sharing alone chooses. surveyed: of the same forms, for this target or a smaller one.
     """
-    alone, costs, chosen, fewer = [], {}, [], {(): 0.0}
+    alone, costs, chosen, fewer = [], {}, (), {(): 0.0}
     gains = ranks.WindowGains(view, calibration, SHARED, surveyed.gains)
     if "share" in spec.forms:
         costs = _costs(view, surveyed.windows, judge)
         own = _windows(view, calibration, spec, surveyed.windows, gains, judge, watch)
-        chosen = [tuple((group[0], group[-1]) for group in layers.groups) for _, layers in own]
+        chosen = tuple((group[0], group[-1]) for _, layers in own for group in layers.groups)
         alone += own
     if "drop" in spec.forms:
         for order, harms in zip(surveyed.orders, surveyed.fewer):
@@ -142,11 +144,12 @@ def arrange(
     deltas, every = cache(partial(_deltas, view, gains)), []
     for gone, harm in fewer.items():
         saved = sum(view.shape.stage_of(layer).block - view.shape.ffn_matrices_of(layer) for layer in gone)
-        for layout in dict.fromkeys([*_layouts(view, costs, gone), *([()] if gone else chosen)]):
+        left = tuple(window for window in chosen if not set(windows.layers(window)) & set(gone))
+        for layout in dict.fromkeys([*_layouts(view, costs, gone), *([left] if left else []), *([()] if gone else [])]):
             groups = [windows.layers(window) for window in layout]
             bases = sum(view.shape.ffn_matrices_of(group[0]) for group in groups)
             options = {matrix: found for window in layout for matrix, found in deltas(window).items()}
-            every.append(Arrangement(groups, list(gone), bases - saved, harm, options))
+            every.append(Arrangement(groups, list(gone), bases - saved, harm, options, bool(layout) and layout == left))
     return Arranged(every, alone)
 
 

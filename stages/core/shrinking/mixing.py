@@ -56,9 +56,9 @@ def search(
 
     Each form alone is tried, too, as its baselines spend the budget. So the best plan is no worse on the text of the
     judge than the best of these baselines. With `share` or `drop` among the forms, the SHORTLIST arrangements of layers
-    that promise least harm are tried of each kind: layers that share, layers that are gone, and both. The
-    matrices that stay alone then have any of the other forms, and in further plans only low rank: these run as ordinary
-    matrices.
+    that promise least harm are tried of each kind: layers that share, layers that are gone, and both; and the
+    best of each kind with the groups that sharing alone chooses. The matrices that stay alone then have any of the
+    other forms, and in further plans only low rank: these run as ordinary matrices.
 
     probed, surveyed: what `probe_all` and `survey` say for these forms or more, and this target or a smaller one; by
     default the survey is made here.
@@ -125,7 +125,7 @@ def _promising(
 
     own: the options of the matrices that stay alone.
     """
-    found: dict[tuple[str, ...], list[tuple[float, int, Plan, Layers]]] = {}
+    found: dict[tuple[str, ...], list[tuple[float, int, bool, Plan, Layers]]] = {}
     for number, one in enumerate(arrangements):
         taken = {layer for group in one.groups for layer in group}
         alone = {key: every for key, every in own.items() if key[0] not in taken and key[0] not in one.gone}
@@ -138,9 +138,14 @@ def _promising(
         total = one.harm + sum(harm(matrix, option) for matrix, option in chosen.items())
         plan = _plan({matrix: chosen[matrix] for matrix in alone})
         kinds = ("share",) * bool(one.groups) + ("drop",) * bool(one.gone)
-        found.setdefault(kinds, []).append((total, number, plan, Layers(one.groups, ranks, one.gone)))
+        found.setdefault(kinds, []).append((total, number, one.scored, plan, Layers(one.groups, ranks, one.gone)))
     for kinds, every in found.items():
-        for _, _, plan, layers in sorted(every, key=itemgetter(0, 1))[:SHORTLIST]:
+        every.sort(key=itemgetter(0, 1))
+        best = every[:SHORTLIST]
+        # What single windows promise of many may be far off: groups that were chosen by whole models are tried, too.
+        if not any(scored for _, _, scored, *_ in best):
+            best += [one for one in every if one[2]][:1]
+        for _, _, _, plan, layers in best:
             yield list(kinds), plan, layers
 
 
