@@ -75,9 +75,9 @@ def probe_all(
     What comes before the changed layer is the original: its forward passes are recorded once, within STATES bytes, and
     those of a changed model start from there.
     """
-    found, probes, forms = {}, {}, probed_forms(forms)
+    found, probes, forms, reference = {}, {}, probed_forms(forms), judge.reference(view)
     with record_states(view, range(1, view.depth), STATES) as states:
-        reference = judge.reference(view)
+        judge.divergence(view, reference)
     for layer, role in watch(matrices(view)):
         found[layer, role] = every = options(view, calibration, layer, role, forms)
         start = max((before for before in states.before if before <= layer), default=None)

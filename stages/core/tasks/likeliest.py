@@ -47,12 +47,12 @@ def answers(model: Any, scored: Scored, count: int) -> Answers:
     if len(words) > FEW * logits.shape[-1]:
         return Answers(None, found)
     with narrowed(model, words):
-        within = [_within(words, *kept, logits) for kept, logits in zip(found, scored(), strict=True)]
-    return Answers(words, within)
+        return Answers(words, [_among(words, *each) for each in zip(found, scored(), strict=True)])
 
 
-def _within(words: Tensor, tokens: Tensor, logs: Tensor, _: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest next tokens among the words, whose logits are given."""
+def _among(words: Tensor, kept: tuple[Tensor, ...], logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of `Answers.batches` for these words, by the batch for all and the words' logits."""
+    tokens, logs, _ = kept
     places = torch.searchsorted(words, tokens.long())
     own = logits.log_softmax(-1).gather(-1, places)
     return places.int(), own, (logs[:, :1] - own[:, :1]).exp()
@@ -83,11 +83,10 @@ def narrowed(model: Any, words: Tensor | None) -> Iterator[None]:
     if words is None:
         yield
         return
-    head, whole = model.get_output_embeddings(), {}
-    for name, parameter in head.named_parameters(recurse=False):
-        whole[name] = parameter
+    head = model.get_output_embeddings()
+    whole = dict(head.named_parameters(recurse=False))
     try:
-        # A tied embedding keeps its own name for the parameter.
+        # A tied embedding has a name of its own for the same parameter, and stays whole.
         for name, parameter in whole.items():
             setattr(head, name, nn.Parameter(parameter[words.to(parameter.device)], requires_grad=False))
         yield
