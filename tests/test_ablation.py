@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from stages.commands.ablate import layers, main
+from stages.commands.ablate import main, window_of
 from stages.core.process.errors import UserError
 from stages.core.shrinking import ablation
 
@@ -40,11 +40,17 @@ def test_every_start_meets_every_recovery():
     assert ranks == {2} and parts == {"deltas", "window", "all"} and rates == {1.0, 0.1}
 
 
-@pytest.mark.parametrize("window", ["", "4", "3-3", "3-12", "b-4", "5-2"])
-def test_a_window_that_is_none_names_the_layers_there_are(window):
-    with pytest.raises(UserError, match="layers 0 to 11"):
-        layers(window, 12)
-    assert layers("2-5", 12) == [2, 3, 4, 5]
+@pytest.mark.parametrize("window", ["", "4", "3-3", "-3", "b-4", "5-2"])
+def test_a_window_that_is_none_is_refused_before_any_model_is_opened(window, tmp_path):
+    with pytest.raises(UserError, match="^WINDOW .*: the first and the last of two layers or more are needed, as 2-5"):
+        main(window, "8", "yes", tmp_path)
+    assert window_of("2-5") == (2, 5)
+
+
+@pytest.mark.parametrize("rank", ["", "x", "0", "-1", "1.5"])
+def test_a_rank_that_is_none_is_refused_before_any_model_is_opened(rank, tmp_path):
+    with pytest.raises(UserError, match="RANK = .*: a whole number from 1 is needed"):
+        main("2-5", rank, "yes", tmp_path)
 
 
 def test_a_word_that_is_neither_yes_nor_no_is_refused(tmp_path):

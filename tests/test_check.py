@@ -108,6 +108,8 @@ def test_a_config_of_the_hub_says_little_and_is_understood(tmp_path):
     [
         ("{", "cannot read .*config.json"),
         ("[1]", "config.json: a mapping is needed, not list"),
+        ("[" * 100_000, "cannot read .*config.json"),
+        (GPT2 | {"n_layer": 10**9}, "config.json: n_layer = 1000000000: at most 1000 is allowed"),
         ({}, "config.json: model type None is not supported; supported: gpt2"),
         ({"model_type": ["gpt2"]}, "config.json: model type .* is not supported"),
         (GPT2 | {"n_layer": 0}, "config.json: n_layer = 0: a whole number from 1"),

@@ -58,9 +58,9 @@ def test_sizes_are_shares(said):
     assert command._shares("SIZES", "0.8,0.9") == [0.9, 0.8]
 
 
-@pytest.mark.parametrize("said", ["", "a", "0,0", "-1", "0.5"])
+@pytest.mark.parametrize("said", ["", "a", "0,0", "-1", "0.5", "4294967296"])
 def test_seeds_are_different_whole_numbers(said):
-    with pytest.raises(UserError, match="SEEDS = .+: different whole numbers from 0 are needed"):
+    with pytest.raises(UserError, match="SEEDS = .+: different whole numbers from 0 to 4294967295 are"):
         command._seeds(said)
     assert command._seeds("2,0") == [2, 0]
 

@@ -22,12 +22,16 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
 
     if recover not in ("yes", "no"):
         raise UserError(f"RECOVER = {recover}: yes or no is needed")
+    first, last = window_of(window)
+    if not rank.isdecimal() or int(rank) < 1:
+        raise UserError(f"RANK = {rank}: a whole number from 1 is needed")
     study = Opened.here()
     original, sites = study.view, study.section("extract").sites
-    group = layers(window, original.depth)
-    most = min(original.shape.matrices["in"])
-    if not rank.isdigit() or not 1 <= int(rank) <= most:
+    if last >= original.depth:
+        raise UserError(f"WINDOW = {window}: this model has layers 0 to {original.depth - 1}")
+    if int(rank) > (most := min(original.shape.matrices["in"])):
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
+    group = list(range(first, last + 1))
     calibration, score = study.calibration, study.judge("search", "validation").score
     recover_one = study.recoverer(held_out_by="search")
 
@@ -48,13 +52,13 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     print(pd.DataFrame(found).to_string(index=False))
 
 
-def layers(window: str, depth: int) -> list[int]:
-    """The layers of a window written as 2-5. Raises UserError unless it holds two layers or more of the model."""
-    first, _, last = window.partition("-")
-    if not (first.isdigit() and last.isdigit() and int(first) < int(last) < depth):
-        said = f"WINDOW = {window}" if window else "WINDOW is missing"
-        raise UserError(f"{said}: this model has layers 0 to {depth - 1}; write first-last, as 2-5")
-    return list(range(int(first), int(last) + 1))
+def window_of(text: str) -> tuple[int, int]:
+    """The first and the last layer of a window written as 2-5. Raises UserError unless it holds two layers or more."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        said = f"WINDOW = {text}" if text else "WINDOW is missing"
+        raise UserError(f"{said}: the first and the last of two layers or more are needed, as 2-5")
+    return int(first), int(last)
 
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:

@@ -35,6 +35,7 @@ from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
 
 RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
+SEEDS = 2**32  # no seed is as large
 HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
 MOMENTS = 4e9  # bytes of moments that stay in memory between methods
@@ -261,9 +262,12 @@ def _shares(name: str, text: str, otherwise: str = "") -> list[float]:
 def _seeds(text: str) -> list[int]:
     """The whole numbers of a list such as 0,1,2. Raises UserError unless all are, and no two are the same."""
     parts = text.split(",")
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise UserError(f"SEEDS = {text or 'nothing'}: different whole numbers from 0 are needed, as 0,1,2")
-    return list(map(int, parts))
+    known = [int(part) for part in parts if part.isdecimal() and int(part) < SEEDS]
+    if len(set(known)) < len(parts):
+        raise UserError(
+            f"SEEDS = {text or 'nothing'}: different whole numbers from 0 to {SEEDS - 1} are needed, as 0,1,2"
+        )
+    return known
 
 
 def _excesses(rows: list[dict]) -> list[dict]:

@@ -18,6 +18,8 @@ TIMEOUT = 1.0  # seconds for the hub to answer
 # The sizes that a config.json must give where its class has a default for them, which is one checkpoint's.
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
+LAYERS = 1000  # to build more takes long even without memory, and no model has as many
+
 # Setting of config.json -> its key in GGUF, after the name of the architecture and a dot.
 GGUF = {
     "num_hidden_layers": "block_count",
@@ -222,6 +224,8 @@ def _refuse_sizes(config: Mapping[str, Any]) -> None:
             value = None if built == default else built
         if (value is not None or needed) and not _counts(value):
             raise UserError(f"{name} = {value!r}: a whole number from 1 is needed")
+        if size == SIZES[0] and value is not None and value > LAYERS:
+            raise UserError(f"{name} = {value}: at most {LAYERS} is allowed")
 
 
 def _counts(value: Any) -> bool:
@@ -262,7 +266,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """A JSON file such as config.json. Raises UserError with its name where it holds no mapping."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: a mapping is needed, not {type(config).__name__}")

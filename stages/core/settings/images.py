@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.core.settings.profiles import LearningRate, Profile, Repeated, Site
-from stages.core.settings.section import Count, Natural, Once, Section, Seed, Text
+from stages.core.settings.section import Count, Natural, Once, Section, Seed, Several, Text
 from stages.core.settings.texts import Loaded
 
 
@@ -14,7 +14,7 @@ class Patterns(Section):
 
     kind: Literal["patterns"]
     seed: Seed = Field(description="of patterns and noise")
-    labels: int = Field(ge=2, description="patterns")
+    labels: Several = Field(description="patterns")
     side: Count = Field(8, description="pixels of a side")
     train: Count = Field(description="images to train on")
     validation: Count = Field(description="images to choose windows and states by")
@@ -56,8 +56,8 @@ class ExtractImages(Section):
         min_length=1,
         description="activations that neurons may be matched by",
     )
-    max_tokens: int = Field(4000, ge=2, description="tokens whose activations are kept")
-    moment_tokens: int = Field(131072, ge=2, description="tokens that the moments are taken over")
+    max_tokens: Several = Field(4000, description="tokens whose activations are kept")
+    moment_tokens: Several = Field(131072, description="tokens that the moments are taken over")
     batch_size: Count = Field(32, description="images of a forward pass")
 
 
@@ -108,7 +108,7 @@ class LatencyImages(Section):
         [1, 32], min_length=1, description="images of a pass, one figure for each"
     )
     warmup: Natural = Field(3, description="passes before any is timed")
-    repeats: int = Field(20, ge=2, description="passes that are timed")
+    repeats: Several = Field(20, description="passes that are timed")
 
 
 class ImageProfile(Profile):

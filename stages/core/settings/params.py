@@ -27,7 +27,8 @@ PROFILE = "SHARED_FFN_PROFILE"  # the environment variable of `make ... PROFILE=
 # What the parser of YAML says -> what the line is told to lack.
 UNREADABLE = {
     "could not find expected ':'": "a key ends with a colon and a space",
-    "expected '<document start>'": "a key ends with a colon and a space",
+    "expected '<document start>'": "here or above a key lacks its colon or the space after it",
+    "but found another document": "--- begins a second document, and one is needed",
     "expected <block end>": "indentation, a bracket or a quote is wrong here or above",
     "mapping values are not allowed here": "no key may be here: indentation, or the key above, is wrong",
 }

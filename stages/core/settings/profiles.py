@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Text
+from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Several, Text
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
 
 PROMPTS = [
@@ -62,8 +62,8 @@ class Extract(Section):
         min_length=1,
         description="activations that neurons may be matched by",
     )
-    max_tokens: int = Field(4000, ge=2, description="tokens whose activations are kept")
-    moment_tokens: int = Field(131072, ge=2, description="tokens that the moments are taken over")
+    max_tokens: Several = Field(4000, description="tokens whose activations are kept")
+    moment_tokens: Several = Field(131072, description="tokens that the moments are taken over")
     sequence_length: Count = Field(1024, description="tokens of a sequence")
     batch_size: Count = Field(4, description="sequences of a forward pass")
 
@@ -71,13 +71,13 @@ class Extract(Section):
 class Correlate(Section):
     """Which layers are correlated."""
 
-    reach: int = Field(10, ge=2, description="layers of the largest window that can be aligned")
+    reach: Several = Field(10, description="layers of the largest window that can be aligned")
 
 
 class Search(Section):
     """Windows are compared on the head of the validation split."""
 
-    max_tokens: int = Field(65536, ge=2, description="tokens of the validation split")
+    max_tokens: Several = Field(65536, description="tokens of the validation split")
     context: Sequence = Field(1024, description="tokens of a chunk")
     batch_size: Count = Field(8, description="chunks of a forward pass")
 
@@ -119,7 +119,7 @@ class Validation(Section):
     """How often, and on how many tokens, the validation split is scored."""
 
     times: Count = Field(8, description="evaluations in a training")
-    max_tokens: int = Field(32768, ge=2, description="tokens of the validation split")
+    max_tokens: Several = Field(32768, description="tokens of the validation split")
 
 
 class Finetune(Repeated):
@@ -185,7 +185,7 @@ class Perplexity(Section):
 class Generate(Section):
     """Samples of text by every variant."""
 
-    prompts: Annotated[list[str], Once] = Field(PROMPTS, min_length=1, description="what is continued")
+    prompts: Annotated[list[Text], Once] = Field(PROMPTS, min_length=1, description="what is continued")
     new_tokens: Count = Field(60, description="tokens of a continuation")
     temperature: float = Field(0.8, gt=0, description="divides the logits")
     top_k: Count = Field(40, description="tokens to draw from")
@@ -212,7 +212,7 @@ class Latency(Section):
     prompt_tokens: Count = Field(128, description="tokens of the prompt")
     new_tokens: Count = Field(128, description="tokens of the continuation")
     warmup: Natural = Field(3, description="generations before any is timed")
-    repeats: int = Field(20, ge=2, description="generations that are timed")
+    repeats: Several = Field(20, description="generations that are timed")
     seed_protocol: SeedLatency | None = Field(None, description="{} measures as the research notes did, too")
 
 
@@ -326,7 +326,7 @@ class Pretrain(Section):
 
     stories: Count = Field(description="stories of the training text")
     seed: Seed = Field(description="of the stories and the weights")
-    vocabulary: int = Field(ge=257, description="tokens of the byte-level BPE")
+    vocabulary: int = Field(ge=257, lt=2**31, description="tokens of the byte-level BPE")
     layers: Count = Field(description="blocks of the GPT-2")
     heads: Count = Field(description="attention heads of a block")
     width: Count = Field(description="size of the hidden states")

@@ -7,7 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator of random numbers takes
-Sequence = Annotated[int, Field(ge=2)]  # tokens, of which the first is only read
+Several = Annotated[int, Field(ge=2, lt=2**31)]
+Sequence = Several  # tokens, of which the first is only read
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -119,8 +119,8 @@ class Reviews(Section):
 
     kind: Literal["reviews"]
     seed: Seed = Field(description="of the grammar's choices")
-    train: int = Field(ge=4, description="reviews to train on")
-    test: int = Field(ge=4, description="reviews to measure on")
+    train: int = Field(ge=4, lt=2**31, description="reviews to train on")
+    test: int = Field(ge=4, lt=2**31, description="reviews to measure on")
 
 
 class LabelledDataset(Loaded):

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Once, Rate, Section, Text
+from stages.core.settings.section import Count, Natural, Once, Rate, Section, Several, Text
 
-Size = Annotated[int, Field(ge=2)]
 Alignment = Literal["identity", "pre_activation", "post_activation", "cost"]
 Reference = Literal["first", "centre"]
 
@@ -26,7 +25,7 @@ class Blocks(Section):
     """Consecutive blocks of `size` layers from layer 0."""
 
     choose: Literal["blocks"]
-    size: Size = Field(description="layers of a block")
+    size: Several = Field(description="layers of a block")
 
 
 class _Searched(Section):
@@ -36,7 +35,7 @@ class _Searched(Section):
     are compared by validation perplexity.
     """
 
-    sizes: Annotated[list[Size], Once] = Field(min_length=1, description="layers of a window")
+    sizes: Annotated[list[Several], Once] = Field(min_length=1, description="layers of a window")
     exclude_layers: Annotated[list[Natural], Once] = Field(
         [], description="layers that stay as they are, counted from 0"
     )
@@ -58,7 +57,7 @@ class Best(_Searched):
 class Like(Section):
     """What a model stores that shares `count` windows of `size` layers, each with deltas of `rank` and own biases."""
 
-    size: Size = Field(description="layers of a window")
+    size: Several = Field(description="layers of a window")
     rank: Natural = Field(description="of the deltas")
     count: Count = Field(1, description="windows")
 
@@ -84,7 +83,7 @@ class Forms(Section):
     forms: Annotated[list[Literal["low_rank", "sparse", "share", "drop"]], Once] = Field(
         ["low_rank", "sparse"], min_length=1, description="what a matrix, or a layer, may become"
     )
-    sizes: Annotated[list[Size], Once] = Field(
+    sizes: Annotated[list[Several], Once] = Field(
         [2, 3], min_length=1, description="layers of a window, where `forms` has share"
     )
     refit: bool = Field(
