@@ -95,7 +95,7 @@ CODE = {
         f"pretrain prepare articles reviews extract {SHARED}",
         f"articles reviews {PREPARE}",
     ),
-    "core/tasks/{__init__ choice images interface intervals language notes timing}": (
+    "core/tasks/{__init__ choice images interface intervals language likeliest notes timing}": (
         "pretrain extract control search surgery finetune perplexity sentiment generate latency",
         f"control {EXTRACT}",
     ),
