@@ -1,8 +1,11 @@
 """The ablation names every arm once, and each is what its name says."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 
+from stages.commands import ablate
 from stages.commands.ablate import main, window_of
 from stages.core.process.errors import UserError
 from stages.core.shrinking import ablation
@@ -51,6 +54,20 @@ def test_a_window_that_is_none_is_refused_before_any_model_is_opened(window, tmp
 def test_a_rank_that_is_none_is_refused_before_any_model_is_opened(rank, tmp_path):
     with pytest.raises(UserError, match="RANK = .*: a whole number from 1 is needed"):
         main("2-5", rank, "yes", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "window, rank, message",
+    [
+        ("3-12", "2", f"WINDOW = 3-12: this model has layers 0 to {tiny.LAYERS - 1}"),
+        ("1-2", "999", "RANK = 999: a whole number from 1 to [0-9]+ is needed"),
+    ],
+)
+def test_what_the_model_is_too_small_for_is_refused(window, rank, message, monkeypatch, tmp_path):
+    study = SimpleNamespace(view=tiny.view(tiny.model("gpt2")), section=lambda name: SimpleNamespace(sites=[]))
+    monkeypatch.setattr(ablate.Opened, "here", lambda: study)
+    with pytest.raises(UserError, match=message):
+        main(window, rank, "no", tmp_path)
 
 
 def test_a_word_that_is_neither_yes_nor_no_is_refused(tmp_path):

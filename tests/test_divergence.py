@@ -56,7 +56,7 @@ def test_of_a_large_vocabulary_only_words_that_some_answer_thinks_likely_are_com
     assert tiny.TASK.divergence(one, TEXT, reference) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_model_is_whole_again_whatever_happens(monkeypatch):
+def test_a_model_is_whole_again_whatever_happens():
     model = tiny.model("gpt2")
     before = dict(model.named_parameters())
     with pytest.raises(UserError), likeliest.narrowed(model, torch.tensor([3, 1])):

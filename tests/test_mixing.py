@@ -269,7 +269,7 @@ def test_sharing_and_dropping_alone_are_the_single_methods(whole):
 
 
 @pytest.mark.parametrize("best", [0, 9])
-def test_groups_that_sharing_alone_chooses_are_tried_whatever_single_windows_promise(best, monkeypatch):
+def test_groups_that_sharing_alone_chooses_are_tried_whatever_single_windows_promise(best):
     """Once, also where they are among the arrangements of least harm."""
     every = [
         arranging.Arrangement([[number, number + 1]], gone, 0, float(number), {}, number == best)

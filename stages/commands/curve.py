@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from stages.commands import opened
 from stages.core.architecture.shape import Shape, of_folder
 from stages.core.architecture.view import ModelView
@@ -27,6 +29,7 @@ from stages.core.process.guard import end_with_parent
 from stages.core.process.progress import progress
 from stages.core.running import estimates
 from stages.core.settings import params
+from stages.core.settings.section import Seed
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import curve
 from stages.core.shrinking.arranging import Surveyed
@@ -35,7 +38,7 @@ from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
 
 RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
-SEEDS = 2**32  # no seed is as large
+SEEDS = TypeAdapter(Seed).json_schema()["exclusiveMaximum"]  # no seed is as large
 HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
 MOMENTS = 4e9  # bytes of moments that stay in memory between methods
