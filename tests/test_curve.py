@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from stages.commands import curve as command
+from stages.commands import curve_picture, points
 from stages.core.architecture import targets
 from stages.core.process.errors import UserError
 from stages.core.shrinking import curve, mixing
@@ -39,7 +40,7 @@ def test_every_method_stores_at_most_the_size():
     probed, surveyed = curve.probe(view, known, judge), curve.survey(view, known, judge, 0.7, LONGEST)
     found = curve.tried(0.9, view, known, judge, probed, surveyed, LONGEST)
     for name, share in plans:
-        chosen = curve.best_of(found, name) if curve.in_mixture(name) else None
+        chosen = curve.kinds(found, name)[0] if curve.in_mixture(name) else None
         made = list(curve.make(name, share, view, known, chosen))
         assert len(made) == 1 + len(curve.METHODS[name].others)
         for changed, *_ in made:
@@ -76,11 +77,11 @@ def test_a_size_to_train_is_one_of_the_sizes(tmp_path):
 
 
 def test_labels_keep_their_order_and_lie_apart():
-    found = command._apart({"b": 1.0, "a": 1.01, "c": 5.0}, 1.2)
+    found = curve_picture._apart({"b": 1.0, "a": 1.01, "c": 5.0}, 1.2)
     assert found == {"b": 1.0, "a": 1.2, "c": 5.0}
 
 
-def test_a_method_chooses_the_best_of_its_own_forms():
+def test_a_method_may_be_the_best_of_each_set_of_its_own_forms():
     def tried(forms, by, perplexity):
         return mixing.Tried(forms, by, perplexity, {})
 
@@ -88,15 +89,63 @@ def test_a_method_chooses_the_best_of_its_own_forms():
         tried(["low_rank", "sparse", "share"], "divergence", 1.0),
         tried(["low_rank", "drop"], "divergence", 1.1),
         tried(["low_rank"], "error", 1.2),
+        tried(["drop", "low_rank"], "refit", 1.25),
         tried(["share"], "divergence", 1.3),
         tried(["share"], "baseline", 1.4),
         tried(["drop"], "baseline", 1.5),
         tried(["drop"], "baseline", 1.6),
     ]
     names = [name for name in curve.METHODS if curve.in_mixture(name)]
-    assert {name: curve.best_of(found, name).perplexity for name in names} == {
-        "mix": 1.0, "mix_ordinary": 1.1, "mix_low_rank": 1.2, "softshare": 1.4, "dropped_searched": 1.5,
+    assert {name: [one.perplexity for one in curve.kinds(found, name)] for name in names} == {
+        "mix": [1.0, 1.1, 1.2, 1.3, 1.5], "mix_ordinary": [1.1, 1.2, 1.3, 1.5], "mix_low_rank": [1.2],
+        "softshare": [1.4], "dropped_searched": [1.5],
     }  # fmt: skip
+
+
+class Recovering(points.Measuring):
+    """Models are numbers: their perplexities; a recovery takes what `gains` say off them at rate 1, else half."""
+
+    def __init__(self, gains):
+        self.gains, self.ended = gains, []
+
+    def start(self, name, share, kind):
+        return points.Start(curve.Made(kind.perplexity, None, None), "+".join(kind.forms))
+
+    def row(self, name, changed):
+        return {"method": name, "validation": changed, "test": changed}
+
+    def end(self, start, recipe, seed):
+        self.ended.append((start.forms, recipe.rate, seed))
+        left = start.made.view - self.gains[start.forms] * (1.0 if recipe.rate == 1.0 else 0.5)
+        return {"validation": left, "test": left + seed}
+
+
+def test_a_mixture_is_recovered_as_what_ends_best():
+    kinds = [mixing.Tried([form], "divergence", at, {}) for form, at in (("low_rank", 2.0), ("share", 3), ("drop", 5))]
+    measuring = Recovering({"low_rank": 0.5, "share": 0.5, "drop": 4.0})
+    row = measuring.point("mix_ordinary", 0.8, [0, 2], kinds)
+    assert (row["forms"], row["validation"]) == ("low_rank", 2.0)
+    assert (row["forms_after"], row["validation_after"], row["rate"], row["seeds"]) == ("drop", 1.0, 1.0, 2)
+    assert row["test_after"] == 2.0 and row["spread_after"] == pytest.approx(2**0.5)
+    # Once each of what is not the first, then all rates of the first and of the best of these, then the other seed.
+    full = [(forms, rate, 0) for forms in ("low_rank", "drop") for rate in points.RATES]
+    assert measuring.ended == [("share", 1.0, 0), ("drop", 1.0, 0), *full, ("drop", 1.0, 2)]
+    # What starts best is kept where no other ends better.
+    row = Recovering({"low_rank": 0.5, "share": 0.5, "drop": 0.5}).point("mix_ordinary", 0.8, [0], kinds)
+    assert (row["forms_after"], row["validation_after"]) == ("low_rank", 1.5)
+    # A method that is but one thing has nothing to choose.
+    measuring = Recovering({"share": 0.5})
+    measuring.point("softshare", 0.8, [0], kinds[1:2])
+    assert measuring.ended == [("share", rate, 0) for rate in points.RATES]
+
+
+def test_hidden_states_are_tried_in_any_case_and_where_layers_are_gone_also_without():
+    spec = curve.METHODS["mix_ordinary"].variant(0.8).finetune
+    for kept, weights in ((None, {points.HIDDEN}), ([0, 2], {0.0, points.HIDDEN})):
+        found = points.arms(spec, points.Start(curve.Made(None, None, kept), ""))
+        assert {(one.rate, one.distill.hidden) for one in found} == {
+            (rate, hidden) for rate in points.RATES for hidden in weights
+        }
 
 
 def test_a_size_that_no_method_reaches_is_an_error_that_says_what_is_allowed():
@@ -128,7 +177,7 @@ if __name__ == "__main__":
 
 
 class Faked:
-    """Stands for `curve.Measuring`, and writes down what it is asked for."""
+    """Stands for `points.Measuring`, and writes down what it is asked for."""
 
     def __init__(self):
         self.asked = []
@@ -149,8 +198,8 @@ class Faked:
         self.asked.append(("tried", share, probed, surveyed))
         return [mixing.Tried([form], "baseline", share, {}) for form in ("low_rank", "share", "drop")]
 
-    def point(self, name, share, seeds, chosen=None):
-        return {"method": name, "size": share, "seeds": seeds, "chosen": chosen and chosen.forms}
+    def point(self, name, share, seeds, kinds=()):
+        return {"method": name, "size": share, "seeds": seeds, "kinds": [kind.forms for kind in kinds]}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -165,11 +214,10 @@ def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(work
     assert original == {"method": "original"}
     assert sorted((row["method"], row["size"]) for row in rows) == sorted(plans)
     assert all(row["seeds"] == ([0] if row["size"] == 0.9 else None) for row in rows)
-    forms = {"softshare": ["share"], "dropped_searched": ["drop"]}
-    mixed = {"mix", "mix_low_rank", "mix_ordinary"}
-    for row in rows:
-        expected = ["low_rank"] if row["method"] in mixed else forms.get(row["method"])
-        assert row["chosen"] == expected
+    every = [["low_rank"], ["share"], ["drop"]]
+    known = {"mix": every, "mix_ordinary": every, "mix_low_rank": every[:1]}
+    known |= {"softshare": every[1:2], "dropped_searched": every[2:]}
+    assert all(row["kinds"] == known.get(row["method"], []) for row in rows)
     assert sorted(map(str, fake.asked)) == sorted(
         map(
             str,
@@ -200,7 +248,7 @@ class Measured(Faked):
     def originals(self, seeds):
         return [{"method": "original", "stored": 100, "share": 1.0, "validation": 2.0, "test": 2.0, "speed": "any"}]
 
-    def point(self, name, share, seeds, chosen=None):
+    def point(self, name, share, seeds, kinds=()):
         row = {"method": name, "size": share, "speed": curve.METHODS[name].speed}
         return row | {"stored": 100 * share, "share": share, "validation": 3.0, "test": 3 - share}
 
@@ -209,7 +257,7 @@ class Measured(Faked):
 def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.opened, "checked", lambda: "small")
     monkeypatch.setattr(command, "of_folder", lambda _: tiny.view(tiny.model("gpt2")).shape)
-    monkeypatch.setattr(command, "_longest", lambda *_: LONGEST)
+    monkeypatch.setattr(command, "longest_window", lambda *_: LONGEST)
     monkeypatch.setattr(command, "_workers", lambda *_: workers)
     monkeypatch.setattr(command, "_own", Measured)
     monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))

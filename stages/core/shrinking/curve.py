@@ -104,7 +104,7 @@ def tried(
     surveyed: arranging.Surveyed,
     longest: int,
 ) -> list[mixing.Tried]:
-    """What the search of a mixture of all forms tries at a share, the best first; for `best_of`."""
+    """What the search of a mixture of all forms tries at a share, the best first; for `kinds`."""
     return mixing.search(view, calibration, _mixture(share, longest), probed, judge, surveyed=surveyed)
 
 
@@ -112,12 +112,19 @@ def _mixture(share: float, longest: int) -> Forms:
     return METHODS["mix"].variant(share, longest).windows.model_copy(update={"refit": True})
 
 
-def best_of(found: Iterable[mixing.Tried], name: str) -> mixing.Tried:
-    """What a method chooses of all that the search of a mixture has tried, the best first; see `in_mixture`."""
+def kinds(found: Iterable[mixing.Tried], name: str) -> list[mixing.Tried]:
+    """What a method may be of all that the search of a mixture has tried, the best first; see `in_mixture`.
+
+    Of a mixture these are the best of each set of its forms: which recovers best, only a recovery tells.
+    """
     windows = METHODS[name].windows
     if form := {"budget": "share", "layers": "drop"}.get(windows["choose"]):
-        return next(one for one in found if (one.forms, one.by) == ([form], "baseline"))
-    return next(one for one in found if set(one.forms) <= set(windows["forms"]))
+        return [next(one for one in found if (one.forms, one.by) == ([form], "baseline"))]
+    best: dict[frozenset[str], mixing.Tried] = {}
+    for one in found:
+        if (forms := frozenset(one.forms)) <= set(windows["forms"]):
+            best.setdefault(forms, one)
+    return list(best.values())
 
 
 class Made(NamedTuple):
@@ -137,7 +144,7 @@ def make(
 ) -> Iterator[Made]:
     """The untrained models of a method at a share, one for each of its surgeries.
 
-    chosen: what `best_of` says, for the methods that are `in_mixture`.
+    chosen: one of `kinds`, for the methods that are `in_mixture`.
     """
     for surgery in METHODS[name].surgeries(share):
         yield Made(*_made(surgery, share, view, calibration, chosen))

@@ -1,0 +1,49 @@
+"""The picture of `make curve`: a named line a method, test perplexity above the original's against what is stored."""
+
+from pathlib import Path
+
+from stages.core.shrinking import curve
+
+MORE = ("#5b5f97", "#1b1b1e", "#7fb069", "#b08ea2")  # colours, as there are more methods than the report has
+LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Test perplexity above the original's (log scale) against the share stored, a named line a method."""
+    from stages.core.reporting.pictures import COLOURS, MARKERS, plt
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in (row for row in rows if row["method"] in curve.METHODS):
+        lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    colours, ends = COLOURS + MORE, {}
+    for number, (name, points) in enumerate(lines.items()):
+        dashes = {curve.SPARSE: "--", curve.FEWER: ":"}.get(curve.METHODS[name].speed, "-")
+        style = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        axes.plot(*zip(*sorted(points)), dashes, **style)
+        ends[name] = (*min(points), style["color"])
+    axes.set(
+        title="Before recovery. Solid: ordinary matrices; dotted: fewer layers; dashed: needs sparse storage",
+        xlabel="stored, share of the original",
+        ylabel=f"test perplexity above the original's, share of it (at least {LEAST:g})",
+        yscale="log",
+    )
+    axes.grid(which="major")
+    left = min(share for points in lines.values() for share, _ in points)
+    height = axes.get_ylim()[1] / axes.get_ylim()[0]
+    for name, y in _apart({name: value for name, (_, value, _) in ends.items()}, height ** (1 / 28)).items():
+        share, value, colour = ends[name]
+        link = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkA": 0, "shrinkB": 2}
+        place = {"xytext": (left - 0.012, y), "ha": "right", "va": "center", "arrowprops": link}
+        axes.annotate(name, (share, value), color=colour, **place)
+    axes.set_xlim(left=left - 0.14)
+    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _apart(heights: dict[str, float], least: float) -> dict[str, float]:
+    """Heights of labels on a logarithmic axis in the same order, moved up so that neighbours differ by a factor."""
+    found: dict[str, float] = {}
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        found[name] = max(height, least * max(found.values(), default=0.0))
+    return found

@@ -1,0 +1,150 @@
+"""The points of the curve of size against perplexity: what `make curve` measures of each method at each size."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stages.commands import opened
+from stages.core.architecture.shape import Shape
+from stages.core.architecture.view import ModelView
+from stages.core.forms import checkpoint, counting
+from stages.core.forms.structure import Sharing
+from stages.core.settings import params
+from stages.core.settings.variants import Distill, Recovery
+from stages.core.shrinking import curve
+from stages.core.shrinking.arranging import Surveyed
+from stages.core.shrinking.mixing import Tried
+from stages.core.shrinking.probes import Probed
+from stages.core.training.files import Outputs
+
+RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
+HIDDEN = 20.0  # weight of the control's hidden states
+CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
+MOMENTS = 4e9  # bytes of moments that stay in memory between methods
+
+
+def longest_window(profile: str, shape: Shape) -> int:
+    """The most layers of a window: as many as a stage of the model has, and as were aligned with each other."""
+    return min(shape.deepest.depth, params.section(profile, "correlate").reach)
+
+
+class Start(NamedTuple):
+    """An untrained model of a method; forms: those that it may have, where the search of a mixture has found it."""
+
+    made: curve.Made
+    forms: str
+
+
+class Measuring:
+    """The study of this repository, with what measures a model of it."""
+
+    def __init__(self):
+        self.study = opened.Opened.here(MOMENTS)
+        self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
+        self.longest = longest_window(self.study.profile, self.study.view.shape)
+        self.known = self.study.view, self.study.calibration, self.judge
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The control."""
+        return checkpoint.load(CONTROL)[0].to(self.study.device)
+
+    @cached_property
+    def recover(self) -> Callable:
+        """Trains a model as `finetune` does."""
+        return self.study.recoverer()
+
+    def original(self) -> dict:
+        """The row of the original."""
+        return self.row("original", self.study.view) | {"speed": curve.ORDINARY}
+
+    def probe(self) -> Probed:
+        """What each matrix alone costs in each form."""
+        return curve.probe(*self.known)
+
+    def survey(self, smallest: float) -> Surveyed:
+        """What arrangements of layers cost, for all shares down to the smallest."""
+        return curve.survey(*self.known, smallest, self.longest)
+
+    def tried(self, share: float, probed: Probed, surveyed: Surveyed) -> list[Tried]:
+        """What the search of a mixture tries at a share of the original's parameters."""
+        return curve.tried(share, *self.known, probed, surveyed, self.longest)
+
+    def point(self, name: str, share: float, seeds: list[int] | None, kinds: Sequence[Tried] = ()) -> dict:
+        """The row of a method at a share of the original's parameters.
+
+        seeds: of its recovery, None without one. kinds: what it may be, the best first, where the search of a mixture
+        has found it. Recovered are the first and, of the others, the one that is best after one recovery.
+        """
+        starts = (self.start(name, share, kind) for kind in kinds or [None])
+        ready = [next(starts)]
+        found = self.row(name, ready[0].made.view) | {"size": share, "speed": curve.METHODS[name].speed}
+        if kinds:
+            found |= {"forms": ready[0].forms}
+        if seeds is None:
+            return found
+        spec = curve.METHODS[name].variant(share).finetune
+
+        def recovered(start: Start) -> float:
+            return min(self.end(start, recipe, seeds[0])["validation"] for recipe in arms(spec, start, [1.0]))
+
+        if len(kinds) > 1:
+            ready.append(min(starts, key=recovered))
+        return found | self.trained(ready, spec, seeds)
+
+    def start(self, name: str, share: float, kind: Tried | None) -> Start:
+        """The untrained model of a method: of all its surgeries the one that validation text chooses."""
+        made = curve.make(name, share, *self.known[:2], kind)
+        return Start(min(made, key=lambda one: self.judge.score(one.view)), "+".join(kind.forms) if kind else "")
+
+    def row(self, name: str, changed: ModelView) -> dict:
+        """What a model stores and its perplexities."""
+        stored = counting.count(changed)["parameters"]
+        share = stored / self.study.view.shape.parameters
+        return {"method": name, "stored": stored, "share": share} | self.measured(changed)
+
+    def measured(self, changed: ModelView) -> dict[str, float]:
+        """The perplexities of a model."""
+        return {"validation": self.judge.score(changed), "test": self.test.score(changed)}
+
+    def originals(self, seeds: list[int] | None) -> list[dict]:
+        """The original; with seeds also trained as stage `control` does, and with the control as teacher."""
+        if seeds is None:
+            return [self.original()]
+        plain = {f"{split}_after": value for split, value in self.measured(self.teacher).items()}
+        spec = Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN))
+        distilled = self.trained([Start(curve.Made(self.study.view, Sharing(), None), "")], spec, seeds)
+        return [self.original() | plain, self.original() | {"method": "original_distilled"} | distilled]
+
+    def trained(self, starts: list[Start], spec: Recovery, seeds: list[int]) -> dict:
+        """The perplexities after recovery: means over the seeds, `spread_after` their standard deviation on test.
+
+        The validation split chooses start and recipe by the first seed.
+        """
+        tries = [(start, recipe) for start in starts for recipe in arms(spec, start)]
+        found = [self.end(*each, seeds[0]) for each in tries]
+        best = min(range(len(tries)), key=lambda number: found[number]["validation"])
+        start, recipe = tries[best]
+        every = [found[best], *(self.end(start, recipe, seed) for seed in seeds[1:])]
+        means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
+        spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
+        forms = {"forms_after": start.forms} if start.forms else {}
+        return means | spread | forms | {"rate": recipe.rate, "hidden": recipe.distill.hidden, "seeds": len(every)}
+
+    def end(self, start: Start, recipe: Recovery, seed: int) -> dict[str, float]:
+        """The perplexities of a model after a recovery."""
+        tried = start.made.view.copy()
+        self.recover(tried, start.made.sharing, self.teacher, recipe, seed, start.made.kept)
+        return self.measured(tried)
+
+
+def arms(spec: Recovery, start: Start, rates: Sequence[float] = RATES) -> list[Recovery]:
+    """The recipes that are tried: `spec` at every rate, with hidden states; where layers are gone, also without."""
+    weights = [HIDDEN] if start.made.kept is None else [0.0, HIDDEN]
+    return [
+        spec.model_copy(update={"rate": rate, "distill": spec.distill.model_copy(update={"hidden": hidden})})
+        for hidden in weights
+        for rate in rates
+    ]
