@@ -250,6 +250,7 @@ DISAGREEING = [
         "variants.merged_4: windows.choose = blocks with surgery.method = none",
     ),
     (f"{SMALL}.sentiment.seeds", [0, 0], rf"{SMALL}.sentiment.seeds = \[0, 0\]: each may be there once"),
+    (f"{SMALL}.reviews.max_train", 3, f"{SMALL}.reviews.max_train = 3: at least 4 or null is needed"),
     (f"{SMALL}.reviews.template", "text", f"{SMALL}.reviews: template = 'text' must hold"),
     (
         "profiles.gpt2.reviews.source.test",
@@ -278,6 +279,16 @@ DISAGREEING = [
         "variants.softshare_seed.finetune.teacher",
         "control",
         "variants.softshare_seed.finetune: teacher = control: nobody asks",
+    ),
+    (
+        "variants.merged_4.finetune.distill",
+        {"logits": 0.0, "hidden": 0.0},
+        "variants.merged_4.finetune.distill: logits = 0 and hidden = 0 learn nothing from the teacher; write distill",
+    ),
+    (
+        "variants.softshare.finetune.around",
+        "start",
+        "variants.softshare.finetune: around = start: it is of the penalty on deltas, which frobenius = 0 leaves out",
     ),
     ("variants.softshare.finetune.teacher", "svd", "variants.softshare.finetune.teacher = 'svd'"),
     ("variants.merged_4.finetune.train", "deltas", "variants.merged_4: finetune.train = deltas needs"),

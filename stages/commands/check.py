@@ -21,6 +21,7 @@ from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
+from stages.core.settings.profiles import Base
 from stages.core.settings.texts import PACKAGED, Loaded
 
 NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
@@ -32,7 +33,7 @@ def main() -> None:
     found = params.load()
     profile = found.profiles[found.profile]
     rules.refuse(list(missing_files(found)))
-    known, shown = model_of(profile.base), resolved.text(found)
+    known, shown = model_of(f"profiles.{found.profile}.base", profile.base), resolved.text(found)
     if known is None:
         print(f"{shown}\n\nparams.yaml, profile {found.profile}: right in itself.")
         print(
@@ -159,9 +160,16 @@ def any_file(pattern: str) -> bool:
     return any(map(os.path.isfile, found))
 
 
-def model_of(base) -> Shape | None:
-    """The shape of the model under study: of its source or, where that cannot be seen, of the snapshot of it."""
-    known = shape.of_source(base.model, base.revision, base.gguf_file)
+def model_of(key: str, base: Base) -> Shape | None:
+    """The shape of the model under study: of its source or, where that cannot be seen, of the snapshot of it.
+
+    Raises UserError with the key of what cannot be read.
+    """
+    try:
+        known = shape.of_source(base.model, base.revision, base.gguf_file)
+    except UserError as error:
+        name = "gguf_file" if base.gguf_file else "model"
+        raise UserError(f"{params.PARAMS}: {key}.{name} = {getattr(base, name)}: {error}") from error
     if known is None and PROVENANCE.is_file() and shape.read_mapping(PROVENANCE).items() >= base.model_dump().items():
         known = shape.of_folder(SNAPSHOT)
     return known

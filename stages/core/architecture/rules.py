@@ -109,6 +109,8 @@ def variant_mistakes(where: str, variant: Variant, shape: Shape) -> Iterator[str
     most = shape.layers - len(shape.stages)
     if isinstance(surgery, Drop) and surgery.layers and surgery.layers > most:
         yield f"{where}.surgery.layers = {surgery.layers}: {_layers(shape, 1, most)}"
+    if isinstance(surgery, LowRank) and surgery.basis > shape.deepest.depth:
+        yield f"{where}.surgery.basis = {surgery.basis}: {_layers(shape, 1, shape.deepest.depth)}"
     if isinstance(chosen, Budget) and not broken:
         yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
     elif isinstance(chosen, Forms | Layers):

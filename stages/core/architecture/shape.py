@@ -16,7 +16,8 @@ from stages.core.process.errors import UserError
 TIMEOUT = 1.0  # seconds for the hub to answer
 
 # The sizes that a config.json must give where its class has a default for them, which is one checkpoint's.
-SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+DEPTH, LENGTH = "num_hidden_layers", "max_position_embeddings"
+SIZES = (DEPTH, "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 LAYERS = 1000  # to build more takes long even without memory, and no model has as many
 
@@ -224,8 +225,11 @@ def _refuse_sizes(config: Mapping[str, Any]) -> None:
             value = None if built == default else built
         if (value is not None or needed) and not _counts(value):
             raise UserError(f"{name} = {value!r}: a whole number from 1 is needed")
-        if size == SIZES[0] and value is not None and value > LAYERS:
+        if size == DEPTH and value is not None and value > LAYERS:
             raise UserError(f"{name} = {value}: at most {LAYERS} is allowed")
+    name = kind.attribute_map.get(LENGTH, LENGTH)
+    if (value := config.get(name, config.get(LENGTH))) is not None and not _counts(value):
+        raise UserError(f"{name} = {value!r}: a whole number from 1 is needed")
 
 
 def _counts(value: Any) -> bool:

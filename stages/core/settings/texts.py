@@ -10,6 +10,7 @@ from stages.core.settings.section import Count, Section, Seed, Sequence, Text
 
 SPLITS = ("train", "validation", "test")
 ENCODED = ("text", "json", "csv")  # what `datasets` reads with an encoding
+Rows = Annotated[int, Field(ge=4, lt=2**31)]  # labelled texts: two of each label, of which there are two or more
 PACKAGED = (*ENCODED, "parquet", "arrow", "imagefolder")  # what `datasets` reads from files alone
 
 
@@ -119,8 +120,8 @@ class Reviews(Section):
 
     kind: Literal["reviews"]
     seed: Seed = Field(description="of the grammar's choices")
-    train: int = Field(ge=4, lt=2**31, description="reviews to train on")
-    test: int = Field(ge=4, lt=2**31, description="reviews to measure on")
+    train: Rows = Field(description="reviews to train on")
+    test: Rows = Field(description="reviews to measure on")
 
 
 class LabelledDataset(Loaded):
@@ -139,8 +140,8 @@ class ReviewSet(Section):
     """
 
     source: Annotated[Reviews | LabelledDataset, Field(discriminator="kind")]
-    max_train: Count | None = Field(None, description="rows to train on, of every label alike; null takes all")
-    max_test: Count | None = Field(None, description="rows to measure on, of every label alike; null takes all")
+    max_train: Rows | None = Field(None, description="rows to train on, of every label alike; null takes all")
+    max_test: Rows | None = Field(None, description="rows to measure on, of every label alike; null takes all")
     seed: Seed = Field(0, description="of the choice of rows")
     max_tokens: Sequence = Field(512, description="tokens of a text in its template")
     keep: Literal["head", "tail"] = Field("tail", description="which end of a text that is too long")

@@ -279,6 +279,12 @@ class Distill(Section):
     temperature: float = Field(1.0, gt=0, description="divides both models' logits")
     hidden: float = Field(0.0, ge=0, description="weight of the hidden states' relative squared error")
 
+    @model_validator(mode="after")
+    def _something_is_learnt(self):
+        if not (self.logits or self.hidden):
+            raise ValueError("logits = 0 and hidden = 0 learn nothing from the teacher; write distill: null")
+        return self
+
 
 class Recovery(Section):
     """What is trained, and towards what. What params.yaml leaves out of `distill` and `teacher`, `usual_recovery` says.
@@ -311,6 +317,8 @@ class Recovery(Section):
     def _a_teacher_is_asked(self):
         if self.teacher == "control" and not (self.distill or self.warm_start):
             raise ValueError("teacher = control: nobody asks a teacher without distill or warm_start")
+        if self.around == "start" and not self.frobenius:
+            raise ValueError("around = start: it is of the penalty on deltas, which frobenius = 0 leaves out")
         return self
 
 
