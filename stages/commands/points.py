@@ -78,21 +78,22 @@ class Measuring:
         seeds: of its recovery, None without one. kinds: what it may be, the best first, where the search of a mixture
         has found it. Recovered are the first and, of the others, the one that is best after one recovery.
         """
-        starts = (self.start(name, share, kind) for kind in kinds or [None])
-        ready = [next(starts)]
-        found = self.row(name, ready[0].made.view) | {"size": share, "speed": curve.METHODS[name].speed}
+        starts = [self.start(name, share, kinds[0] if kinds else None)]
+        found = self.row(name, starts[0].made.view) | {"size": share, "speed": curve.METHODS[name].speed}
         if kinds:
-            found |= {"forms": ready[0].forms}
+            found |= {"forms": starts[0].forms}
         if seeds is None:
             return found
         spec = curve.METHODS[name].variant(share).finetune
 
-        def recovered(start: Start) -> float:
+        def recovered(kind: Tried) -> float:
+            start = self.start(name, share, kind)
             return min(self.end(start, recipe, seeds[0])["validation"] for recipe in arms(spec, start, [1.0]))
 
-        if len(kinds) > 1:
-            ready.append(min(starts, key=recovered))
-        return found | self.trained(ready, spec, seeds)
+        if others := kinds[1:]:
+            # Made a second time, so that no more than two are in memory.
+            starts.append(self.start(name, share, min(others, key=recovered)))
+        return found | self.trained(starts, spec, seeds)
 
     def start(self, name: str, share: float, kind: Tried | None) -> Start:
         """The untrained model of a method: of all its surgeries the one that validation text chooses."""
