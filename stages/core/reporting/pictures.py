@@ -257,9 +257,9 @@ def training(study: Study) -> Any:
     figure, (losses, validation) = _figure(2)
     for name, style in styles(study.variants).items():
         rows = study.training[name]
-        thin = {"color": style["color"], "linewidth": 1.1, "marker": "." if len(rows) == 1 else ""}
+        few = {"markersize": 3, "markevery": max(1, len(rows) // 6)}
         loss = pd.Series([row["loss"] for row in rows]).rolling(max(1, len(rows) // 40), min_periods=1).mean()
-        losses.plot([row["tokens"] / 1e3 for row in rows], loss, **thin)
+        losses.plot([row["tokens"] / 1e3 for row in rows], loss, **style, **few, linewidth=1.1)
         seen = study.recovery[name]["looks"]
         points = [(at[study.unit] / 1e3, at["perplexity"]) for at in seen]
         validation.plot(*zip(*points), **style, linewidth=1.1, markersize=4, label=name)
