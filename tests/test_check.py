@@ -814,6 +814,28 @@ def test_the_tokens_of_a_generated_text_are_counted(here, monkeypatch):
     assert there == len(corpus.tokenise(tokenizer, text))
 
 
+def test_a_text_has_room_beside_what_stands_around_it(here):
+    for name in ("data/lexicon.yaml", "data/model/tokenizer.json"):
+        shutil.copy(ROOT / name, here / name)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(ROOT / "data/model/tokenizer.json"))
+    format_of, template = "A story: {article}\nIn short:", "Review: {text} It was"
+    around = [sum(len(tokenizer(part)["input_ids"]) for part in parts) for parts in (
+        ("A story: ", "\nIn short:"), ("Review: ", " It was")
+    )]  # fmt: skip
+
+    def lines(spare):
+        sizes = {f"{SMALL}.summarize.context": 40 + around[0] + spare, f"{SMALL}.reviews.max_tokens": around[1] + spare}
+        texts = {f"{SMALL}.summarize.format": format_of, f"{SMALL}.reviews.template": template}
+        found = write(here, **sizes, **texts, **{f"{SMALL}.summarize.new_tokens": 40})
+        return amounts.mistakes("small", found.profiles["small"], EMBEDDED)
+
+    assert lines(1) == []
+    assert lines(0) == [
+        f"{SMALL}.reviews.max_tokens = {around[1]}: template alone has {around[1]} tokens",
+        f"{SMALL}.summarize.context = {40 + around[0]}: format and new_tokens take {40 + around[0]} tokens",
+    ]
+
+
 def test_the_tokens_of_images_are_counted():
     found, known = params.load(ROOT / "params.yaml").profiles, shape.of_folder(ROOT / "data/digits/model")
     assert amounts.most(found["digits"], 1, known) == 1000 * 5 and amounts.most(found["vit"], 1, known) == 40000 * 5

@@ -1,12 +1,14 @@
-"""Whether a profile asks for more calibration tokens than its train split has, before anything is tokenised."""
+"""Whether a profile asks for more tokens than there are, or leaves none for a text, before anything is tokenised."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stages.core.architecture.shape import Shape
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
 from stages.core.settings.images import Digits, ImageProfile, Patterns
-from stages.core.settings.profiles import Profile
+from stages.core.settings.profiles import LanguageProfile, Profile
 from stages.core.settings.texts import Stories
 
 LEXICON = Path("data/lexicon.yaml")
@@ -16,14 +18,35 @@ SURE = 0.8  # of that guess: so many tokens are there without counting
 
 
 def mistakes(name: str, profile: Profile, shape: Shape) -> list[str]:
-    """A line where `extract` asks for more tokens than there are; none where their number is not known here."""
+    """A line where `extract` asks for more tokens than there are, and for each text that is left no room.
+
+    None where the tokens are not known here.
+    """
+    lines = list(_frames(name, profile)) if isinstance(profile, LanguageProfile) else []
     spec = profile.extract
     key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
     needed, length = getattr(spec, key), getattr(spec, "sequence_length", 1)
     there = most(profile, -(-needed // length) * length, shape)
-    if there is None or there >= needed:
-        return []
-    return [f"profiles.{name}.extract.{key} = {needed}: the train split has only {there:,} tokens"]
+    if there is not None and there < needed:
+        lines.append(f"profiles.{name}.extract.{key} = {needed}: the train split has only {there:,} tokens")
+    return lines
+
+
+def _frames(name: str, profile: LanguageProfile) -> Iterator[str]:
+    """A line where what stands around a review or an article, and a summary, fill all the tokens that there are."""
+    if not (known := _tokenizer(profile)):
+        return
+    reviews, summaries = profile.reviews, profile.summarize
+
+    def tokens(text: str) -> int:
+        return len(known.encode(text, add_special_tokens=False))
+
+    taken = sum(map(tokens, reviews.template.split("{text}")))
+    if taken >= reviews.max_tokens:
+        yield f"profiles.{name}.reviews.max_tokens = {reviews.max_tokens}: template alone has {taken} tokens"
+    taken = sum(map(tokens, summaries.format.split("{article}"))) + summaries.new_tokens
+    if taken >= summaries.context:
+        yield f"profiles.{name}.summarize.context = {summaries.context}: format and new_tokens take {taken} tokens"
 
 
 def most(profile: Profile, needed: int, shape: Shape) -> int | None:
@@ -34,17 +57,10 @@ def most(profile: Profile, needed: int, shape: Shape) -> int | None:
         if not isinstance(source, Patterns | Digits):
             images = splits.most_rows(source.train)
         return images and images * shape.positions
-    tokenizer = Path(profile.base.model, "tokenizer.json")
-    if not isinstance(source, Stories) or not tokenizer.is_file():
+    known = _tokenizer(profile)
+    if not isinstance(source, Stories) or not known:
         return None
-    from tokenizers import Tokenizer
-
     from stages.core.text.sources import generated
-
-    try:
-        known = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # tokenizers raises this very class
-        raise UserError(f"cannot read {tokenizer} as a tokenizer: {error}") from error
 
     def count(stories: int) -> int:
         text = "\n\n".join(generated(LEXICON, source.seed, "train", stories))
@@ -52,3 +68,16 @@ def most(profile: Profile, needed: int, shape: Shape) -> int | None:
 
     few = min(SAMPLE, source.train)
     return needed if needed <= SURE * count(few) / few * source.train else count(source.train)
+
+
+def _tokenizer(profile: Profile) -> Any:
+    """The tokenizer of a folder, None where the model is no folder or has its words in another file."""
+    path = Path(profile.base.model, "tokenizer.json")
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises this very class
+        raise UserError(f"cannot read {path} as a tokenizer: {error}") from error
