@@ -103,10 +103,11 @@ def test_a_method_may_be_the_best_of_each_set_of_its_own_forms():
 
 
 class Recovering(points.Measuring):
-    """Models are numbers: their perplexities; a recovery takes what `gains` say off them at rate 1, else half."""
+    """Models are numbers: their perplexities. A recovery takes what `gains` say off them at rate 1, else half, or nothing."""
 
     def __init__(self, gains):
         self.gains, self.ended = gains, []
+        self.judge = SimpleNamespace(score=lambda number: number)
 
     def start(self, name, share, kind):
         return points.Start(curve.Made(kind.perplexity, None, None), "+".join(kind.forms))
@@ -116,7 +117,7 @@ class Recovering(points.Measuring):
 
     def end(self, start, recipe, seed):
         self.ended.append((start.forms, recipe.rate, seed))
-        left = start.made.view - self.gains[start.forms] * (1.0 if recipe.rate == 1.0 else 0.5)
+        left = start.made.view - max(0, self.gains[start.forms]) * (1.0 if recipe.rate == 1.0 else 0.5)
         return {"validation": left, "test": left + seed}
 
 
@@ -133,6 +134,9 @@ def test_a_mixture_is_recovered_as_what_ends_best():
     # What starts best is kept where no other ends better.
     row = Recovering({"low_rank": 0.5, "share": 0.5, "drop": 0.5}).point("mix_ordinary", 0.8, [0], kinds)
     assert (row["forms_after"], row["validation_after"]) == ("low_rank", 1.5)
+    # Where no rate helps, the start stays, and the rate is none.
+    row = Recovering({"low_rank": -0.5, "share": -2.0, "drop": -0.5}).point("mix_ordinary", 0.8, [0], kinds)
+    assert row["rate"] == 0.0
     # A method that is but one thing has nothing to choose.
     measuring = Recovering({"share": 0.5})
     measuring.point("softshare", 0.8, [0], kinds[1:2])

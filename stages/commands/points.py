@@ -122,7 +122,7 @@ class Measuring:
     def trained(self, starts: list[Start], spec: Recovery, seeds: list[int]) -> dict:
         """The perplexities after recovery: means over the seeds, `spread_after` their standard deviation on test.
 
-        The validation split chooses start and recipe by the first seed.
+        The validation split chooses start and recipe by the first seed. The rate is 0 where no training helped.
         """
         tries = [(start, recipe) for start in starts for recipe in arms(spec, start)]
         found = [self.end(*each, seeds[0]) for each in tries]
@@ -132,7 +132,8 @@ class Measuring:
         means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
         spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
         forms = {"forms_after": start.forms} if start.forms else {}
-        return means | spread | forms | {"rate": recipe.rate, "hidden": recipe.distill.hidden, "seeds": len(every)}
+        rate = recipe.rate if found[best]["validation"] < self.judge.score(start.made.view) else 0.0
+        return means | spread | forms | {"rate": rate, "hidden": recipe.distill.hidden, "seeds": len(every)}
 
     def end(self, start: Start, recipe: Recovery, seed: int) -> dict[str, float]:
         """The perplexities of a model after a recovery."""
