@@ -103,7 +103,7 @@ def test_a_method_may_be_the_best_of_each_set_of_its_own_forms():
 
 
 class Recovering(points.Measuring):
-    """Models are numbers: their perplexities. A recovery takes what `gains` say off them at rate 1, else half, or nothing."""
+    """Models are numbers: their perplexities. A recovery takes what `gains` say off at rate 1, at others half of it."""
 
     def __init__(self, gains):
         self.gains, self.ended = gains, []
