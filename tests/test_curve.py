@@ -54,14 +54,14 @@ def test_a_size_out_of_reach_is_left_out():
 
 @pytest.mark.parametrize("said", ["", "0.5,a", "1.0", "0", "80%", "0.8,0.9,0.80"])
 def test_sizes_are_shares(said):
-    with pytest.raises(UserError, match="SIZES = .+: different shares of the original's parameters, each between 0"):
+    with pytest.raises(UserError, match="SIZES = .*: different shares of the original's parameters, each between 0"):
         command._shares("SIZES", said)
     assert command._shares("SIZES", "0.8,0.9") == [0.9, 0.8]
 
 
 @pytest.mark.parametrize("said", ["", "a", "0,0", "-1", "0.5", "4294967296"])
 def test_seeds_are_different_whole_numbers(said):
-    with pytest.raises(UserError, match="SEEDS = .+: different whole numbers from 0 to 4294967295 are"):
+    with pytest.raises(UserError, match="SEEDS = .*: different whole numbers from 0 to 4294967295 are"):
         command._seeds(said)
     assert command._seeds("2,0") == [2, 0]
 
@@ -74,6 +74,12 @@ def test_seeds_are_of_recoveries(tmp_path):
 def test_a_size_to_train_is_one_of_the_sizes(tmp_path):
     with pytest.raises(UserError, match=r"TRAIN = 0.7: 0.7 is none of SIZES = 0.9,0.8"):
         command.main("0.9,0.8", "0.7", "0", tmp_path)
+
+
+def test_every_method_has_a_colour_that_tells_it_from_others_of_its_speed():
+    looks = [(curve.METHODS[name].speed, colour) for name, colour in curve_picture.COLOURED.items()]
+    alike = {("dropped", "dropped_searched"), ("pruned", "pruned_input")}  # their markers differ
+    assert curve_picture.COLOURED.keys() == curve.METHODS.keys() and len(set(looks)) == len(looks) - len(alike)
 
 
 def test_labels_keep_their_order_and_lie_apart():
@@ -154,7 +160,9 @@ def test_hidden_states_are_tried_in_any_case_and_where_layers_are_gone_also_with
 
 def test_a_size_that_no_method_reaches_is_an_error_that_says_what_is_allowed():
     shape = tiny.view(tiny.model("gpt2")).shape
-    with pytest.raises(UserError, match=r"SIZES: no method can store 0.01 of this model; 0\.\d+ to 0.99 are allowed"):
+    with pytest.raises(
+        UserError, match=r"SIZES = 0.01: no method can store so little of .*; 0\.\d+ to 0.99 are allowed"
+    ):
         command._plans([0.9, 0.01], shape, LONGEST)
     assert command._plans([0.9], shape, LONGEST) == curve.plans([0.9], shape, LONGEST)
 

@@ -173,7 +173,7 @@ def test_a_licence_is_named_where_the_source_has_one(files, gguf, wanted, tmp_pa
     assert found == {key: f"{tmp_path}/{name}" for key, name in wanted.items()}
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "keep", "keep/notes.txt"])
+@pytest.mark.parametrize("name", ["", ".", "..", "keep", "keep/notes.txt", "keep/notes.txt/new"])
 def test_an_export_replaces_nothing_but_an_export(name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

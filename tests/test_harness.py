@@ -49,3 +49,5 @@ def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(harness, "open_variant", lambda variant: (None, None))
     with pytest.raises(harness.UserError, match="pip install lm_eval"):
         harness.main("softshare", "reviews", Path("nowhere"))
+    with pytest.raises(harness.UserError, match="^TASK is missing: reviews, which needs no network, or"):
+        harness.main("softshare", "", Path("nowhere"))

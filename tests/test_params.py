@@ -325,6 +325,22 @@ def test_names_are_what_dvc_and_file_systems_take(kind, alike, tmp_path):
         assert line == f"{kind}.{name} = {name!r}: a name is a letter, then letters, digits, _ and -, 64 in all at most"
 
 
+@pytest.mark.parametrize(
+    "key, before, after",
+    [
+        ("generate.prompts", "Everybody in the fishing village of", r'"\ud800"'),
+        ("reviews.template", 'template: "{text}"', r'template: "{text}\udc00"'),
+        ("base.model", "base: {model: data/model}", r'base: {model: "data/\ud800"}'),
+    ],
+)
+def test_text_has_whole_characters(key, before, after, tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    assert text.count(before) == 1
+    with pytest.raises(UserError, match=f"{SMALL}.{key} = .*: half of a character") as caught:
+        load_text(tmp_path, text.replace(before, after))
+    assert str(caught.value).encode("utf-8", "backslashreplace")
+
+
 STUDY = """
 vars: [params.yaml]
 stages:

@@ -8,6 +8,7 @@ from stages.core.architecture.shape import Shape
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
 from stages.core.settings.images import Digits, ImageProfile, Patterns
+from stages.core.settings.params import PARAMS
 from stages.core.settings.profiles import LanguageProfile, Profile
 from stages.core.settings.texts import Stories
 
@@ -26,7 +27,7 @@ def mistakes(name: str, profile: Profile, shape: Shape) -> list[str]:
     spec = profile.extract
     key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
     needed, length = getattr(spec, key), getattr(spec, "sequence_length", 1)
-    there = most(profile, -(-needed // length) * length, shape)
+    there = most(name, profile, -(-needed // length) * length, shape)
     if there is not None and there < needed:
         lines.append(f"profiles.{name}.extract.{key} = {needed}: the train split has only {there:,} tokens")
     return lines
@@ -34,7 +35,7 @@ def mistakes(name: str, profile: Profile, shape: Shape) -> list[str]:
 
 def _frames(name: str, profile: LanguageProfile) -> Iterator[str]:
     """A line where what stands around a review or an article, and a summary, fill all the tokens that there are."""
-    if not (known := _tokenizer(profile)):
+    if not (known := _tokenizer(name, profile)):
         return
     reviews, summaries = profile.reviews, profile.summarize
 
@@ -49,7 +50,7 @@ def _frames(name: str, profile: LanguageProfile) -> Iterator[str]:
         yield f"profiles.{name}.summarize.context = {summaries.context}: format and new_tokens take {taken} tokens"
 
 
-def most(profile: Profile, needed: int, shape: Shape) -> int | None:
+def most(name: str, profile: Profile, needed: int, shape: Shape) -> int | None:
     """The tokens of the train split, or `needed` where they are surely enough; None where nothing here says it."""
     source = profile.prepare.source
     if isinstance(profile, ImageProfile):
@@ -57,7 +58,7 @@ def most(profile: Profile, needed: int, shape: Shape) -> int | None:
         if not isinstance(source, Patterns | Digits):
             images = splits.most_rows(source.train)
         return images and images * shape.positions
-    known = _tokenizer(profile)
+    known = _tokenizer(name, profile)
     if not isinstance(source, Stories) or not known:
         return None
     from stages.core.text.sources import generated
@@ -70,7 +71,7 @@ def most(profile: Profile, needed: int, shape: Shape) -> int | None:
     return needed if needed <= SURE * count(few) / few * source.train else count(source.train)
 
 
-def _tokenizer(profile: Profile) -> Any:
+def _tokenizer(name: str, profile: Profile) -> Any:
     """The tokenizer of a folder, None where the model is no folder or has its words in another file."""
     path = Path(profile.base.model, "tokenizer.json")
     if not path.is_file():
@@ -80,4 +81,5 @@ def _tokenizer(profile: Profile) -> Any:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises this very class
-        raise UserError(f"cannot read {path} as a tokenizer: {error}") from error
+        said = f"{PARAMS}: profiles.{name}.base.model = {profile.base.model}"
+        raise UserError(f"{said}: cannot read {path.name} as a tokenizer: {error}") from error

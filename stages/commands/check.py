@@ -148,16 +148,37 @@ def missing_text(key: str, source: Any) -> Iterator[str]:
         yield f"{key}.path = {source.path}: {NO_FOLDER}"
     elif source.path in PACKAGED or folder:
         for split, pattern in (source.data_files or {}).items():
-            if "://" not in pattern and not any_file(os.path.join(folder, os.path.expanduser(pattern))):
+            if "://" in pattern:
+                continue
+            found = list(files(os.path.join(folder, os.path.expanduser(pattern))))
+            if not found:
                 yield f"{key}.data_files.{split} = {pattern}: {NO_FILE}"
-        if not source.data_files and not any_file(f"{glob.escape(folder)}/**"):
+            for path in found:
+                if broken := broken_text(path):
+                    yield f"{key}.data_files.{split} = {pattern}: {path} is {broken}"
+        if not source.data_files and not any(files(f"{glob.escape(folder)}/**")):
             yield f"{key}.path = {source.path}: {NO_FILE} in it"
 
 
-def any_file(pattern: str) -> bool:
-    """Whether a path or a pattern stands for a file that is there. What explains a folder is none of its data."""
-    found = (path for path in [pattern, *glob.iglob(pattern, recursive=True)] if os.path.basename(path) != "README.md")
-    return any(map(os.path.isfile, found))
+def files(pattern: str) -> Iterator[str]:
+    """The files that a path or a pattern stands for. What explains a folder is none of its data."""
+    found = dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)])
+    return (path for path in found if os.path.basename(path) != "README.md" and os.path.isfile(path))
+
+
+def broken_text(path: str) -> str | None:
+    """What is wrong with a file of text or images, as its size and a parquet's end say; None where nothing is."""
+    if not os.path.getsize(path):
+        return "empty"
+    if not path.endswith(".parquet"):
+        return None
+    from pyarrow import ArrowException, parquet
+
+    try:
+        parquet.read_metadata(path)
+    except (ArrowException, OSError):
+        return "damaged, or has not arrived as a whole"
+    return None
 
 
 def model_of(key: str, base: Base) -> Shape | None:
@@ -228,7 +249,11 @@ def places(costs: dict, card: Card | None) -> tuple[list[str], list[str]]:
     beside = f"{size(free)} are free beside {size(taken)} of artifacts"
     room.append(f"disk: artifacts and DVC's cache of them need about {size(needed)}; {beside}")
     if needed > free + taken:
-        lacking.append(f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + taken)} are there")
+        most = max(costs, key=lambda name: costs[name].disk)
+        lacking.append(
+            f"artifacts and DVC's cache need about {size(needed)} of disk, {size(free + taken)} are there; stage "
+            f"{most}, run {costs[most].runs} times, takes {size(2 * costs[most].disk)}"
+        )
     return room, lacking
 
 

@@ -77,7 +77,8 @@ def _plans(shares: list[float], shape: Shape, longest: int) -> list[tuple[str, f
     if missing := set(shares) - {share for _, share in found}:
         reached = [share / 100 for share in range(1, 100) if curve.plans([share / 100], shape, longest)]
         raise UserError(
-            f"SIZES: no method can store {min(missing):g} of this model; {reached[0]} to {reached[-1]} are allowed"
+            f"SIZES = {min(missing):g}: no method can store so little of this model; {reached[0]} to {reached[-1]} are "
+            "allowed"
         )
     return found
 
@@ -148,7 +149,7 @@ def _shares(name: str, text: str, otherwise: str = "") -> list[float]:
         shares = []
     if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
         raise UserError(
-            f"{name} = {text or 'nothing'}: different shares of the original's parameters, each between 0 and 1, are "
+            f"{name} = {text}: different shares of the original's parameters, each between 0 and 1, are "
             f"needed, as 0.9,0.8{otherwise}"
         )
     return sorted(shares, reverse=True)
@@ -159,9 +160,7 @@ def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     known = [int(part) for part in parts if part.isdecimal() and int(part) < SEEDS]
     if len(set(known)) < len(parts):
-        raise UserError(
-            f"SEEDS = {text or 'nothing'}: different whole numbers from 0 to {SEEDS - 1} are needed, as 0,1,2"
-        )
+        raise UserError(f"SEEDS = {text}: different whole numbers from 0 to {SEEDS - 1} are needed, as 0,1,2")
     return known
 
 

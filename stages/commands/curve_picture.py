@@ -4,22 +4,26 @@ from pathlib import Path
 
 from stages.core.shrinking import curve
 
-MORE = ("#5b5f97", "#1b1b1e", "#7fb069", "#b08ea2")  # colours, as there are more methods than the report has
-LEAST = 1e-3  # of the excess over the original that the picture shows: what is below it is as good
+LEAST = 1e-4  # of the excess over the original that the picture shows: what is below it is as good
+# Colours of the report's palette: as there where both have a method, and one for methods of the same name.
+COLOURED = {
+    "softshare": 0, "svd_weighted_equal": 1, "basis_2": 2, "mix_low_rank": 3, "dropped": 4, "dropped_searched": 4,
+    "svd": 5, "svd_weighted": 6, "pruned": 7, "pruned_input": 7, "mix": 8, "mix_ordinary": 8,
+}  # fmt: skip
 
 
 def draw(rows: list[dict], path: Path) -> None:
     """Test perplexity above the original's (log scale) against the share stored, a named line a method."""
-    from stages.core.reporting.pictures import COLOURS, MARKERS, plt
+    from stages.core.reporting.pictures import COLOURS, INK, MARKERS, plt
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in (row for row in rows if row["method"] in curve.METHODS):
         lines.setdefault(row["method"], []).append((row["share"], max(row["excess"], LEAST)))
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    colours, ends = COLOURS + MORE, {}
+    ends = {}
     for number, (name, points) in enumerate(lines.items()):
         dashes = {curve.SPARSE: "--", curve.FEWER: ":"}.get(curve.METHODS[name].speed, "-")
-        style = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        style = {"color": COLOURS[COLOURED[name]], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
         axes.plot(*zip(*sorted(points)), dashes, **style)
         ends[name] = (*min(points), style["color"])
     axes.set(
@@ -33,7 +37,7 @@ def draw(rows: list[dict], path: Path) -> None:
     height = axes.get_ylim()[1] / axes.get_ylim()[0]
     for name, y in _apart({name: value for name, (_, value, _) in ends.items()}, height ** (1 / 28)).items():
         share, value, colour = ends[name]
-        link = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkA": 0, "shrinkB": 2}
+        link = {"arrowstyle": "-", "color": INK, "alpha": 0.3, "linestyle": (0, (1, 3)), "shrinkA": 0, "shrinkB": 3}
         place = {"xytext": (left - 0.012, y), "ha": "right", "va": "center", "arrowprops": link}
         axes.annotate(name, (share, value), color=colour, **place)
     axes.set_xlim(left=left - 0.14)

@@ -109,7 +109,7 @@ def refuse_to_replace(to: Path) -> None:
     Also where nothing can be written.
     """
     wanted = "a new folder or an earlier export is needed, such as exported/softshare"
-    if to == Path() or to.is_file():
+    if to == Path() or any(path.is_file() for path in (to, *to.parents)):
         raise UserError(f"TO = {'' if to == Path() else to}: {wanted}")
     if inside := [folder for folder in to.absolute().parents if written_by_export(folder)]:
         raise UserError(f"TO = {to}: it lies in the export {inside[0]}, which the next one would replace")

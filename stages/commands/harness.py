@@ -21,7 +21,8 @@ from stages.core.text.tokenizer import open_tokenizer
 
 
 def main(variant: str, task: str, to: Path) -> None:
-    opened, tokenizer = open_variant(variant)
+    if not task:
+        raise UserError("TASK is missing: reviews, which needs no network, or a task of the harness")
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -30,10 +31,11 @@ def main(variant: str, task: str, to: Path) -> None:
         raise UserError(
             f"the harness is not installed ({error}): .venv/bin/python -m pip install lm_eval==0.4.13"
         ) from error
-    write_reviews(Path("artifacts/harness/reviews.jsonl"))
     tasks = TaskManager(include_path="data/harness")
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:
-        raise UserError(f"task {missing[0]!r} is not known to the harness; `lm_eval ls tasks` lists its own")
+        raise UserError(f"TASK = {missing[0]} is not known to the harness; `lm_eval ls tasks` lists its own")
+    opened, tokenizer = open_variant(variant)
+    write_reviews(Path("artifacts/harness/reviews.jsonl"))
     device = devices.start(params.section(params.load().profile, "runtime"))
     model = HFLM(pretrained=opened.to(device), tokenizer=tokenizer, batch_size=8)
     found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)

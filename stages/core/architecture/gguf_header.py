@@ -27,10 +27,13 @@ class Length(int):
 def read(path: Path) -> tuple[dict[str, Any], set[str]]:
     """Key -> value, for an array its `Length`; and the names of the tensors.
 
-    Raises UserError where the file cannot be read or is no little-endian GGUF of version 2 or 3.
+    Raises UserError where the file cannot be read, is no little-endian GGUF of version 2 or 3, or ends early.
     """
     with _opened(path) as cursor:
         values, tensors = cursor.head()
+        end = cursor.begin(values) + max(map(_end, tensors.values())) if tensors else 0
+        if (lacking := end - len(cursor.data)) > 0:
+            raise ValueError(f"damaged, or has not arrived as a whole: its last {lacking:,} bytes are missing")
         return values, set(tensors)
 
 
@@ -41,9 +44,17 @@ def floats(path: Path, name: str) -> list[float]:
         size, kind, offset = tensors[name]
         if kind != FLOAT32:
             raise ValueError(f"{name} is not float32")
-        alignment = values.get("general.alignment", ALIGNMENT)
-        cursor.at = -(-cursor.at // alignment) * alignment + offset
+        cursor.at = cursor.begin(values) + offset
         return list(cursor.take(f"{size}f"))
+
+
+def _end(tensor: tuple[int, int, int]) -> int:
+    """Where a tensor ends, in bytes from where the first begins; of a type that is not known, where it begins."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    size, kind, offset = tensor
+    block, taken = GGML_QUANT_SIZES.get(kind, (1, 0))
+    return offset + size // block * taken
 
 
 @contextmanager
@@ -72,6 +83,11 @@ class _Cursor:
             *sizes, kind, offset = self.take(f"{dimensions}QIQ")
             found[name] = math.prod(sizes), kind, offset
         return values, found
+
+    def begin(self, values: dict[str, Any]) -> int:
+        """Where the first tensor begins, once `head` has been read."""
+        alignment = values.get("general.alignment", ALIGNMENT)
+        return -(-self.at // alignment) * alignment
 
     def take(self, form: str) -> tuple:
         found = struct.unpack_from(f"<{form}", self.data, self.at)

@@ -118,7 +118,9 @@ def sentiment(study: Study) -> Table:
             f"{task['accuracy_low']:.3f}–{task['accuracy_high']:.3f}",
             f"{task['macro_f1']:.3f}",
             f"{task['majority']:.3f}",
-            f"{task['accuracy_mean']:.3f} ± {task['accuracy_spread']:.3f} ({task['seeds']})",
+            f"{task['accuracy_mean']:.3f}"
+            + (f" ± {task['accuracy_spread']:.3f}" if task["seeds"] > 1 else "")
+            + f" ({task['seeds']})",
         )
         for name, task in study.sentiment.items()
     ]

@@ -105,7 +105,9 @@ def smallest(device: str) -> Card | None:
     number = int(device.partition(":")[2] or 0)
     if number >= len(cards):
         reason = f" ({unused})" if unused else ""
-        raise UserError(f"params.yaml: runtime.device = {device}: torch sees {len(cards)} CUDA devices{reason}")
+        raise UserError(
+            f"params.yaml: runtime.device = {device}: torch sees {len(cards)} CUDA devices{reason}; use cpu or auto"
+        )
     return cards[number] if ":" in device else min(cards, key=lambda card: card.free)
 
 

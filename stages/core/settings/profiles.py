@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from stages.core.settings import splits
 from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Several, Text
-from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
+from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet, Stories
 
 PROMPTS = [
     "India will become global leader in AI because",
@@ -307,6 +308,17 @@ class LanguageProfile(Profile):
         if protocol := summaries.seed_protocol:
             found["summarize.seed_protocol.article_tokens + new_tokens"] = protocol.article_tokens + protocol.new_tokens
         return found
+
+    @model_validator(mode="after")
+    def _there_are_enough_rows(self):
+        protocol, source = self.perplexity.seed_protocol, self.prepare.source
+        most = source.test if isinstance(source, Stories) else splits.most_rows(source.test)
+        if protocol and most is not None and protocol.rows > most:
+            raise ValueError(
+                f"perplexity.seed_protocol.rows = {protocol.rows}: prepare.source.test has {most}, so 1 to {most} are "
+                "allowed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _there_are_enough_articles(self):

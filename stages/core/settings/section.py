@@ -1,8 +1,8 @@
 """What every part of params.yaml has in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0, lt=2**31)]
@@ -36,3 +36,12 @@ class Section(BaseModel):
     """A part of params.yaml: unknown keys and lossy conversions are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        """The value, unless a text has half of a character, "\\ud800": YAML takes it, but nothing can print it."""
+        texts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts):
+            raise ValueError("half of a character (a surrogate) is no text")
+        return value
