@@ -739,15 +739,15 @@ VAIN = [
 
 
 def test_a_file_of_text_that_is_empty_or_cut_short_is_named(tmp_path):
-    whole, cut, empty, plain = (str(tmp_path / name) for name in ("whole.parquet", "cut.parquet", "empty.txt", "a.txt"))
+    whole, cut, empty, plain = (tmp_path / name for name in ("whole.parquet", "cut.parquet", "empty.txt", "a.txt"))
     parquet.write_table(pa.table({"text": ["a"] * 100}), whole)
-    Path(cut).write_bytes(Path(whole).read_bytes()[:-1])
-    Path(empty).touch()
-    Path(plain).write_text("a")
-    assert [*map(check.broken_text, (whole, cut, empty, plain))] == [
+    cut.write_bytes(whole.read_bytes()[:-1])
+    empty.touch()
+    plain.write_text("a")
+    assert [*map(check.broken, (whole, cut, empty, plain))] == [
         None, "damaged, or has not arrived as a whole", "empty", None,
     ]  # fmt: skip
-    source = DATASET | {"path": "parquet", "data_files": {"train": whole, "test": cut}}
+    source = DATASET | {"path": "parquet", "data_files": {"train": str(whole), "test": str(cut)}}
     (line,) = check.missing_text("reviews.source", LabelledDataset(**source))
     assert line == f"reviews.source.data_files.test = {cut}: {cut} is damaged, or has not arrived as a whole"
 
@@ -821,8 +821,9 @@ def test_the_tokens_of_a_generated_text_are_counted(here, monkeypatch):
     for name in ("data/lexicon.yaml", "data/model/tokenizer.json"):
         shutil.copy(ROOT / name, here / name)
     profile = write(here, **{f"{SMALL}.prepare.source.train": 20}).profiles["small"]
-    there = amounts.most("any", profile, 10**6, EMBEDDED)
-    assert 20 * 90 < there < 20 * 400 and amounts.most("any", profile, 128, EMBEDDED) == 128
+    known = amounts.tokenizer("small", profile)
+    there = amounts.most(profile, 10**6, EMBEDDED, known)
+    assert 20 * 90 < there < 20 * 400 and amounts.most(profile, 128, EMBEDDED, known) == 128
     write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.moment_tokens": there + 1})
     with pytest.raises(UserError, match=f"extract.moment_tokens = {there + 1}: the train split has only {there:,}"):
         check.main()
@@ -859,8 +860,8 @@ def test_a_text_has_room_beside_what_stands_around_it(here):
 def test_the_tokens_of_images_are_counted():
     found, known = params.load(ROOT / "params.yaml").profiles, shape.of_folder(ROOT / "data/digits/model")
     assert (
-        amounts.most("any", found["digits"], 1, known) == 1000 * 5
-        and amounts.most("any", found["vit"], 1, known) == 40000 * 5
+        amounts.most(found["digits"], 1, known, None) == 1000 * 5
+        and amounts.most(found["vit"], 1, known, None) == 40000 * 5
     )
     _, labels = digits.read(ROOT / "data/digits/digits.parquet")
     assert amounts.DIGITS == len(digits.chosen(labels, "train"))

@@ -23,20 +23,19 @@ def mistakes(name: str, profile: Profile, shape: Shape) -> list[str]:
 
     None where the tokens are not known here.
     """
-    lines = list(_frames(name, profile)) if isinstance(profile, LanguageProfile) else []
+    known = tokenizer(name, profile)
+    lines = list(_frames(name, profile, known)) if known and isinstance(profile, LanguageProfile) else []
     spec = profile.extract
     key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
     needed, length = getattr(spec, key), getattr(spec, "sequence_length", 1)
-    there = most(name, profile, -(-needed // length) * length, shape)
+    there = most(profile, -(-needed // length) * length, shape, known)
     if there is not None and there < needed:
         lines.append(f"profiles.{name}.extract.{key} = {needed}: the train split has only {there:,} tokens")
     return lines
 
 
-def _frames(name: str, profile: LanguageProfile) -> Iterator[str]:
+def _frames(name: str, profile: LanguageProfile, known: Any) -> Iterator[str]:
     """A line where what stands around a review or an article, and a summary, fill all the tokens that there are."""
-    if not (known := _tokenizer(name, profile)):
-        return
     reviews, summaries = profile.reviews, profile.summarize
 
     def tokens(text: str) -> int:
@@ -50,15 +49,17 @@ def _frames(name: str, profile: LanguageProfile) -> Iterator[str]:
         yield f"profiles.{name}.summarize.context = {summaries.context}: format and new_tokens take {taken} tokens"
 
 
-def most(name: str, profile: Profile, needed: int, shape: Shape) -> int | None:
-    """The tokens of the train split, or `needed` where they are surely enough; None where nothing here says it."""
+def most(profile: Profile, needed: int, shape: Shape, known: Any) -> int | None:
+    """The tokens of the train split, or `needed` where they are surely enough; None where nothing here says it.
+
+    known: the profile's `tokenizer`.
+    """
     source = profile.prepare.source
     if isinstance(profile, ImageProfile):
         images = source.train if isinstance(source, Patterns) else DIGITS
         if not isinstance(source, Patterns | Digits):
             images = splits.most_rows(source.train)
         return images and images * shape.positions
-    known = _tokenizer(name, profile)
     if not isinstance(source, Stories) or not known:
         return None
     from stages.core.text.sources import generated
@@ -71,7 +72,7 @@ def most(name: str, profile: Profile, needed: int, shape: Shape) -> int | None:
     return needed if needed <= SURE * count(few) / few * source.train else count(source.train)
 
 
-def _tokenizer(name: str, profile: Profile) -> Any:
+def tokenizer(name: str, profile: Profile) -> Any:
     """The tokenizer of a folder, None where the model is no folder or has its words in another file."""
     path = Path(profile.base.model, "tokenizer.json")
     if not path.is_file():

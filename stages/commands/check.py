@@ -102,25 +102,34 @@ def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
     if not weights:
         yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
     for path in sorted(shards(weights[0]) if weights else []):
-        if broken := broken_weights(path):
-            yield f"{key} = {folder}: {path.name} is {broken}"
+        if wrong := broken(path):
+            yield f"{key} = {folder}: {path.name} is {wrong}"
     if words and not any((folder / name).is_file() for name in opening.VOCABULARIES):
         yield f"{key} = {folder}: no tokenizer in it ({', '.join(opening.VOCABULARIES)})"
 
 
-def broken_weights(path: Path) -> str | None:
-    """What is wrong with a file of weights, as its header says; None where nothing is."""
-    from safetensors import SafetensorError, safe_open
+def broken(path: Path) -> str | None:
+    """What is wrong with a file of weights, text or images; None where nothing is.
 
+    Of safetensors the header is read, of parquet what stands at its end, of others only the size.
+    """
     if not path.is_file():
         return "missing"
     if not path.stat().st_size:
         return "empty"
     try:
-        with safe_open(path, "np"):
-            return None
-    except SafetensorError:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "np"):
+                return None
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            parquet.read_metadata(path)
+    except Exception:  # each reader has errors of its own
         return "damaged, or has not arrived as a whole"
+    return None
 
 
 def shards(weights: Path) -> set[Path]:
@@ -154,8 +163,8 @@ def missing_text(key: str, source: Any) -> Iterator[str]:
             if not found:
                 yield f"{key}.data_files.{split} = {pattern}: {NO_FILE}"
             for path in found:
-                if broken := broken_text(path):
-                    yield f"{key}.data_files.{split} = {pattern}: {path} is {broken}"
+                if wrong := broken(Path(path)):
+                    yield f"{key}.data_files.{split} = {pattern}: {path} is {wrong}"
         if not source.data_files and not any(files(f"{glob.escape(folder)}/**")):
             yield f"{key}.path = {source.path}: {NO_FILE} in it"
 
@@ -164,21 +173,6 @@ def files(pattern: str) -> Iterator[str]:
     """The files that a path or a pattern stands for. What explains a folder is none of its data."""
     found = dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)])
     return (path for path in found if os.path.basename(path) != "README.md" and os.path.isfile(path))
-
-
-def broken_text(path: str) -> str | None:
-    """What is wrong with a file of text or images, as its size and a parquet's end say; None where nothing is."""
-    if not os.path.getsize(path):
-        return "empty"
-    if not path.endswith(".parquet"):
-        return None
-    from pyarrow import ArrowException, parquet
-
-    try:
-        parquet.read_metadata(path)
-    except (ArrowException, OSError):
-        return "damaged, or has not arrived as a whole"
-    return None
 
 
 def model_of(key: str, base: Base) -> Shape | None:

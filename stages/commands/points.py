@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +32,14 @@ def longest_window(profile: str, shape: Shape) -> int:
 
 
 class Start(NamedTuple):
-    """An untrained model of a method; forms: those that it may have, where the search of a mixture has found it."""
+    """An untrained model of a method.
+
+    forms: those that it may have, where the search of a mixture has found it. validation: its perplexity.
+    """
 
     made: curve.Made
     forms: str
+    validation: float
 
 
 class Measuring:
@@ -56,9 +61,10 @@ class Measuring:
         """Trains a model as `finetune` does."""
         return self.study.recoverer()
 
-    def original(self) -> dict:
-        """The row of the original."""
-        return self.row("original", self.study.view) | {"speed": curve.ORDINARY}
+    @cached_property
+    def original(self) -> Start:
+        """The original."""
+        return Start(curve.Made(self.study.view, Sharing(), None), "", self.judge.score(self.study.view))
 
     def probe(self) -> Probed:
         """What each matrix alone costs in each form."""
@@ -79,7 +85,7 @@ class Measuring:
         has found it. Recovered are the first and, of the others, the one that is best after one recovery.
         """
         starts = [self.start(name, share, kinds[0] if kinds else None)]
-        found = self.row(name, starts[0].made.view) | {"size": share, "speed": curve.METHODS[name].speed}
+        found = self.row(name, starts[0]) | {"size": share, "speed": curve.METHODS[name].speed}
         if kinds:
             found |= {"forms": starts[0].forms}
         if seeds is None:
@@ -97,14 +103,16 @@ class Measuring:
 
     def start(self, name: str, share: float, kind: Tried | None) -> Start:
         """The untrained model of a method: of all its surgeries the one that validation text chooses."""
+        forms = "+".join(kind.forms) if kind else ""
         made = curve.make(name, share, *self.known[:2], kind)
-        return Start(min(made, key=lambda one: self.judge.score(one.view)), "+".join(kind.forms) if kind else "")
+        return min((Start(one, forms, self.judge.score(one.view)) for one in made), key=attrgetter("validation"))
 
-    def row(self, name: str, changed: ModelView) -> dict:
+    def row(self, name: str, start: Start) -> dict:
         """What a model stores and its perplexities."""
-        stored = counting.count(changed)["parameters"]
+        stored = counting.count(start.made.view)["parameters"]
         share = stored / self.study.view.shape.parameters
-        return {"method": name, "stored": stored, "share": share} | self.measured(changed)
+        scores = {"validation": start.validation, "test": self.test.score(start.made.view)}
+        return {"method": name, "stored": stored, "share": share} | scores
 
     def measured(self, changed: ModelView) -> dict[str, float]:
         """The perplexities of a model."""
@@ -112,12 +120,12 @@ class Measuring:
 
     def originals(self, seeds: list[int] | None) -> list[dict]:
         """The original; with seeds also trained as stage `control` does, and with the control as teacher."""
+        row = self.row("original", self.original) | {"speed": curve.ORDINARY}
         if seeds is None:
-            return [self.original()]
+            return [row]
         plain = {f"{split}_after": value for split, value in self.measured(self.teacher).items()}
         spec = Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN))
-        distilled = self.trained([Start(curve.Made(self.study.view, Sharing(), None), "")], spec, seeds)
-        return [self.original() | plain, self.original() | {"method": "original_distilled"} | distilled]
+        return [row | plain, row | {"method": "original_distilled"} | self.trained([self.original], spec, seeds)]
 
     def trained(self, starts: list[Start], spec: Recovery, seeds: list[int]) -> dict:
         """The perplexities after recovery: means over the seeds, `spread_after` their standard deviation on test.
@@ -132,7 +140,7 @@ class Measuring:
         means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
         spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
         forms = {"forms_after": start.forms} if start.forms else {}
-        rate = recipe.rate if found[best]["validation"] < self.judge.score(start.made.view) else 0.0
+        rate = recipe.rate if found[best]["validation"] < start.validation else 0.0
         return means | spread | forms | {"rate": rate, "hidden": recipe.distill.hidden, "seeds": len(every)}
 
     def end(self, start: Start, recipe: Recovery, seed: int) -> dict[str, float]:
