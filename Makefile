@@ -25,6 +25,14 @@ $(info To use them again: rm -r .venv && make check)
 endif
 endif
 
+# A misspelt variable would be ignored: make SIZE=0.9 curve.
+KNOWN := PYTHON JOBS PROFILE VARIANT TO FORM DTYPE REPO CONFIRM TASK WINDOW RANK RECOVER SIZES TRAIN SEEDS ONLY
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(word 1,$(origin $(name)))),$(name)))
+UNKNOWN := $(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error $(UNKNOWN) means nothing here; known are $(KNOWN))
+endif
+
 help: ## List what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 

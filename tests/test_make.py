@@ -31,12 +31,16 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def make(folder: Path, *targets: str) -> str:
-    """What `make` prints."""
+def run_make(folder: Path, *targets: str) -> subprocess.CompletedProcess:
     command = ["make", f"PYTHON={folder.parent}/python3", *targets]
     # `make test` hands these down, and then every `make` says which folder it enters.
     surroundings = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
-    done = subprocess.run(command, cwd=folder, env=surroundings, text=True, capture_output=True)
+    return subprocess.run(command, cwd=folder, env=surroundings, text=True, capture_output=True)
+
+
+def make(folder: Path, *targets: str) -> str:
+    """What `make` prints."""
+    done = run_make(folder, *targets)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -58,6 +62,19 @@ def test_every_target_works_in_a_path_with_a_space(target, folder):
     ran = [line for line in make(folder, target).splitlines() if "/.venv/bin/python -m " in line or "pip" in line]
     module = {"test": "pytest", "ablation": "stages.commands.ablate"}.get(target, f"stages.commands.{target}")
     assert f"{folder}/.venv/bin/python -m {module}" in ran[-1] and "pip install" in "".join(ran[:-1])
+
+
+def test_a_misspelt_variable_is_told_and_nothing_is_made(folder):
+    done = run_make(folder, "SIZE=0.9", "curve")
+    assert done.returncode and "SIZE means nothing here; known are PYTHON" in done.stderr and not done.stdout
+    assert not (folder / ".venv").exists()
+
+
+def test_every_variable_that_a_command_reads_may_be_given():
+    text = (ROOT / "Makefile").read_text()
+    known = set(re.search(r"^KNOWN := (.*)$", text, re.MULTILINE)[1].split())
+    own = {"BIN", "CURDIR", "GIVEN", "INSTALLED", "KNOWN", "PATH", "UNKNOWN"}
+    assert set(re.findall(r"\$\((?:or \$\()?([A-Z]+)\b", text)) - own == known
 
 
 def test_a_renamed_folder_works_and_says_what_does_not(folder):

@@ -100,6 +100,11 @@ def test_no_word_of_pydantic_reaches_the_reader():
         ("profiles.small.runtime.device", "tpu", " = 'tpu': auto, cpu, cuda or one GPU, as cuda:1, is needed"),
         ("profiles.small.summarize.training", 3, " = 3: keys with values are needed, as {key: value}"),
         ("profiles.digits.reviews", "x", " = 'x': only null is allowed"),
+        (
+            "profiles.small.correlate",
+            None,
+            " = null: keys with values are needed, as {key: value}; {} leaves it at its defaults",
+        ),
     ],
 )
 def test_a_line_names_key_value_and_what_is_allowed(path, value, line):

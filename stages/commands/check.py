@@ -161,7 +161,8 @@ def missing_text(key: str, source: Any) -> Iterator[str]:
                 continue
             found = list(files(os.path.join(folder, os.path.expanduser(pattern))))
             if not found:
-                yield f"{key}.data_files.{split} = {pattern}: {NO_FILE}"
+                is_folder = os.path.isdir(os.path.join(folder, os.path.expanduser(pattern)))
+                yield f"{key}.data_files.{split} = {pattern}: {'a folder; a file is needed' if is_folder else NO_FILE}"
             for path in found:
                 if wrong := broken(Path(path)):
                     yield f"{key}.data_files.{split} = {pattern}: {path} is {wrong}"

@@ -182,9 +182,8 @@ def _target(where: str, spec: int | float | Like, allowed: list[tuple[int, int]]
     if not any(least <= number <= most for least, most in allowed):
         ranges = " or ".join(f"{least:,} to {most:,}" for least, most in allowed)
         shown = f"{{{', '.join(f'{k}: {v}' for k, v in spec)}}}" if isinstance(spec, Like) else spec
-        yield (
-            f"{key} = {shown} asks for {number:,} parameters of this model's {shape.parameters:,}: {ranges} are allowed"
-        )
+        asked = "" if number == spec else f" is {number:,} parameters"
+        yield f"{key} = {shown}{asked}: {ranges} of this model's {shape.parameters:,} parameters are allowed"
 
 
 def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int]]:

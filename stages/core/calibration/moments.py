@@ -122,8 +122,11 @@ class MomentStream:
                 self.products[start:stop, start:] += part[:, start:stop].T @ part[:, start:]
 
     def moments(self) -> Moments:
-        """The moments of all rows so far."""
+        """The moments of all rows so far; `second` is symmetric to the last bit on every processor."""
         for start, stop in _tiles(self.products):
+            # Not every processor's product of a matrix with itself is symmetric.
+            tile = self.products[start:stop, start:stop]
+            tile.copy_(tile.triu() + tile.triu(1).T)
             self.products[stop:, start:stop] = self.products[start:stop, stop:].T
         offset, mean = self.sum / self.count, self.pilot + self.sum / self.count
         second = (self.products / self.count).addr_(mean, mean).addr_(offset, offset, alpha=-1)

@@ -46,7 +46,7 @@ def headline(study: Study) -> Table:
 
     def after(name: str) -> str:
         found = study.perplexity[name]
-        return perplexity(found["after"]) + (f" ± {found['after_spread']:.3f}" if found["seeds"] > 1 else "")
+        return perplexity(found["after"]) + _spread(found, "after")
 
     columns: list[Column] = [
         ("stored", lambda name: f"{study.sizes[name]['parameters']:,}"),
@@ -67,6 +67,11 @@ def headline(study: Study) -> Table:
     if study.has("summarization", "rougeL"):
         columns.append(("ROUGE-L", lambda name: f"{study.summarization[name]['rougeL']:.3f}"))
     return _table(study, [*columns, ("speed-up", lambda name: f"{study.latency[name]['speedup']:.2f}")])
+
+
+def _spread(found: Mapping[str, Any], name: str) -> str:
+    """The standard deviation over seeds behind a mean; one seed has none."""
+    return f" ± {found[f'{name}_spread']:.3f}" if found["seeds"] > 1 else ""
 
 
 def _accuracy(found: Mapping[str, Any], when: str = "") -> str:
@@ -118,9 +123,7 @@ def sentiment(study: Study) -> Table:
             f"{task['accuracy_low']:.3f}–{task['accuracy_high']:.3f}",
             f"{task['macro_f1']:.3f}",
             f"{task['majority']:.3f}",
-            f"{task['accuracy_mean']:.3f}"
-            + (f" ± {task['accuracy_spread']:.3f}" if task["seeds"] > 1 else "")
-            + f" ({task['seeds']})",
+            f"{task['accuracy_mean']:.3f}{_spread(task, 'accuracy')} ({task['seeds']})",
         )
         for name, task in study.sentiment.items()
     ]

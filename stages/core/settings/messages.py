@@ -14,6 +14,7 @@ from stages.core.settings.section import Section
 Members = dict[str, Any]  # what a value may be: pydantic's name for it -> its type
 
 MAPPING = "keys with values are needed, as {{key: value}}"
+DEFAULTS = "{} leaves it at its defaults"
 LONGEST = 80  # characters of a value that are shown
 WORDS = {"None": "null", "True": "true", "False": "false"}  # Python's -> YAML's
 
@@ -74,7 +75,7 @@ def _line(mistake: dict[str, Any], root: type[Section]) -> str:
         key = said["discriminator"].strip("'")
         steps, value, said = [*steps, key], value.get(key, {}), {"known": _either(list(members))}
     elif kind == "missing":
-        said = {"remedy": "{} leaves it at its defaults" if _says_nothing(members) else "it has no default"}
+        said = {"remedy": DEFAULTS if _says_nothing(members) else "it has no default"}
     elif mistake["loc"][-1:] == ("[key]",) and kind == "string_type":
         kind = "invalid_key"
     elif kind == "literal_error":
@@ -82,6 +83,8 @@ def _line(mistake: dict[str, Any], root: type[Section]) -> str:
     shown = "" if isinstance(value, dict) or not steps else f" = {_short(value)}"
     bounds = {name: f"{value:g}" if isinstance(value, float) else value for name, value in said.items()}
     sentence = SENTENCES.get(kind, OTHER).format_map(bounds)
+    if value is None and SENTENCES.get(kind) == MAPPING and _says_nothing(members):
+        sentence += f"; {DEFAULTS}"
     if nullable and kind != "missing":
         sentence = sentence.replace(" is needed", " or null is needed")
     return f"{'.'.join(steps)}{shown}: {sentence}".removeprefix(": ")

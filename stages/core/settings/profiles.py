@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings import splits
 from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Several, Text
-from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet, Stories
+from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
 
 PROMPTS = [
     "India will become global leader in AI because",
@@ -95,8 +94,8 @@ class Schedule(Section):
     accumulation: Count = Field(1, description="passes of a step")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rate after the warmup")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, of matrices")
-    clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
+    weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW's, of matrices")
+    clip: float = Field(1.0, ge=1e-6, description="largest norm of a gradient")
 
 
 class Repeated(Schedule):
@@ -311,24 +310,14 @@ class LanguageProfile(Profile):
 
     @model_validator(mode="after")
     def _there_are_enough_rows(self):
-        protocol, source = self.perplexity.seed_protocol, self.prepare.source
-        most = source.test if isinstance(source, Stories) else splits.most_rows(source.test)
-        if protocol and most is not None and protocol.rows > most:
-            raise ValueError(
-                f"perplexity.seed_protocol.rows = {protocol.rows}: prepare.source.test has {most}, so 1 to {most} are "
-                "allowed"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _there_are_enough_articles(self):
-        source, most = self.articles.source, self.articles.source.most
-        if most is not None and self.summarize.articles > most:
-            raise ValueError(
-                f"summarize.articles = {self.summarize.articles}: articles.source.test has {most}, so 1 to {most} are "
-                "allowed"
-            )
-        if self.summarize.training and source.train is None:
+        protocol, text, pairs = self.perplexity.seed_protocol, self.prepare.source, self.articles.source
+        asked = [("summarize.articles", self.summarize.articles, "articles", pairs.most)]
+        if protocol:
+            asked.append(("perplexity.seed_protocol.rows", protocol.rows, "prepare", text.most))
+        for key, rows, section, most in asked:
+            if most is not None and rows > most:
+                raise ValueError(f"{key} = {rows}: {section}.source.test has {most}, so 1 to {most} are allowed")
+        if self.summarize.training and pairs.train is None:
             raise ValueError("summarize.training needs pairs to learn from: articles.source.train is null")
         return self
 
@@ -362,7 +351,7 @@ class PretrainDigits(Section):
     batch_size: Count = Field(description="images of a step")
     learning_rate: Rate = Field(description="of all weights")
     dropout: float = Field(ge=0, lt=1, description="of hidden states, in the training alone")
-    weight_decay: float = Field(ge=0, description="AdamW's, of matrices")
+    weight_decay: float = Field(ge=0, le=10, description="AdamW's, of matrices")
     label_smoothing: float = Field(ge=0, lt=1, description="share of a label's weight that all labels get")
     rotation: float = Field(ge=0, description="degrees at most")
     zoom: float = Field(ge=0, lt=1, description="longer or shorter sides, as a share, at most")

@@ -23,6 +23,11 @@ class Stories(Section):
     validation: Count = Field(description="stories to choose windows and states by")
     test: Count = Field(description="stories to measure on")
 
+    @property
+    def most(self) -> int:
+        """How many test stories there are."""
+        return self.test
+
 
 class Loaded(Section):
     """Rows as `datasets.load_dataset` takes them: a hub name, or parquet, json, csv or text with `data_files`.
@@ -72,6 +77,11 @@ class Dataset(Loaded):
     train: str = Field("train", description="rows to train on, as train, train[:80%] or train[100:200]")
     validation: str = Field("validation", description="rows to choose windows and states by")
     test: str = Field("test", description="rows to measure on")
+
+    @property
+    def most(self) -> int | None:
+        """How many test rows there are at most, where params.yaml says so."""
+        return splits.most_rows(self.test)
 
 
 class Mingled(Section):
