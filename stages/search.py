@@ -12,8 +12,6 @@ from stages.core.process.artifacts import read_json, write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
 
-MOMENTS = 4e9  # bytes of moments that stay in memory between windows
-
 
 def main(
     profile: str, variant: str, model: Path, provenance: Path, tokens: Path, permutations: Path, moments: Path,
@@ -37,6 +35,7 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     from stages.core.architecture.view import ModelView
     from stages.core.calibration import statistics
     from stages.core.shrinking import layer_search, making, mixing, probes
+    from stages.core.shrinking.limits import MOMENTS
     from stages.core.shrinking.window_search import search
     from stages.core.tasks import choice
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import tiny_vision
 
 from stages.commands import ablate
 from stages.commands.ablate import main, window_of
@@ -61,13 +62,21 @@ def test_a_rank_that_is_none_is_refused_before_any_model_is_opened(rank, tmp_pat
     [
         ("3-12", "2", f"WINDOW = 3-12: this model has layers 0 to {tiny.LAYERS - 1}"),
         ("1-2", "999", "RANK = 999: a whole number from 1 to [0-9]+ is needed"),
+        ("0-3", "2", "WINDOW = 0-3: correlate.reach = 3 layers were aligned with each other at most"),
     ],
 )
 def test_what_the_model_is_too_small_for_is_refused(window, rank, message, monkeypatch, tmp_path):
-    study = SimpleNamespace(view=tiny.view(tiny.model("gpt2")), section=lambda name: SimpleNamespace(sites=[]))
+    study = SimpleNamespace(view=tiny.view(tiny.model("gpt2")), section=lambda name: SimpleNamespace(sites=[], reach=3))
     monkeypatch.setattr(ablate.Opened, "here", lambda: study)
     with pytest.raises(UserError, match=message):
         main(window, rank, "no", tmp_path)
+
+
+def test_a_window_lies_within_a_stage(monkeypatch, tmp_path):
+    study = SimpleNamespace(view=tiny_vision.view("swin"), section=lambda name: SimpleNamespace(sites=[], reach=5))
+    monkeypatch.setattr(ablate.Opened, "here", lambda: study)
+    with pytest.raises(UserError, match="WINDOW = 1-3: layers of other sizes begin at 2"):
+        main("1-3", "2", "no", tmp_path)
 
 
 def test_a_word_that_is_neither_yes_nor_no_is_refused(tmp_path):

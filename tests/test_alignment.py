@@ -15,7 +15,6 @@ from stages.core.calibration.alignment import (
     Costs,
     by_correlation,
     by_cost,
-    cost,
     match,
     matched_correlation,
     null_correlation,
@@ -194,7 +193,7 @@ def test_no_other_signed_order_costs_less(seed):
 
     def error(order):
         moved = known | {"hidden": known["hidden"].permuted(order)}
-        return cost(ffns[0], ffn.permute(ffns[1], order), moved).diagonal().sum().item()
+        return Costs(ffn.permute(ffns[1], order), moved).of(ffns[0]).diagonal().sum().item()
 
     plain, better = (
         torch.from_numpy(by_cost(ffns.__getitem__, lambda _: known, [[0, 1]], ["first"], signs=on)["first"][0][1])
@@ -219,7 +218,7 @@ def test_cost_is_the_error_of_one_ffn_in_place_of_another(name):
         second = torch.diag(second.diagonal()) if role == "out" else second
         missing, weight = one[f"w_{role}"] - other[f"w_{role}"], other[f"w_{role}"]
         wanted += torch.trace(missing @ second @ missing.T) / torch.trace(weight @ second @ weight.T)
-    torch.testing.assert_close(cost(one, other, moments).diagonal().sum(), wanted)
+    torch.testing.assert_close(Costs(other, moments).of(one).diagonal().sum(), wanted)
 
 
 @given(seed=st.integers(0, 99))
@@ -229,7 +228,7 @@ def test_no_other_order_costs_less(seed):
     known = tiny.calibration(model).moments
     found, errors = (
         by_cost(ffns.get, known, [[0, 1]], ["first"])["first"][0][1],
-        cost(ffns[0], ffns[1], known(1)).numpy(),
+        Costs(ffns[1], known(1)).of(ffns[0]).numpy(),
     )
     places = np.arange(len(found))
     others = [places, tiny.shuffle(len(found), seed).numpy()]

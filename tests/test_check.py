@@ -25,7 +25,6 @@ from ruamel.yaml import YAML
 from test_recovery import RECIPE
 from transformers import PreTrainedTokenizerFast
 
-from stages import search
 from stages.commands import amounts, check
 from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
@@ -36,8 +35,7 @@ from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
 from stages.core.settings.texts import LabelledDataset
-from stages.core.settings.variants import Recovery, Variant
-from stages.core.shrinking import probes, window_search
+from stages.core.settings.variants import Forms, Recovery, Variant
 from stages.core.text import corpus, sources
 from stages.core.training import recovery, resuming
 
@@ -96,7 +94,6 @@ def test_a_shape_counts_what_the_model_has(name, options, tmp_path):
     assert found.block == sum(p.numel() for p in tiny.view(model).blocks[2].parameters())
     weights = tiny.view(model).read(0)
     assert found.matrices == {role: tuple(weights[f"w_{role}"].shape) for role in family.matrices}
-    assert found.ffn_biases == sum(value.numel() for key, value in weights.items() if key.startswith("b_"))
     assert (found.layers, found.positions, found.vocabulary) == (tiny.LAYERS, tiny.POSITIONS, tiny.VOCABULARY)
 
 
@@ -191,6 +188,7 @@ def test_a_model_of_the_hub_is_looked_up_in_its_cache(tmp_path, monkeypatch):
 # Rules
 
 
+NOTHING = FIVE.parameters - FIVE.all_ffn_matrices  # stored where nothing of the FFN matrices is left
 BUDGET = {"choose": "budget", "sizes": [2, 3], "target_parameters": 0.9}
 BEST = {"choose": "best", "sizes": [4]}
 LIKE = "variants.svd.surgery.target_parameters"
@@ -276,6 +274,19 @@ RULES = [
     (LIKE, {"size": 2, "rank": 33}, "variants.svd.surgery.target_parameters.rank = 33: .* at most 32 is"),
     (LIKE, {"size": 2, "rank": 32}, r"variants.svd.* = {size: 2, rank: 32, count: 1} is [\d,]+ parameters: "),
     ("variants.pruned.surgery.target_parameters", FIVE.parameters, r"variants.pruned.* = \d+: [\d,]+ to [\d,]+ of"),
+    # What masks alone store does not pay for an entry.
+    ("variants.pruned.surgery.target_parameters", NOTHING + targets.masks(FIVE), "variants.pruned.*_parameters = "),
+    ("variants.mix.windows.target_parameters", NOTHING, "variants.mix.windows.target_parameters = "),
+    (
+        "variants.mix.windows",
+        {"choose": "forms", "forms": ["share"], "sizes": [2], "target_parameters": 0.5},
+        "variants.mix.windows.target_parameters = 0.5 is ",
+    ),
+    (
+        "variants.mix.windows",
+        {"choose": "forms", "forms": ["drop"], "target_parameters": 0.1},
+        "variants.mix.windows.target_parameters = 0.1 is ",
+    ),
     (
         "variants.softshare.windows.target_parameters",
         0.1,
@@ -312,6 +323,36 @@ def test_a_budget_is_allowed_exactly_where_windows_can_meet_it(sizes, tmp_path):
         assert (not list(rules.variant_mistakes("variants.x", variant, FIVE))) == wanted, number
 
 
+def test_deltas_that_are_trained_alone_have_a_rank(tmp_path):
+    found = write(tmp_path, **FITTING).variants["softshare"]
+    saved, smallest = targets.saved(FIVE, "own", (0, 1)), min(map(sum, FIVE.matrices.values()))
+    for number, train, wanted in [
+        (0, "window", 0),
+        (0, "deltas", 1),
+        (smallest - 1, "deltas", 1),
+        (smallest, "deltas", 0),
+    ]:
+        variant = Variant(
+            windows=BUDGET | {"sizes": [2], "target_parameters": FIVE.parameters - 2 * saved + number},
+            surgery=found.surgery.model_dump(),
+            finetune={"train": train},
+        )
+        assert len(list(rules.variant_mistakes("variants.x", variant, FIVE))) == wanted, (number, train)
+
+
+@pytest.mark.parametrize("forms", [["share", "drop"], ["share", "low_rank"], ["drop", "sparse"]])
+def test_a_mixture_reaches_what_any_of_its_forms_reaches(forms, tmp_path):
+    found = write(tmp_path, **FITTING).variants["mix"]
+
+    def allowed(some, number):
+        windows = {"choose": "forms", "forms": some, "sizes": [2, 3], "target_parameters": number}
+        variant = found.model_copy(update={"windows": Forms(**windows)})
+        return not list(rules.variant_mistakes("variants.x", variant, FIVE))
+
+    for number in range(FIVE.parameters // 5, FIVE.parameters, FIVE.parameters // 97):
+        assert allowed(forms, number) == any(allowed([form], number) for form in forms)
+
+
 @given(depth=st.integers(2, 7), seed=st.integers(0, 999))
 def test_windows_beside_each_other_are_all_there_are(depth, seed):
     chance = random.Random(seed)
@@ -345,6 +386,8 @@ def test_another_checkpoint_with_another_vocabulary_is_refused_unopened(tmp_path
     (line,) = check.externals(found, shape.of_folder(tmp_path / "own"))
     assert line.startswith("variants.rival.surgery.model has a vocabulary of 50257") and "97 tokens" in line
     assert check.externals(found, shape.of_folder(tmp_path / "rival")) == []
+    skipped = write(tmp_path, **{"variants.rival": rival | {"skip": ["small"]}})
+    assert check.externals(skipped, shape.of_folder(tmp_path / "own")) == []
 
 
 def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
@@ -577,12 +620,6 @@ def test_the_command_opens_no_model_and_passes_here():
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("set()\n") and "2,674,432 parameters" in done.stdout
     assert re.search(r"^finetune +16 +[\d.]+ [GM]B +\d+ MB", done.stdout, re.M), done.stdout
-
-
-def test_the_estimates_know_what_a_search_keeps():
-    """They do not import torch, so they cannot ask."""
-    known = estimates.COMPARED, estimates.STREAMS, estimates.MOMENTS
-    assert known == (probes.COMPARED, window_search.STATES, search.MOMENTS)
 
 
 NO_TENSORS = (2).to_bytes(8, "little") + b"{}"  # as safetensors writes them: the header's length, the header
@@ -824,8 +861,9 @@ def test_the_tokens_of_a_generated_text_are_counted(here, monkeypatch):
     known = amounts.tokenizer("small", profile)
     there = amounts.most(profile, 10**6, EMBEDDED, known)
     assert 20 * 90 < there < 20 * 400 and amounts.most(profile, 128, EMBEDDED, known) == 128
-    write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.moment_tokens": there + 1})
-    with pytest.raises(UserError, match=f"extract.moment_tokens = {there + 1}: the train split has only {there:,}"):
+    write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.moment_tokens": there})
+    whole = f"takes {-(-there // 128) * 128:,} tokens in sequences of 128: the train split has only {there:,} tokens"
+    with pytest.raises(UserError, match=f"extract.moment_tokens = {there} {whole}"):
         check.main()
     length = {f"{SMALL}.extract.sequence_length": 1, f"{SMALL}.extract.moment_tokens": there}
     found = write(here, **{f"{SMALL}.prepare.source.train": 20, f"{SMALL}.extract.max_tokens": 2, **length})
@@ -868,14 +906,3 @@ def test_the_tokens_of_images_are_counted():
     spec = found["digits"].extract.model_copy(update={"moment_tokens": 5001})
     (line,) = amounts.mistakes("digits", found["digits"].model_copy(update={"extract": spec}), known)
     assert line == "profiles.digits.extract.moment_tokens = 5001: the train split has only 5,000 tokens"
-
-
-def test_another_text_costs_as_much_as_the_test_split(tmp_path):
-    def work(**changes):
-        found = write(tmp_path, **changes)
-        return estimates.estimate(found.profiles["small"], found.variants, EMBEDDED)["perplexity"].work
-
-    without = {f"{SMALL}.prepare.other": None}
-    assert work() > work(**without)
-    plain = {f"{SMALL}.perplexity.seed_protocol": None}
-    assert work(**plain) == pytest.approx(2 * work(**plain, **without))

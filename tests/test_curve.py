@@ -125,7 +125,7 @@ class Recovering(points.Measuring):
     def end(self, start, recipe, seed):
         self.ended.append((start.forms, recipe.rate, seed))
         left = start.made.view - max(0, self.gains[start.forms]) * (1.0 if recipe.rate == 1.0 else 0.5)
-        return {"validation": left, "test": left + seed}
+        return points.End(left, left + seed, self.gains[start.forms] > 0)
 
 
 def test_a_mixture_is_recovered_as_what_ends_best():

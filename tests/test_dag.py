@@ -108,8 +108,8 @@ CODE = {
         "extract correlate align search surgery",
         EXTRACT,
     ),
-    "core/shrinking/{__init__ ablation arranging baselines budgets curve fitting joint layer_search lowrank making"
-    " members merging mixing operations options probes ranks refitting repair sharing window_search}": (
+    "core/shrinking/{__init__ ablation arranging baselines budgets curve fitting joint layer_search limits lowrank"
+    " making members merging mixing operations options probes ranks refitting repair sharing window_search}": (
         "search surgery",
         SEARCH,
     ),

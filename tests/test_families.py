@@ -147,8 +147,8 @@ def test_sizes_are_those_of_the_model(name):
     assert found.parameters == sum(p.numel() for p in model.parameters()) == tiny.count(model)["parameters"]
     assert found.block == sum(p.numel() for p in view.blocks[1].parameters())
     assert found.matrices == {role: view.matrix_shape(2, role) for role in view.roles}
-    assert found.ffn_biases == sum(value.numel() for key, value in view.read(0).items() if key.startswith("b_"))
-    assert found.layers * (found.ffn_matrices + found.ffn_biases) == tiny.count(model)["ffn_parameters"]
+    biases = sum(value.numel() for key, value in view.read(0).items() if key.startswith("b_"))
+    assert found.layers * (found.ffn_matrices + biases) == tiny.count(model)["ffn_parameters"]
 
 
 @torch.no_grad()
@@ -238,10 +238,13 @@ def test_a_repair_brings_the_stream_nearer_to_the_original_s(name, how):
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_without_dropout_training_computes_what_evaluation_does(name):
-    model = tiny.model(name)
+    plain = tiny.model(name).config
+    dropouts = [key for key, value in plain.to_dict().items() if "drop" in key and isinstance(value, float | int)]
+    model = tiny.model(name, **dict.fromkeys(dropouts, 0.1))
     expected = tiny.logits(model)
     recovery.set_dropout(model.train(), 0.0)
     assert relative(tiny.logits(model), expected) <= 1e-5
+    assert all(getattr(model.config, key) == 0.1 for key in dropouts)
 
 
 def test_norms_after_the_ffn_stay_each_layer_s_own():

@@ -1,7 +1,9 @@
 """The harness scores a shared checkpoint on the local task, without a network."""
 
 import json
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -19,6 +21,7 @@ def test_a_shared_checkpoint_runs_on_the_local_task(tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(ROOT / "data")
+    Path("params.yaml").symlink_to(ROOT / "params.yaml")
     sharing = Sharing(groups=[[4, 5, 6]], rank=2, biases="own")
     model = open_snapshot(ROOT / "data/model")
     structure.install(tiny.view(model), sharing)
@@ -42,6 +45,16 @@ def test_an_export_is_opened_as_it_is(form, tmp_path, monkeypatch):
         found, tokenizer = harness.open_variant(source)
         assert {p.dtype for p in found.parameters()} == {kind} and len(tokenizer) == 2048
         assert tiny.gap(found.float(), model) <= (0 if source == "shared" else 0.5)
+
+
+def test_image_classifiers_are_told_before_anything_is_opened(monkeypatch):
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, name, Mock())
+    sys.modules["lm_eval.tasks"].TaskManager.return_value.all_tasks = ["reviews"]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SHARED_FFN_PROFILE", "digits")
+    with pytest.raises(harness.UserError, match="profile digits: its models classify images"):
+        harness.main("softshare", "reviews", Path("nowhere"))
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):

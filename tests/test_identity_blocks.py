@@ -81,7 +81,7 @@ def test_what_is_zero_costs_nothing_and_the_rest_decides():
     found = alignment.by_cost([reference, own].__getitem__, lambda _: moments, [[0, 1]], ["first"])["first"][0][1]
     assert np.array_equal(found, order.numpy())
     nothing = {name: torch.zeros_like(value) for name, value in own.items()}
-    assert not alignment.cost(reference, nothing, moments).any()
+    assert not alignment.Costs(nothing, moments).of(reference).any()
 
 
 @every_fault
@@ -143,7 +143,7 @@ def test_a_weight_of_zero_gains_nothing():
     zero, some = torch.zeros(4, 6, dtype=torch.float64), torch.ones(4, 6, dtype=torch.float64)
     assert not budgets.gains(zero, zero).any() and not budgets.gains(zero, some).any()
     given = {(0, "in"): budgets.gains(zero, zero), (1, "in"): budgets.gains(some, some)}
-    assert budgets.water_fill(given, {"in": (4, 6)}, 10) == {"0": {"in": 0}, "1": {"in": 1}}
+    assert budgets.water_fill(given, dict.fromkeys(given, (4, 6)), 10) == {"0": {"in": 0}, "1": {"in": 1}}
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e6])

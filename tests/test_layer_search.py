@@ -36,6 +36,13 @@ def test_the_search_is_greedy_and_no_worse_than_influence(name):
     assert score(found) == pytest.approx(chosen.perplexity)
 
 
+def test_where_layers_alone_do_not_reach_the_target_all_go_that_may():
+    view = tiny.view(tiny.model("gpt2"))
+    spec = Layers(choose="layers", target_parameters=1)
+    steps = layer_search.steps(view, tiny.calibration(view.model), spec, lambda shallow: shallow.depth)
+    assert [len(step[0].layers) for step in steps] == list(range(1, view.depth))
+
+
 @pytest.mark.parametrize(
     "windows, surgery, said",
     [

@@ -213,6 +213,11 @@ def test_a_masked_map_stores_its_entries_and_trains_only_them():
         linear.values += 1
         assert not torch.equal(linear(x), before)
         torch.testing.assert_close(linear(x), x @ (matrix + (matrix != 0)).T + 1)
+    # A fused step changes values, but not their version.
+    linear(x).square().sum().backward()
+    torch.optim.AdamW([linear.values], lr=0.1, fused=True).step()
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x), x @ linear.matrix().T + 1)
     # Entries that happen to be zero fill up what is kept.
     fuller = MaskedLinear(kept + 3, 5, 6, None)
     fuller.store(matrix)

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+import tiny_vision
 import torch
 from torch import nn
 
@@ -47,6 +48,14 @@ def test_what_is_shared_stays_shared_and_the_head_stays_as_it_is(name, form):
     gap = (model(torch.arange(8)[None]).logits - before(torch.arange(8)[None]).logits).abs().max()
     assert 0 < gap < 0.05
     assert torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+
+
+def test_the_head_of_an_image_classifier_stays_as_it_is():
+    model = tiny_vision.model("vit")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    quantise.in_eight_bits(model, rounded)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all("layer" in name for name in changed)
 
 
 def test_torchao_stores_a_byte_an_entry_with_a_scale_and_a_zero_point_a_row():

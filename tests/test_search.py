@@ -43,9 +43,8 @@ def test_excluded_layers_lie_in_no_window():
 @given(budget=st.integers(0, 900), seed=st.integers(0, 999))
 def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"in": (12, 5), "out": (5, 12)}
-    gains = {(layer, role): torch.rand(5, generator=generator).sort(descending=True).values
-             for layer in (3, 4) for role in shapes}  # fmt: skip
+    shapes = {(layer, role): shape for layer in (3, 4) for role, shape in {"in": (12, 5), "out": (5, 12)}.items()}
+    gains = {matrix: torch.rand(5, generator=generator).sort(descending=True).values for matrix in shapes}
     found = budgets.water_fill(gains, shapes, budget)
     spent = sum(17 * rank for roles in found.values() for rank in roles.values())
     assert spent <= budget and all(17 * rank <= 60 for roles in found.values() for rank in roles.values())
@@ -60,9 +59,9 @@ def test_water_filling_spends_what_it_can_and_no_more(budget, seed):
 @given(budget=st.integers(0, 150), price=st.floats(1e-3, 0.1), seed=st.integers(0, 999))
 def test_keeping_matrices_dense_is_never_worse_and_best_at_every_price(budget, price, seed):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"in": (6, 5), "out": (5, 6)}
-    gains = {(layer, role): (torch.rand(5, generator=generator).double() ** 3).sort(descending=True).values
-             for layer in (3, 4) for role in shapes}  # fmt: skip
+    shapes = {(layer, role): shape for layer in (3, 4) for role, shape in {"in": (6, 5), "out": (5, 6)}.items()}
+    gains = {matrix: (torch.rand(5, generator=generator).double() ** 3).sort(descending=True).values
+             for matrix in shapes}  # fmt: skip
 
     def cost(found):
         stored = error = 0
@@ -73,7 +72,7 @@ def test_keeping_matrices_dense_is_never_worse_and_best_at_every_price(budget, p
         return stored, error
 
     def chosen(budget):
-        found = budgets.factor_or_keep(gains, {matrix: shapes[matrix[1]] for matrix in gains}, budget)
+        found = budgets.factor_or_keep(gains, shapes, budget)
         assert all(11 * rank < 30 for rank in found.values())
         return cost(found)
 

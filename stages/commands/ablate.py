@@ -31,6 +31,11 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
         raise UserError(f"WINDOW = {window}: this model has layers 0 to {original.depth - 1}")
     if int(rank) > (most := min(original.shape.matrices["in"])):
         raise UserError(f"RANK = {rank}: a whole number from 1 to {most} is needed")
+    reach = study.section("correlate").reach
+    if last - first >= reach:
+        raise UserError(f"WINDOW = {window}: correlate.reach = {reach} layers were aligned with each other at most")
+    if borders := [border for border in original.borders if first < border <= last]:
+        raise UserError(f"WINDOW = {window}: layers of other sizes begin at {borders[0]}")
     group = list(range(first, last + 1))
     calibration, score = study.calibration, study.judge("search", "validation").score
     recover_one = study.recoverer(held_out_by="search")

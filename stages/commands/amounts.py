@@ -27,10 +27,12 @@ def mistakes(name: str, profile: Profile, shape: Shape) -> list[str]:
     lines = list(_frames(name, profile, known)) if known and isinstance(profile, LanguageProfile) else []
     spec = profile.extract
     key = "max_tokens" if spec.max_tokens >= spec.moment_tokens else "moment_tokens"
-    needed, length = getattr(spec, key), getattr(spec, "sequence_length", 1)
-    there = most(profile, -(-needed // length) * length, shape, known)
+    asked, length = getattr(spec, key), getattr(spec, "sequence_length", 1)
+    needed = -(-asked // length) * length
+    there = most(profile, needed, shape, known)
     if there is not None and there < needed:
-        lines.append(f"profiles.{name}.extract.{key} = {needed}: the train split has only {there:,} tokens")
+        whole = f" takes {needed:,} tokens in sequences of {length}" if needed > asked else ""
+        lines.append(f"profiles.{name}.extract.{key} = {asked}{whole}: the train split has only {there:,} tokens")
     return lines
 
 

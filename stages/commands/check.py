@@ -15,7 +15,7 @@ from typing import Any
 from stages.commands import amounts
 from stages.core.architecture import opening, rules, shape
 from stages.core.architecture.shape import Shape
-from stages.core.process import command, hub
+from stages.core.process import command, devices, hub
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
@@ -63,7 +63,7 @@ def main() -> None:
 
 def crowded(found: Params) -> Iterator[str]:
     """A line where the active profile asks for more threads than there are cores: they would wait for each other."""
-    threads, cores = found.profiles[found.profile].runtime.threads, len(os.sched_getaffinity(0))
+    threads, cores = found.profiles[found.profile].runtime.threads, devices.cores()
     if threads and threads > cores:
         yield f"profiles.{found.profile}.runtime.threads = {threads}: {cores} cores are there"
 
@@ -194,7 +194,7 @@ def model_of(key: str, base: Base) -> Shape | None:
 def externals(found: Params, known: Shape) -> list[str]:
     """What is wrong with the other checkpoints that variants name, as far as their shape is known."""
     lines = []
-    for name, variant in found.variants.items():
+    for name, variant in found.studied(found.profile).items():
         if variant.surgery.method == "external":
             other = shape.of_source(variant.surgery.model, variant.surgery.revision)
             lines += rules.external_mistakes(name, known, other) if other else []

@@ -6,7 +6,6 @@ layers and forms are chosen by the validation split, those of a recovered mixtur
 core measures methods of its own, as far as memory allows.
 """
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cache
@@ -68,7 +67,7 @@ def _workers(profile: str, shape: Shape, trained: bool) -> int:
     costs = estimates.estimate(found.profiles[profile], found.studied(profile), shape)
     need = max(costs[stage].memory for stage in (("search", "finetune") if trained else ("search",)))
     fitting = int(psutil.virtual_memory().available / need)
-    return max(1, min(len(os.sched_getaffinity(0)) // runtime.threads, fitting))
+    return max(1, min(devices.cores() // runtime.threads, fitting))
 
 
 def _plans(shares: list[float], shape: Shape, longest: int) -> list[tuple[str, float]]:

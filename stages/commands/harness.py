@@ -34,9 +34,13 @@ def main(variant: str, task: str, to: Path) -> None:
     tasks = TaskManager(include_path="data/harness")
     if missing := [name for name in task.split(",") if name not in tasks.all_tasks]:
         raise UserError(f"TASK = {missing[0]} is not known to the harness; `lm_eval ls tasks` lists its own")
+    known = params.load()
+    profile = known.profiles[known.profile]
+    if profile.task != "language":
+        raise UserError(f"profile {known.profile}: its models classify images, and the harness scores language models")
     opened, tokenizer = open_variant(variant)
     write_reviews(Path("artifacts/harness/reviews.jsonl"))
-    device = devices.start(params.section(params.load().profile, "runtime"))
+    device = devices.start(profile.runtime)
     model = HFLM(pretrained=opened.to(device), tokenizer=tokenizer, batch_size=8)
     found = lm_eval.simple_evaluate(model, tasks=task.split(","), task_manager=tasks, bootstrap_iters=0)
     results = {

@@ -19,6 +19,7 @@ from stages.core.settings.variants import Recovery
 from stages.core.shrinking.probes import Judge, judge_by
 from stages.core.tasks import choice
 from stages.core.training import recovery
+from stages.core.training.loop import History
 
 MODEL, PERMUTATIONS, MOMENTS = map(Path, ("artifacts/model", "artifacts/permutations.npz", "artifacts/moments"))
 SPLITS = {split: Path(f"artifacts/text/{split}.parquet") for split in ("train", "validation", "test")}
@@ -67,7 +68,7 @@ class Opened:
         task = choice.by(MODEL, self.section(section))
         return judge_by(task, task.held_out(SPLITS[split], self.section(section)), self.device)
 
-    def recoverer(self, held_out_by: str | None = None) -> Callable[..., None]:
+    def recoverer(self, held_out_by: str | None = None) -> Callable[..., History]:
         """What trains a model in place: (model, structure, teacher, what is trained, seed, kept layers).
 
         held_out_by: the section that says how much validation text chooses the best state, by default that of the
@@ -81,8 +82,8 @@ class Opened:
         def recover(
             changed: ModelView, sharing: Sharing, teacher: ModelView, spec: Recovery, seed: int = recipe.seeds[0],
             kept: Sequence[int] | None = None,
-        ) -> None:  # fmt: skip
-            recovery.recover(
+        ) -> History:  # fmt: skip
+            return recovery.recover(
                 changed, sharing, teacher, task, rows, held_out, recipe, spec, seed,
                 autocast=devices.autocast(self.device, runtime.precision), watch=iter, kept=kept,
             )  # fmt: skip

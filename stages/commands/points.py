@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from stages.commands import opened
 from stages.core.architecture.shape import Shape
-from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
 from stages.core.settings import params
 from stages.core.settings.variants import Distill, Recovery
 from stages.core.shrinking import curve
 from stages.core.shrinking.arranging import Surveyed
+from stages.core.shrinking.limits import MOMENTS
 from stages.core.shrinking.mixing import Tried
 from stages.core.shrinking.probes import Probed
 from stages.core.training.files import Outputs
@@ -23,7 +23,6 @@ from stages.core.training.files import Outputs
 RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
 HIDDEN = 20.0  # weight of the control's hidden states
 CONTROL = Outputs.within(Path("artifacts/control")).checkpoint
-MOMENTS = 4e9  # bytes of moments that stay in memory between methods
 
 
 def longest_window(profile: str, shape: Shape) -> int:
@@ -40,6 +39,14 @@ class Start(NamedTuple):
     made: curve.Made
     forms: str
     validation: float
+
+
+class End(NamedTuple):
+    """The perplexities of a model after a recovery. helped: whether that kept another state than the start."""
+
+    validation: float
+    test: float
+    helped: bool
 
 
 class Measuring:
@@ -94,7 +101,7 @@ class Measuring:
 
         def recovered(kind: Tried) -> float:
             start = self.start(name, share, kind)
-            return min(self.end(start, recipe, seeds[0])["validation"] for recipe in arms(spec, start, [1.0]))
+            return min(self.end(start, recipe, seeds[0]).validation for recipe in arms(spec, start, [1.0]))
 
         if others := kinds[1:]:
             # Made a second time, so that no more than two are in memory.
@@ -114,16 +121,12 @@ class Measuring:
         scores = {"validation": start.validation, "test": self.test.score(start.made.view)}
         return {"method": name, "stored": stored, "share": share} | scores
 
-    def measured(self, changed: ModelView) -> dict[str, float]:
-        """The perplexities of a model."""
-        return {"validation": self.judge.score(changed), "test": self.test.score(changed)}
-
     def originals(self, seeds: list[int] | None) -> list[dict]:
         """The original; with seeds also trained as stage `control` does, and with the control as teacher."""
         row = self.row("original", self.original) | {"speed": curve.ORDINARY}
         if seeds is None:
             return [row]
-        plain = {f"{split}_after": value for split, value in self.measured(self.teacher).items()}
+        plain = {"validation_after": self.judge.score(self.teacher), "test_after": self.test.score(self.teacher)}
         spec = Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN))
         return [row | plain, row | {"method": "original_distilled"} | self.trained([self.original], spec, seeds)]
 
@@ -134,20 +137,21 @@ class Measuring:
         """
         tries = [(start, recipe) for start in starts for recipe in arms(spec, start)]
         found = [self.end(*each, seeds[0]) for each in tries]
-        best = min(range(len(tries)), key=lambda number: found[number]["validation"])
+        best = min(range(len(tries)), key=lambda number: found[number].validation)
         start, recipe = tries[best]
         every = [found[best], *(self.end(start, recipe, seed) for seed in seeds[1:])]
-        means = {f"{split}_after": statistics.mean(one[split] for one in every) for split in every[0]}
-        spread = {"spread_after": statistics.stdev(one["test"] for one in every)} if len(every) > 1 else {}
+        means = {f"{split}_after": statistics.mean(getattr(one, split) for one in every) for split in End._fields[:2]}
+        spread = {"spread_after": statistics.stdev(one.test for one in every)} if len(every) > 1 else {}
         forms = {"forms_after": start.forms} if start.forms else {}
-        rate = recipe.rate if found[best]["validation"] < start.validation else 0.0
+        rate = recipe.rate if found[best].helped else 0.0
         return means | spread | forms | {"rate": rate, "hidden": recipe.distill.hidden, "seeds": len(every)}
 
-    def end(self, start: Start, recipe: Recovery, seed: int) -> dict[str, float]:
-        """The perplexities of a model after a recovery."""
+    def end(self, start: Start, recipe: Recovery, seed: int) -> End:
+        """A model after a recovery."""
         tried = start.made.view.copy()
-        self.recover(tried, start.made.sharing, self.teacher, recipe, seed, start.made.kept)
-        return self.measured(tried)
+        history = self.recover(tried, start.made.sharing, self.teacher, recipe, seed, start.made.kept)
+        first, *later = (one["value"] for one in history.validation)
+        return End(self.judge.score(tried), self.test.score(tried), min(later) < first)
 
 
 def arms(spec: Recovery, start: Start, rates: Sequence[float] = RATES) -> list[Recovery]:

@@ -1,8 +1,9 @@
 """Measure a variant in 8 bits, dense and shared: do sharing and quantisation add up?
 
-Weights of linear maps become int8 with a float32 scale and a zero point a row, by torchao. Embeddings and the head stay
-as they are. Needs the extra of pyproject.toml: pip install '.[quantise]'. Run from the repository's root after
-`make repro`: make quantise VARIANT=softshare. Perplexity is taken on the test split, as stage perplexity takes it.
+Weights of linear maps in layers become int8 with a float32 scale and a zero point a row, by torchao. What lies before
+and behind the layers, embeddings and the head, stays as it is. Needs the extra of pyproject.toml: pip install
+'.[quantise]'. Run from the repository's root after `make repro`: make quantise VARIANT=softshare. Perplexity is taken
+on the test split, as stage perplexity takes it.
 """
 
 import copy
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands.finished import checkpoint_of
+from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint
 from stages.core.forms.dense import to_dense
 from stages.core.process import command, devices
@@ -66,10 +68,10 @@ def by_torchao() -> Callable[[Any], Any]:
 
 
 def in_eight_bits(model: Any, quantised: Callable[[Any], Any]) -> None:
-    """Replace every matrix of a linear map by `quantised` of it, in place. What layers share they still share.
+    """Replace every matrix of a layer's linear map by `quantised` of it, in place. What layers share they still share.
 
-    That is each weight of a stock linear map but the head, and A and B of deltas and factored maps. Pruned matrices
-    keep their values.
+    That is each weight of a stock linear map, and A and B of deltas and factored maps. Pruned matrices keep their
+    values.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -83,15 +85,15 @@ def in_eight_bits(model: Any, quantised: Callable[[Any], Any]) -> None:
             made[id(parameter)] = parameter, quantised(parameter.T if transposed else parameter)
         return made[id(parameter)][1]
 
-    head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SharedLinear | FactoredLinear):
-            module.A, module.B = once(module.A), once(module.B)
-        elif isinstance(module, nn.Linear | Conv1D) and module is not head:
-            weight = once(module.weight, isinstance(module, Conv1D))
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            linear.weight, linear.bias = weight, module.bias
-            model.set_submodule(name, linear)
+    for block in ModelView(model).blocks:
+        for name, module in list(block.named_modules()):
+            if isinstance(module, SharedLinear | FactoredLinear):
+                module.A, module.B = once(module.A), once(module.B)
+            elif isinstance(module, nn.Linear | Conv1D):
+                weight = once(module.weight, isinstance(module, Conv1D))
+                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+                linear.weight, linear.bias = weight, module.bias
+                block.set_submodule(name, linear)
 
 
 def stored_bytes(model: Any) -> int:

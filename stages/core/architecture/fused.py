@@ -24,13 +24,3 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([part(x) for part in self.children()], dim=-1)
-
-    def fused(self) -> nn.Linear:
-        """The stock map again; its parts must be stock ones, too."""
-        weights, biases = zip(*((part.weight.detach(), part.bias) for part in self.children()))
-        rows, width = sum(map(len, weights)), weights[0].shape[1]
-        linear = nn.Linear(width, rows, biases[0] is not None, device="meta")
-        linear.weight = nn.Parameter(torch.cat(weights))
-        if biases[0] is not None:
-            linear.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]))
-        return linear

@@ -24,9 +24,7 @@ from stages.core.settings.variants import (
     Layers,
     Like,
     LowRank,
-    Mix,
     NoWindows,
-    Prune,
     Share,
     Variant,
 )
@@ -83,7 +81,7 @@ def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
 def warnings(found: Params, shape: Shape) -> list[str]:
     """A line for every rank at which factors store more than the matrices in whose place they stand."""
     (d_out, d_in), lines = _smallest(shape), []
-    for name, variant in found.variants.items():
+    for name, variant in found.studied(found.profile).items():
         rank, size = getattr(variant.surgery, "rank", 0), getattr(variant.windows, "size", 1)
         shared = size * rank * (d_out + d_in) + d_out * d_in
         if rank * (d_out + d_in) > d_out * d_in:
@@ -112,11 +110,14 @@ def variant_mistakes(where: str, variant: Variant, shape: Shape) -> Iterator[str
     if isinstance(surgery, LowRank) and surgery.basis > shape.deepest.depth:
         yield f"{where}.surgery.basis = {surgery.basis}: {_layers(shape, 1, shape.deepest.depth)}"
     if isinstance(chosen, Budget) and not broken:
-        yield from _target(f"{where}.windows", chosen.target_parameters, _budget(chosen, surgery, shape), shape)
-    elif isinstance(chosen, Forms | Layers):
-        yield from _target(f"{where}.windows", chosen.target_parameters, _baseline(surgery, shape), shape)
+        allowed = _budget(chosen, surgery.biases, shape, variant.finetune.train == "deltas")
+        yield from _target(f"{where}.windows", chosen.target_parameters, allowed, shape)
+    elif isinstance(chosen, Forms) and not broken:
+        yield from _target(f"{where}.windows", chosen.target_parameters, _forms(chosen, shape), shape)
+    elif isinstance(chosen, Layers):
+        yield from _target(f"{where}.windows", chosen.target_parameters, _baseline("drop", shape), shape)
     elif target := getattr(surgery, "target_parameters", None):
-        yield from _target(f"{where}.surgery", target, _baseline(surgery, shape), shape)
+        yield from _target(f"{where}.surgery", target, _baseline(surgery.method, shape), shape)
 
 
 def _windows(where: str, chosen: Chosen, shape: Shape) -> Iterator[str]:
@@ -186,23 +187,47 @@ def _target(where: str, spec: int | float | Like, allowed: list[tuple[int, int]]
         yield f"{key} = {shown}{asked}: {ranges} of this model's {shape.parameters:,} parameters are allowed"
 
 
-def _budget(chosen: Budget, surgery: Share, shape: Shape) -> list[tuple[int, int]]:
-    """The ranges of parameter counts that windows of these sizes can reach by the choice of their ranks."""
-    each, total = targets.saving(shape, surgery.biases), shape.parameters
+def _budget(chosen: Budget, biases: str, shape: Shape, some: bool = False) -> list[tuple[int, int]]:
+    """The ranges of parameter counts that windows of these sizes can reach by the choice of their ranks.
+
+    some: whether a delta has to be left, with a rank of 1 at least.
+    """
+    each, total = targets.saving(shape, biases), shape.parameters
+    rank = min(map(sum, shape.matrices.values())) if some else 0
     found: list[tuple[int, int]] = []
     fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
-    for saved in sorted(windows.savings(fitting, shape.layers, partial(targets.saved, shape, surgery.biases))):
+    for saved in sorted(windows.savings(fitting, shape.layers, partial(targets.saved, shape, biases))):
         fewest = max(1, saved // each - windows.SPARE + 1)
-        least, most = total - saved, total - (fewest - 1) * each - 1
+        least, most = total - saved + rank, total - (fewest - 1) * each - 1
         if found and most >= found[-1][0] - 1:
             most = found.pop()[1]
         found.append((least, most))
     return found[::-1]
 
 
-def _baseline(surgery: Drop | LowRank | Prune | Mix, shape: Shape) -> list[tuple[int, int]]:
-    """The ranges of parameter counts that a method without windows can reach."""
+def _forms(chosen: Forms, shape: Shape) -> list[tuple[int, int]]:
+    """The ranges of parameter counts that a mixture of these forms surely reaches: those of each form alone."""
+    found: list[tuple[int, int]] = []
+    for form in chosen.forms:
+        if form == "share":
+            budget = Budget(choose="budget", sizes=chosen.sizes, target_parameters=chosen.target_parameters)
+            found += _budget(budget, "own", shape)
+        else:
+            found += _baseline({"sparse": "prune"}.get(form, form), shape)
+    joined: list[tuple[int, int]] = []
+    for least, most in sorted(found):
+        if joined and least <= joined[-1][1] + 1:
+            least, most = joined[-1][0], max(most, joined.pop()[1])
+        joined.append((least, most))
+    return joined
+
+
+def _baseline(method: str, shape: Shape) -> list[tuple[int, int]]:
+    """The range of parameter counts that a method without windows can reach."""
     total = shape.parameters
-    if isinstance(surgery, Drop):
-        return [(total - sum((stage.depth - 1) * stage.block for stage in shape.stages), total - 1)]
-    return [(total - shape.all_ffn_matrices + 1, total - 1)]
+    saved = shape.all_ffn_matrices - 1
+    if method == "drop":
+        saved = sum((stage.depth - 1) * stage.block for stage in shape.stages)
+    elif method == "prune":  # a mask stores a bit for each entry, whatever stays
+        saved -= targets.masks(shape)
+    return [(total - saved, total - 1)]

@@ -48,8 +48,8 @@ class Shape:
     """Sizes of a decoder all of whose layers are alike.
 
     width: d_model. hidden: d_ff. positions: the longest sequence, None where there is no longest one. key_heads: heads
-    of keys and values. biases: `ffn` where the FFN has biases. parts: its stages. parameters: all, tied embeddings
-    counted once.
+    of keys and values. biases: `ffn` where the FFN has biases. stages: only within which layers can share, layers
+    of equal sizes that follow each other. parameters: all, tied embeddings counted once.
     """
 
     model_type: str
@@ -63,13 +63,8 @@ class Shape:
     head_width: int
     tied: bool
     biases: frozenset[str]
-    parts: tuple[Stage, ...]
+    stages: tuple[Stage, ...]
     parameters: int
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of a model, only within which layers can share: layers of equal sizes that follow each other."""
-        return self.parts
 
     @property
     def deepest(self) -> Stage:
@@ -112,11 +107,6 @@ class Shape:
         return sum(d_out * d_in for d_out, d_in in self.matrices.values())
 
     @property
-    def ffn_biases(self) -> int:
-        """Entries of the biases of one layer's FFN."""
-        return sum(d_out for d_out, _ in self.matrices.values()) if "ffn" in self.biases else 0
-
-    @property
     def block(self) -> int:
         """Parameters of one layer of the deepest stage."""
         return self.deepest.block
@@ -139,7 +129,7 @@ def of_config(config: Mapping[str, Any], where: str) -> Shape:
     try:
         refuse_odd(config)
         if family_for(config).task == "image_classification":
-            return vision_shape.of_config(config, where)
+            return vision_shape.of_config(config)
         _refuse_sizes(config)
         return measure(opening.outline(dict(config)))
     except UserError as error:
@@ -197,7 +187,7 @@ def measure(stock: Any) -> Shape:
         head_width=getattr(config, "head_dim", None) or width // heads,
         tied=is_tied(stock),
         biases=frozenset({"ffn"} if view.linears(0)["in"].bias is not None else ()),
-        parts=(Stage(0, view.depth, width, view.neurons(0), sum(shape.numel() for shape in first.values())),),
+        stages=(Stage(0, view.depth, width, view.neurons(0), sum(shape.numel() for shape in first.values())),),
         parameters=sum(parameter.numel() for parameter in stock.parameters()),
     )
 

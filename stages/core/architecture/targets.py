@@ -24,6 +24,19 @@ def room(shape: Shape, spec: int | float | Like) -> int:
     return target(shape, spec) - (shape.parameters - shape.all_ffn_matrices)
 
 
+def mask_size(entries: int) -> int:
+    """What the mask of a pruned matrix stores: one bit an entry, in parameters of 32 bits."""
+    return -(-entries // 32)
+
+
+def masks(shape: Shape) -> int:
+    """What the masks of all FFN matrices store."""
+    return sum(
+        stage.depth * sum(mask_size(d_out * d_in) for d_out, d_in in shape.matrices_of(stage.first).values())
+        for stage in shape.stages
+    )
+
+
 def dropped(shape: Shape, order: Sequence[int], spec: int | float | Like | None, count: int | None) -> list[int]:
     """The layers to drop, the first of `order`: `count`, or the fewest for at most `target_parameters`.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from stages.core.architecture.families import family_of
 from stages.core.architecture.shape import Shape, Stage
-from stages.core.process.errors import UserError
 
 # The parameters that are tokens beside the patches.
 SPECIAL = {"cls_token", "class_embedding", "distillation_token", "register_tokens"}
@@ -22,36 +21,28 @@ class VisionShape(Shape):
     """
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{part.depth} layers of width {part.width} with FFN {part.hidden}" for part in self.parts)
+        sizes = ", ".join(f"{part.depth} layers of width {part.width} with FFN {part.hidden}" for part in self.stages)
         return (
             f"{self.model_type}, {sizes}, at most {self.positions} tokens an image, {self.vocabulary} labels, "
             f"{self.parameters:,} parameters"
         )
 
 
-def of_config(config: Mapping[str, Any], where: str) -> VisionShape:
-    """The shape that the config.json of an image classifier describes.
-
-    Raises UserError with the prefix `where` if transformers makes no model of it.
-    """
+def of_config(config: Mapping[str, Any]) -> VisionShape:
+    """The shape that the config.json of an image classifier describes. Raises what transformers raises at it."""
     import torch
 
     from stages.core.architecture.opening import blank
     from stages.core.architecture.view import ModelView
 
-    try:
-        with torch.device("meta"):
-            view = ModelView(blank(dict(config)))
-            tokens = _tokens(view.model)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    except Exception as error:  # transformers raises nearly anything at a config that makes no sense
-        raise UserError(f"{where} describes no model: {' '.join(str(error).split())[:200]}") from error
-    parts: list[Stage] = []
+    with torch.device("meta"):
+        view = ModelView(blank(dict(config)))
+        tokens = _tokens(view.model)
+    stages: list[Stage] = []
     for first, depth in view.stacks:
         block = sum(parameter.numel() for parameter in view.blocks[first].parameters())
-        parts.append(Stage(first, depth, view.width(first), view.neurons(first), block))
-    deepest = max(parts, key=lambda part: part.depth)
+        stages.append(Stage(first, depth, view.width(first), view.neurons(first), block))
+    deepest = max(stages, key=lambda stage: stage.depth)
     return VisionShape(
         model_type=view.model.config.model_type,
         layers=view.depth,
@@ -64,7 +55,7 @@ def of_config(config: Mapping[str, Any], where: str) -> VisionShape:
         head_width=deepest.width,
         tied=False,
         biases=frozenset({"ffn"} if view.linears(deepest.first)["in"].bias is not None else ()),
-        parts=tuple(parts),
+        stages=tuple(stages),
         parameters=sum(parameter.numel() for parameter in view.model.parameters()),
     )
 

@@ -187,11 +187,6 @@ class Costs:
         return np.where((overlap < 0).cpu().numpy(), ~order, order)
 
 
-def cost(reference: Ffn, own: Ffn, moments: Mapping[str, Moments]) -> Tensor:
-    """`Costs.of` for one pair of FFNs."""
-    return Costs(own, moments).of(reference)
-
-
 class _Assignments:
     """Assignments on as many threads as torch has: scipy releases Python's lock. Results do not depend on their number.
 

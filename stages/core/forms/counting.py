@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from stages.core.architecture.targets import mask_size
 from stages.core.architecture.view import ModelView
 from stages.core.forms.modeling_shared_ffn import FactoredLinear, MaskedLinear, SharedLinear
 
@@ -23,11 +24,6 @@ def count(view: ModelView) -> dict[str, int]:
         "dense_parameters": outside + dense_ffn,
         "ffn_parameters": stored,
     }
-
-
-def mask_size(entries: int) -> int:
-    """What the mask of a pruned matrix stores: one bit an entry, in parameters of 32 bits."""
-    return -(-entries // 32)
 
 
 def _dense_size(linear: nn.Module) -> int:

@@ -100,6 +100,7 @@ class MaskedLinear(nn.Module):
 
     def _matrix(self) -> Tensor:
         if torch.is_grad_enabled() and self.values.requires_grad:
+            self._laid_out = None  # the step that follows may change the values in place, unseen: fused AdamW does
             return self.matrix()
         state = (self.values.data_ptr(), self.values._version, self.mask._version, self.values.dtype)
         if self._laid_out is None or self._laid_out[0] != state:

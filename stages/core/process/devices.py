@@ -52,6 +52,13 @@ def start(runtime: Any) -> Any:
     return device
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def unused_card() -> str:
     """Why torch does not use the NVIDIA device of this machine ("": it has none, or the user hides it)."""
     import torch

@@ -209,11 +209,11 @@ def beside(study: Study) -> list[Table]:
     known = [name for name in study.variants if theirs[name]]
 
     def table(title: str, ours: Callable, notes: Callable, key: str, digits: int, columns=("ours", "notes' protocol")):
-        rows = [
-            (name, *(_number(value, digits) for value in (ours(name), notes(name), getattr(theirs[name], key))))
-            for name in known
-        ]
-        return Table(("variant", *columns, "published"), rows, title, narrow=True)
+        cells = {columns[0]: ours, columns[1]: notes, "published": lambda name: getattr(theirs[name], key)}
+        if all(notes(name) is None for name in known):  # not measured by it
+            del cells[columns[1]]
+        rows = [(name, *(_number(cell(name), digits) for cell in cells.values())) for name in known]
+        return Table(("variant", *cells), rows, title, narrow=True)
 
     def of(figures: str, key: str) -> Callable:
         return lambda name: getattr(study, figures)[name].get(key)
@@ -245,7 +245,7 @@ def beside(study: Study) -> list[Table]:
         table(
             "Sentiment accuracy",
             of("sentiment", "accuracy"),
-            of("sentiment", "seed_accuracy"),
+            lambda name: None,  # not repeated by the notes' protocol
             "accuracy",
             3,
         ),

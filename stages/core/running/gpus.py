@@ -39,7 +39,7 @@ def fitting(cuda: list[str], runtime: Runtime) -> int:
     """
     if cuda and runtime.device != "cpu":
         return 1 if ":" in runtime.device else len(cuda)
-    return max(1, len(os.sched_getaffinity(0)) // runtime.threads) if runtime.threads else 1
+    return max(1, process.cores() // runtime.threads) if runtime.threads else 1
 
 
 def places(cuda: list[str], runtime: Runtime, jobs: int) -> list[str | None]:

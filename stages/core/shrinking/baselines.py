@@ -10,7 +10,6 @@ from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
-from stages.core.forms.counting import mask_size
 from stages.core.forms.structure import Sharing, install
 from stages.core.settings.variants import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
@@ -142,8 +141,8 @@ def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matri
     """
     every = matrices(view)
     scores = [_scores(view, layer, role, calibration, spec) for layer, role in every]
-    masks = sum(mask_size(each.numel()) for each in scores)
-    share = (targets.room(view.shape, spec.target_parameters) - masks) / sum(each.numel() for each in scores)
+    room = targets.room(view.shape, spec.target_parameters) - targets.masks(view.shape)
+    share = room / view.shape.all_ffn_matrices
     if spec.scope == "all":
         stay = _largest(torch.cat([each.flatten() for each in scores])[None], share)[0]
         stays = stay.split([each.numel() for each in scores])
@@ -173,7 +172,7 @@ def entries_kept(sparse: Mapping[Matrix, Tensor]) -> dict[str, dict[str, int]]:
     kept: dict[str, dict[str, int]] = {}
     for (layer, role), matrix in sparse.items():
         entries = (matrix != 0).sum().item()
-        if entries + mask_size(matrix.numel()) < matrix.numel():
+        if entries + targets.mask_size(matrix.numel()) < matrix.numel():
             kept.setdefault(str(layer), {})[role] = entries
     return kept
 

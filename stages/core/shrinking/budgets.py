@@ -1,7 +1,6 @@
 """How a budget of parameters is allotted to the matrices of a model's FFNs."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +20,15 @@ def gains(weight: Tensor, residual: Tensor) -> Tensor:
 
 
 def water_fill(
-    gains: Mapping[Matrix, Tensor], shapes: Mapping[Any, tuple[int, int]], budget: int
+    gains: Mapping[Matrix, Tensor], shapes: Mapping[Matrix, tuple[int, int]], budget: int
 ) -> dict[str, dict[str, int]]:
     """Layer, as a string -> role -> rank. All ranks together store at most `budget` parameters.
 
     The next rank goes to the matrix where it takes away most error per stored parameter (cf. reverse water-filling,
-    Cover & Thomas, Elements of Information Theory, 10.3.3). shapes: (d_out, d_in) of each matrix, or of each role where
-    all layers are alike; a rank stores d_out + d_in. No matrix gets a rank whose two factors store more than the matrix
-    itself.
+    Cover & Thomas, Elements of Information Theory, 10.3.3). shapes: (d_out, d_in) of each matrix; a rank stores
+    d_out + d_in. No matrix gets a rank whose two factors store more than the matrix itself.
     """
-    sizes = {matrix: shapes.get(matrix) or shapes[matrix[1]] for matrix in gains}
-    found = _filled(gains, sizes, dict.fromkeys(gains, 0), budget)
+    found = _filled(gains, shapes, dict.fromkeys(gains, 0), budget)
     ranks: dict[str, dict[str, int]] = {str(layer): {} for layer, _ in gains}
     for (layer, role), rank in found.items():
         ranks[str(layer)][role] = rank

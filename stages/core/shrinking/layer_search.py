@@ -46,9 +46,13 @@ def steps(
     score: Callable[[ModelView], float],
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> list[list[Dropped]]:
-    """What was scored before each layer went, one after the other, until the target of `spec` is reached."""
+    """What was scored before each layer went, one after the other, until the target of `spec` is reached.
+
+    A mixture may ask for less than layers alone can save: then until none is left that may go.
+    """
     found, gone = [], []
-    while _short(view, gone, spec):
+    most = view.depth - len(view.shape.stages)
+    while len(gone) < most and _short(view, gone, spec):
         left = [layer for layer in range(view.depth) if layer not in gone]
         order = [left[index] for index in least_influence(keep_layers(view, left), calibration)]
         fitting = [layer for layer in order if _may_go(view, [*gone, layer])]

@@ -187,7 +187,12 @@ def _factored(view: ModelView, calibration: Calibration, target: Target) -> Iter
 
 
 def _pruned(view: ModelView, calibration: Calibration, target: Target) -> Iterator[Plan]:
-    """The plans of `baselines.prune`: the largest entries of all matrices, or of every row by the size of its input."""
+    """The plans of `baselines.prune`: the largest entries of all matrices, or of every row by the size of its input.
+
+    None where the masks alone are too large.
+    """
+    if targets.room(view.shape, target) <= targets.masks(view.shape):
+        return
     for name, score, scope in (("magnitude", "magnitude", "all"), ("row", "input", "row")):
         spec = Prune(method="prune", score=score, scope=scope, target_parameters=target)
         kept = baselines.entries_kept(baselines.pruned(view, calibration, spec))

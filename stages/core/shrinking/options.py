@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.core.architecture.targets import mask_size
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
-from stages.core.forms.counting import mask_size
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 

@@ -16,12 +16,11 @@ from stages.core.architecture.depth import record_states, resume_at
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.shrinking.budgets import Matrix
+from stages.core.shrinking.limits import COMPARED, STATES
 from stages.core.shrinking.making import mix
 from stages.core.shrinking.options import DENSE, GONE, Option, matrices, options
 
 PROBED = (0.5, 0.25)  # shares of a matrix's parameters that its probes store
-COMPARED = 2048  # tokens or images whose answers are compared: a divergence needs fewer than a score
-STATES = 2e9  # bytes of the original's residual streams that probes start from
 
 Harm = Callable[[Matrix, Option], float]  # what an option of a matrix costs the model
 Probes = Mapping[Matrix, Mapping[str, list[tuple[float, float]]]]  # matrix -> form -> (relative error, divergence)

@@ -14,10 +14,10 @@ from stages.core.architecture.windows import SPARE, Window
 from stages.core.calibration.statistics import Calibration
 from stages.core.settings.variants import Best, Budget, Share
 from stages.core.shrinking import budgets, ranks
+from stages.core.shrinking.limits import STATES
 from stages.core.shrinking.members import Ranks
 from stages.core.shrinking.operations import operate
 
-STATES = 2e9  # bytes of the original's residual streams that a search keeps
 Way = tuple[float, tuple[Window, ...]]  # the summed costs of single windows, and the windows
 
 

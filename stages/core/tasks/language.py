@@ -58,7 +58,8 @@ class Language:
         needed = -(-getattr(section, key) // length) * length
         if len(text) < needed:
             raise UserError(
-                f"params.yaml: extract.{key} = {getattr(section, key)}: the train split has only {len(text)} tokens"
+                f"params.yaml: extract.{key} = {getattr(section, key)} takes {needed:,} tokens in sequences of "
+                f"{length}: the train split has only {len(text):,}"
             )
         batches = list(corpus.pack(text[:needed], length, start).split(section.batch_size))
         return CalibrationRows(

@@ -7,7 +7,7 @@ recovery, would be the same for each. They are kept bit by bit, in a folder that
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from torch import Tensor
 from stages.core.process.artifacts import read_tensors, write_tensors
 from stages.core.process.errors import UserError
 
-MOST = 2**29  # bytes that a folder keeps
+MOST = 2**29  # bytes that a folder keeps, but for what several trainings write to it at a time
 
 
 class Answers:
@@ -26,14 +26,16 @@ class Answers:
 
     def __init__(self, folder: Path, facts: Any, teacher: Path):
         """facts: a JSON value with what else the bits of an answer depend on. teacher: the folder of its checkpoint."""
-        self.folder, self.known = folder, hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        self.folder = folder
+        self.room = MOST - sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        self.known = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for file in sorted(path for path in teacher.rglob("*") if path.is_file()):
             self.known.update(file.name.encode() + file.read_bytes())
 
-    def to(self, batch: Tensor, hidden: bool, count: float, ask: Callable[[], Any]) -> Any:
+    def to(self, batch: Tensor, hidden: bool, ask: Callable[[], Any]) -> Any:
         """What `ask` returns for a batch: an object with `logits` and, if asked for, `hidden_states`.
 
-        It is read from the folder where it is there. It is written where `count` such batches fit in MOST bytes.
+        It is read from the folder where it is there. It is written as long as the folder has room.
         """
         path = self.folder / f"{self._name(batch)}.safetensors"
         with suppress(UserError):
@@ -46,7 +48,9 @@ class Answers:
         if hidden:
             tensors |= {str(at): states for at, states in enumerate(answer.hidden_states)}
         # Read again, a tensor of another layout would be summed in another order.
-        if all(each.is_contiguous() for each in tensors.values()) and count * _bytes(tensors.values()) <= MOST:
+        size = sum(each.nbytes for each in tensors.values())
+        if all(each.is_contiguous() for each in tensors.values()) and size <= self.room:
+            self.room -= size
             self._write(path, tensors)
         return answer
 
@@ -61,7 +65,3 @@ class Answers:
         with suppress(UserError, OSError):  # a full disk, or `make repro` has ended: nothing is kept
             write_tensors(draft, {name: each.clone() for name, each in tensors.items()})
             os.replace(draft, path)
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(each.nbytes for each in tensors)

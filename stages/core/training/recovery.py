@@ -1,5 +1,6 @@
 """The recovery of a model after surgery: which of its parameters are trained, and towards what."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stages.core.architecture.depth import record_blocks
 from stages.core.architecture.view import ModelView
@@ -60,7 +62,7 @@ def recover(
     def state(phase: str) -> Unfinished | None:
         return Unfinished(unfinished / phase) if unfinished else None
 
-    early = round(spec.warm_start * len(rows))
+    early = min(round(spec.warm_start * len(rows)), len(rows) - 1)
     if early:
         layers = [layer for group in sharing.groups for layer in group]
         # FFN by FFN, norms get no gradient. If only deltas are trained end to end, only deltas are trained here.
@@ -87,8 +89,8 @@ def recover(
             spec.distill,
             penalty,
             kept,
-            answers and partial(answers.to, count=recipe.epochs * len(rows) / recipe.batch_size),
-        ),  # fmt: skip
+            answers and answers.to,
+        ),
         with_rates(parts(view, sharing.groups, spec.train)),
         recipe,
         seed,
@@ -100,8 +102,16 @@ def recover(
     )
 
 
-# Attributes of modules that apply dropout themselves; the last drops whole blocks (stochastic depth).
-DROPOUTS = ("attention_dropout", "hidden_dropout", "residual_dropout", "dropout", "drop_prob")
+# Attributes of modules that apply dropout themselves; the last two drop whole blocks (stochastic depth).
+DROPOUTS = (
+    "attention_dropout",
+    "embedding_dropout",
+    "hidden_dropout",
+    "residual_dropout",
+    "dropout",
+    "drop_prob",
+    "layerdrop",
+)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -112,9 +122,21 @@ def set_dropout(model: nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-        for name in DROPOUTS:
-            if isinstance(getattr(module, name, None), float | int):
-                setattr(module, name, probability)
+        for name in _dropouts(module):
+            setattr(module, name, probability)
+        config = getattr(module, "config", None)
+        if not isinstance(module, PreTrainedModel) and any(
+            getattr(config, name) != probability for name in _dropouts(config)
+        ):
+            # Falcon's blocks ask their config: they get one of their own.
+            module.config = copy.copy(config)
+            for name in _dropouts(config):
+                setattr(module.config, name, probability)
+
+
+def _dropouts(holder: Any) -> list[str]:
+    """The attributes of a module or config that say how much is dropped."""
+    return [name for name in DROPOUTS if isinstance(getattr(holder, name, None), float | int)]
 
 
 def parts(view: ModelView, groups: list[list[int]], what: str) -> dict[str, list[nn.Parameter]]:
