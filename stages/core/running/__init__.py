@@ -1,4 +1,4 @@
 """How `make repro` runs the graph: the process forked for each stage, estimates, what a killed run left, verification.
 
-May import: process, settings, architecture.
+May import: process, settings, architecture, shrinking.
 """
