@@ -4,14 +4,17 @@ Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=
 Every figure is a perplexity on the head of the validation split: what is chosen from them never saw the test split.
 """
 
+import itertools
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from stages.commands.opened import Opened
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
+from stages.core.settings.variants import Alignment, Reference
 from stages.core.shrinking import ablation
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: what lies below it is as good
@@ -68,23 +71,31 @@ def window_of(text: str) -> tuple[int, int]:
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     """Every row as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     from stages.core.reporting.pictures import COLOURS, plt
 
+    every = itertools.product(get_args(Alignment), get_args(Reference))
+    colours = dict(zip(every, COLOURS))  # the same in every picture
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     forms = list(dict.fromkeys(map(form, found)))
     ways = list(dict.fromkeys((row["alignment"], row["reference"]) for row in found))
-    for way, colour in zip(ways, COLOURS):
+    for way in ways:
         points = [
             (max(row["perplexity"] / original - 1, LEAST), forms.index(form(row)))
             for row in found
             if way == (row["alignment"], row["reference"])
         ]
-        axes.plot(*zip(*points), "o", color=colour, alpha=0.8, label=f"{way[0]}, {way[1]}")
+        axes.plot(*zip(*points), "o", color=colours[way], alpha=0.8, label=f"{way[0]}, {way[1]}")
     axes.set(
         title=f"Layers {window} share one FFN",
         xlabel="validation perplexity above the original's (share of it, log scale)",
         xscale="log",
     )
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(forms)), forms)
     axes.invert_yaxis()
     axes.grid(axis="x", which="both")

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first:
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
 from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
-from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows  # noqa: E402
+from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows, noise  # noqa: E402
 
 # Middle tones that stand out on white and on black; what is drawn in INK takes a page's own text colour.
 INK = "#1b1f24"
@@ -98,7 +98,10 @@ def perplexity_by_size(study: Study) -> Any:
 
 
 def perplexity_by_speed(study: Study) -> Any:
-    """Every variant after fine-tuning at its speed-up over the original; beside it those near the control."""
+    """Every variant after fine-tuning at its speed-up over the original; beside it those near the control.
+
+    A band shows how far the original beside itself is off.
+    """
     figure, (whole, near) = _figure(2)
     points = {name: (study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in study.variants}
     for name, style in styles(study.variants).items():
@@ -106,7 +109,8 @@ def perplexity_by_speed(study: Study) -> Any:
     whole.set(title="After fine-tuning", ylabel="test perplexity")
     _pareto(study, whole, near, points, by_speed(study))
     for axes in (whole, near):
-        axes.set_xlabel("speed-up over the original")
+        axes.axvspan(1 - noise(study), 1 + noise(study), color=INK, alpha=0.08, linewidth=0)
+        axes.set_xlabel("speed-up over the original (grey: as the original)")
     return _legend(figure, whole)
 
 

@@ -89,15 +89,21 @@ def storage(study: Study) -> Table:
         ("MB", lambda name: f"{study.sizes[name]['checkpoint_mb']:.2f}"),
     ]
     if study.has("latency", "prefill_ms"):
+        # Each variant is timed in turns with the original, at another moment than the next variant.
         columns += [
-            ("prefill ms", lambda name: f"{study.latency[name]['prefill_ms']:.1f}"),
-            ("decode ms/token", lambda name: f"{study.latency[name]['decode_ms_per_token']:.2f}"),
+            (f"{title}, beside the original's", lambda name, key=key: _beside(study.latency[name], key))
+            for title, key in (("prefill ms", "prefill_ms"), ("decode ms/token", "decode_ms_per_token"))
         ]
     for key in study.latency["original"]:
         if key.startswith("images_per_second_"):
             size = key.removeprefix("images_per_second_")
             columns.append((f"images/s, {size} at a time", lambda name, key=key: f"{study.latency[name][key]:,.0f}"))
     return _table(study, columns, "Parameters by every count, and where the time goes", folded=True)
+
+
+def _beside(found: Mapping[str, Any], key: str) -> str:
+    """A time and the original's in the same turns."""
+    return f"{found[key]:.2f} / {found[f'original_{key}']:.2f}"
 
 
 def accuracy(study: Study) -> Table:
