@@ -16,6 +16,7 @@ from stages.core.architecture.depth import Walk
 from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
+from stages.core.running import estimates
 from stages.core.settings.variants import Budget, Drop, Forms, Layers, LowRank, Prune, Variant
 from stages.core.shrinking import (
     arranging,
@@ -426,3 +427,19 @@ def test_a_mixture_fitted_again_is_chosen_by_validation(whole):
         changed, _ = making.mix(view, known, one.plan, again=True)
         assert judge.score(changed) == one.perplexity
         assert counting.count(changed)["parameters"] <= targets.target(view.shape, 0.7)
+
+
+@pytest.mark.parametrize("forms", [["low_rank", "share", "drop"], ["low_rank", "sparse"], ["sparse", "drop"]])
+def test_the_best_of_each_set_of_forms_is_fitted_again(whole, forms):
+    view, known, judge, _ = whole
+    spec = Forms(choose="forms", forms=forms, target_parameters=0.7, refit=True)
+    found = mixing.search(view, known, spec, probes.probe_all(view, known, spec.forms, judge), judge)
+    first = {}
+    for one in found:
+        if one.by != "refit":
+            first.setdefault(frozenset(one.forms), one)
+    again = {frozenset(one.forms): one for one in found if one.by == "refit"}
+    assert len(again) == sum(one.by == "refit" for one in found) == estimates._sets(forms)
+    assert {key: (one.plan, one.layers) for key, one in again.items()} == {
+        key: (one.plan, one.layers) for key, one in first.items()
+    }

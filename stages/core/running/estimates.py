@@ -5,7 +5,7 @@ are float32, moments and fits float64. The factors that no formula gives were me
 and SmolLM2-135M on one core of an AMD EPYC, GPT-2's shape in an earlier version.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ def search(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> C
                 single = windows.contiguous(shape.layers, chosen.sizes, (), shape.borders)
                 scored += len(single) + windows.SPARE * 4 + 28  # layouts within the budget, and mixtures
                 fitted += sum(last - first + 1 for first, last in single) + windows.SPARE * 4 * chosen.size
-            refitted += 2 if chosen.refit else 0
+            refitted += _sets(chosen.forms) if chosen.refit else 0
             continue
         single = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
         layouts = windows.SPARE * chosen.shortlist if isinstance(chosen, Budget) else chosen.shortlist
@@ -340,6 +340,13 @@ def _recoveries(profile: Profile, shape: Shape, sizes: list[int], trained: int, 
         "" if budget else _key(spec, "finetune"),
         KEPT * 4 * FLOAT * shape.parameters,
     )
+
+
+def _sets(forms: Collection[str]) -> int:
+    """How many sets of forms the plans of a mixture have, see stages.core.shrinking.mixing."""
+    single, whole = len({"low_rank", "sparse"} & set(forms)), len({"share", "drop"} & set(forms))
+    alone = 2 * single - 1 if single else 0
+    return alone + whole + (2**whole - 1) * max(1, single)
 
 
 def _length(section: Any, shape: Shape) -> int:

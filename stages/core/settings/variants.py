@@ -87,7 +87,8 @@ class Forms(Section):
         [2, 3], min_length=1, description="layers of a window, where `forms` has share"
     )
     refit: bool = Field(
-        False, description="whether the best are tried with output matrices fitted again, in the model's own stream"
+        False,
+        description="whether the best of each set of forms is tried again, output matrices fitted in its own stream",
     )
     target_parameters: Target = Field(description=TARGET)
 

@@ -58,7 +58,8 @@ def search(
     judge than the best of these baselines. With `share` or `drop` among the forms, the SHORTLIST arrangements of layers
     that promise least harm are tried of each kind: layers that share, layers that are gone, and both; and the
     best of each kind with the groups that sharing alone chooses. The matrices that stay alone then have any of the
-    other forms, and in further plans only low rank: these run as ordinary matrices.
+    other forms, and in further plans only low rank: these run as ordinary matrices. With `refit` the best of each set
+    of forms is tried with its output matrices fitted again.
 
     probed, surveyed: what `probe_all` and `survey` say for these forms or more, and this target or a smaller one; by
     default the survey is made here.
@@ -92,10 +93,9 @@ def search(
 
     tried = sorted([scored(*one) for one in watch(plans)], key=_perplexity)
     if spec.refit:
-        # The best of all, and the best that runs as ordinary matrices.
-        ordinary = [one for one in tried[1:] if "sparse" not in one.forms and "sparse" in tried[0].forms]
-        best = [tried[0], *ordinary[:1]]
-        tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(best)]
+        # What is best before it need not be after it: most is mended where whole layers are gone.
+        best = {frozenset(one.forms): one for one in reversed(tried)}
+        tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(list(best.values()))]
     return sorted(tried, key=_perplexity)
 
 
