@@ -100,6 +100,8 @@ def test_no_word_of_pydantic_reaches_the_reader():
         ("profiles.small.runtime.device", "tpu", " = 'tpu': auto, cpu, cuda or one GPU, as cuda:1, is needed"),
         ("profiles.small.summarize.training", 3, " = 3: keys with values are needed, as {key: value}"),
         ("profiles.digits.reviews", "x", " = 'x': only null is allowed"),
+        ("variants.mix.surgery.target_parameters", {"size": 4, "rank": 8}, ": unknown key; there are method"),
+        ("variants.mix.surgery.target_parameters", 0.9, " = 0.9: unknown key; there are method"),
         (
             "profiles.small.correlate",
             None,

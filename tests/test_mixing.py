@@ -430,16 +430,25 @@ def test_a_mixture_fitted_again_is_chosen_by_validation(whole):
 
 
 @pytest.mark.parametrize("forms", [["low_rank", "share", "drop"], ["low_rank", "sparse"], ["sparse", "drop"]])
-def test_the_best_of_each_set_of_forms_is_fitted_again(whole, forms):
+def test_the_best_of_each_set_of_forms_is_fitted_again_where_it_is_near(whole, forms):
     view, known, judge, _ = whole
     spec = Forms(choose="forms", forms=forms, target_parameters=0.7, refit=True)
-    found = mixing.search(view, known, spec, probes.probe_all(view, known, spec.forms, judge), judge)
-    first = {}
-    for one in found:
-        if one.by != "refit":
-            first.setdefault(frozenset(one.forms), one)
-    again = {frozenset(one.forms): one for one in found if one.by == "refit"}
-    assert len(again) == sum(one.by == "refit" for one in found) == estimates._sets(forms)
-    assert {key: (one.plan, one.layers) for key, one in again.items()} == {
-        key: (one.plan, one.layers) for key, one in first.items()
+    probed = probes.probe_all(view, known, spec.forms, judge)
+    found = mixing.search(view, known, spec, probed, judge)
+    plain, again = ([one for one in found if (one.by == "refit") == refit] for refit in (False, True))
+    near = mixing._near(plain, probed.original)
+    assert len(again) == len(near) and {frozenset(one.forms): (one.plan, one.layers) for one in again} == {
+        frozenset(one.forms): (one.plan, one.layers) for one in near
     }
+    # What `make check` counts is the most that there can be.
+    assert len({frozenset(one.forms) for one in plain}) == estimates._sets(forms)
+
+
+def test_near_is_near_the_best_of_all_or_of_those_without_sparse_matrices():
+    def near(**perplexities):
+        tried = [mixing.Tried(forms.split("_"), "error", math.exp(at), {}) for forms, at in perplexities.items()]
+        return {"_".join(one.forms) for one in mixing._near(sorted(tried, key=lambda one: one.perplexity), 1.0)}
+
+    assert near(sparse=0.2, sparse_drop=0.29, drop_sparse=0.3, share_sparse=0.31) == {"sparse", "sparse_drop"}
+    assert near(sparse=0.2, drop=0.8, share=0.6, low_share=0.91) == {"sparse", "share", "drop"}
+    assert near(share=-0.2, drop=-0.1, low=0.1) == {"share"}  # better than the original

@@ -343,7 +343,7 @@ def _recoveries(profile: Profile, shape: Shape, sizes: list[int], trained: int, 
 
 
 def _sets(forms: Collection[str]) -> int:
-    """How many sets of forms the plans of a mixture have, see stages.core.shrinking.mixing."""
+    """How many sets of forms the plans of a mixture have, of which each may be fitted again."""
     single, whole = len({"low_rank", "sparse"} & set(forms)), len({"share", "drop"} & set(forms))
     alone = 2 * single - 1 if single else 0
     return alone + whole + (2**whole - 1) * max(1, single)

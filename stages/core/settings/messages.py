@@ -64,7 +64,7 @@ def _line(mistake: dict[str, Any], root: type[Section]) -> str:
     """The line of one mistake; empty where another mistake says the same better."""
     kind, value, said = mistake["type"], mistake["input"], dict(mistake.get("ctx", {}))
     steps, members, nullable = _followed(mistake["loc"], root)
-    if steps[-1:] == [TARGET] and kind != "missing":
+    if steps[-1:] == [TARGET] and kind not in ("missing", "extra_forbidden"):
         # Of keys with values pydantic also says that they are no number.
         return "" if isinstance(value, dict) else f"{'.'.join(steps)} = {_short(value)}: {TARGETS}"
     if kind == "extra_forbidden":

@@ -88,7 +88,7 @@ class Forms(Section):
     )
     refit: bool = Field(
         False,
-        description="whether the best of each set of forms is tried again, output matrices fitted in its own stream",
+        description="whether the best of the sets of forms are tried again, output matrices fitted in their own stream",
     )
     target_parameters: Target = Field(description=TARGET)
 

@@ -6,6 +6,7 @@ parameter, over the lower convex hulls of all matrices (Everett 1963). Such plan
 scored on held-out text as whole models; the best is kept.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
@@ -23,6 +24,7 @@ from stages.core.shrinking.making import NO_LAYERS, Layers, Plan, mix
 from stages.core.shrinking.options import DENSE, GONE, Option
 from stages.core.shrinking.probes import Harm, Judge, Probed, harm_by
 
+NEAR = 1.5  # times the least excess log perplexity: what lies higher is not fitted again
 SHORTLIST = 4  # arrangements of each kind that are tried as whole models
 
 
@@ -59,7 +61,7 @@ def search(
     that promise least harm are tried of each kind: layers that share, layers that are gone, and both; and the
     best of each kind with the groups that sharing alone chooses. The matrices that stay alone then have any of the
     other forms, and in further plans only low rank: these run as ordinary matrices. With `refit` the best of each set
-    of forms is tried with its output matrices fitted again.
+    of forms is tried with its output matrices fitted again, where it is near the best (see `_near`).
 
     probed, surveyed: what `probe_all` and `survey` say for these forms or more, and this target or a smaller one; by
     default the survey is made here.
@@ -93,10 +95,24 @@ def search(
 
     tried = sorted([scored(*one) for one in watch(plans)], key=_perplexity)
     if spec.refit:
-        # What is best before it need not be after it: most is mended where whole layers are gone.
-        best = {frozenset(one.forms): one for one in reversed(tried)}
-        tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(list(best.values()))]
+        near = _near(tried, probed.original)
+        tried += [scored(one.forms, "refit", one.plan, one.layers) for one in watch(near)]
     return sorted(tried, key=_perplexity)
+
+
+def _near(tried: list[Tried], original: float) -> list[Tried]:
+    """The best of each set of forms that is near the best of all, or the best of those without sparse matrices.
+
+    What is best before a refit need not be after it: most is mended where whole layers are gone. tried: the best first.
+    """
+    best = {frozenset(one.forms): one for one in reversed(tried)}
+    ordinary = {forms: one for forms, one in best.items() if "sparse" not in forms}
+    found: dict[frozenset[str], Tried] = {}
+    for some in (best, ordinary):
+        excess = {forms: math.log(one.perplexity / original) for forms, one in some.items()}
+        least = min(excess.values(), default=0.0)
+        found |= {forms: some[forms] for forms in some if excess[forms] <= max(least, NEAR * least)}
+    return list(found.values())
 
 
 def _perplexity(tried: Tried) -> float:
