@@ -164,7 +164,7 @@ def test_what_calibration_sees_stays_on_its_device(far):
             "moments": moments.moments().second,
             "correlation": correlations(one, other),
             "dead": dead,
-            "cost": alignment.cost(view.read_double(0), view.read_double(1), known.moments(1)),
+            "cost": alignment.Costs(view.read_double(1), known.moments(1)).of(view.read_double(0)),
             "orders": torch.stack([torch.from_numpy(orders[layer]) for layer in (1, 2)]),
             "influence": influence(view, [batch.to(device) for batch in batches]),
         }
