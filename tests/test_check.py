@@ -820,6 +820,21 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
         assert said.strip().startswith(f"params.yaml: profiles.{profile}.{line}")
 
 
+@pytest.mark.parametrize(
+    "said, line",
+    [
+        ({"model": "data/bare"}, ".model = data/bare: no config.json in it"),
+        ({"model": "data/model", "revision": "main"}, ".revision = main: data/model is a folder of this machine"),
+    ],
+)
+def test_a_folder_of_an_external_variant_is_a_whole_model(said, line, here):
+    (here / "data/bare").mkdir()
+    rival = {"windows": {"choose": "none"}, "surgery": {"method": "external", **said}, "finetune": {}}
+    write(here, **{"variants.rival": rival})
+    with pytest.raises(UserError, match=f"^params.yaml: variants.rival.surgery{re.escape(line)}"):
+        check.main()
+
+
 def test_an_index_that_names_no_weights_is_one_line(here):
     (here / "data/model/model.safetensors").rename(here / "data/model/model.safetensors.index.json")
     with pytest.raises(UserError, match="^data/model/model.safetensors.index.json: it is no index of weights$"):

@@ -71,16 +71,11 @@ def crowded(found: Params) -> Iterator[str]:
 def missing_files(found: Params) -> Iterator[str]:
     """A line for every folder and file of this machine that the active profile or a variant names in vain."""
     where, profile = f"profiles.{found.profile}", found.profiles[found.profile]
-    models = [hub.mistake(f"{where}.base", profile.base.model, profile.base.gguf_file)]
+    words = profile.task == "language"
+    yield from missing_model(f"{where}.base", profile.base.model, profile.base.revision, profile.base.gguf_file, words)
     for name, variant in found.studied(found.profile).items():
         if variant.surgery.method == "external":
-            models.append(hub.mistake(f"variants.{name}.surgery", variant.surgery.model))
-    yield from filter(None, models)
-    folder = Path(profile.base.model)
-    if not profile.base.gguf_file and folder.is_dir():
-        yield from missing_parts(f"{where}.base.model", folder, words=profile.task == "language")
-    if profile.base.revision and folder.is_dir():
-        yield f"{where}.base.revision = {profile.base.revision}: {folder} is a folder of this machine; null is allowed"
+            yield from missing_model(f"variants.{name}.surgery", variant.surgery.model, variant.surgery.revision)
     other = getattr(profile.prepare, "other", None)
     texts = {
         "prepare": profile.prepare,
@@ -91,6 +86,19 @@ def missing_files(found: Params) -> Iterator[str]:
     for section, said in texts.items():
         if said is not None:
             yield from missing_text(f"{where}.{section}.source", said.source)
+
+
+def missing_model(
+    key: str, model: str, revision: str | None, gguf_file: str | None = None, words: bool = False
+) -> Iterator[str]:
+    """A line for what a model lacks that is a folder of this machine. words: a tokenizer is a part of it."""
+    if line := hub.mistake(key, model, gguf_file):
+        yield line
+    folder = Path(model)
+    if not gguf_file and folder.is_dir():
+        yield from missing_parts(f"{key}.model", folder, words)
+    if revision and folder.is_dir():
+        yield f"{key}.revision = {revision}: {folder} is a folder of this machine; null is allowed"
 
 
 def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
