@@ -823,12 +823,12 @@ def test_what_a_profile_names_in_vain_is_told_before_and_instead_of_all_else(
 @pytest.mark.parametrize(
     "said, line",
     [
-        ({"model": "data/bare"}, ".model = data/bare: no config.json in it"),
+        ({"model": "data/void"}, ".model = data/void: no config.json in it"),
         ({"model": "data/model", "revision": "main"}, ".revision = main: data/model is a folder of this machine"),
     ],
 )
 def test_a_folder_of_an_external_variant_is_a_whole_model(said, line, here):
-    (here / "data/bare").mkdir()
+    (here / "data/void").mkdir()
     rival = {"windows": {"choose": "none"}, "surgery": {"method": "external", **said}, "finetune": {}}
     write(here, **{"variants.rival": rival})
     with pytest.raises(UserError, match=f"^params.yaml: variants.rival.surgery{re.escape(line)}"):
