@@ -921,3 +921,14 @@ def test_the_tokens_of_images_are_counted():
     spec = found["digits"].extract.model_copy(update={"moment_tokens": 5001})
     (line,) = amounts.mistakes("digits", found["digits"].model_copy(update={"extract": spec}), known)
     assert line == "profiles.digits.extract.moment_tokens = 5001: the train split has only 5,000 tokens"
+
+
+def test_another_text_costs_as_much_as_the_test_split(tmp_path):
+    def work(**changes):
+        found = write(tmp_path, **changes)
+        return estimates.estimate(found.profiles["small"], found.variants, EMBEDDED)["perplexity"].work
+
+    without = {f"{SMALL}.prepare.other": None}
+    assert work() > work(**without)
+    plain = {f"{SMALL}.perplexity.seed_protocol": None}
+    assert work(**plain) == pytest.approx(2 * work(**plain, **without))

@@ -345,6 +345,12 @@ def test_damaged_answers_are_asked_for_again(tmp_path, teacher_files):
     assert times == asked and tiny.same(state, plain)
 
 
+def test_answers_that_do_not_fit_are_not_kept(tmp_path, teacher_files, monkeypatch):
+    monkeypatch.setattr(answers, "MOST", 1000)
+    distilled(tmp_path / "kept", teacher_files)
+    assert not list(tmp_path.glob("kept/*"))
+
+
 def test_a_folder_keeps_no_more_than_it_may_whatever_the_seeds(tmp_path, teacher_files, monkeypatch):
     distilled(tmp_path / "all", teacher_files)
     sizes = [path.stat().st_size for path in tmp_path.glob("all/*")]
