@@ -1,7 +1,8 @@
 """How good a variant is on the test split, which no choice has used, before and after fine-tuning: its perplexity.
 
 Where there is another text, of another kind than what a model was calibrated and trained on, its perplexity stands
-beside that. For image classification that is exp of the cross-entropy, and accuracy stands beside it.
+beside that. For image classification that is exp of the cross-entropy, and accuracy stands beside it. The losses are
+kept, so that variants can be compared answer by answer.
 """
 
 import statistics
@@ -14,12 +15,13 @@ from stages.core.process import command, devices
 from stages.core.process.artifacts import write_json
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.tasks import choice
+from stages.core.tasks import choice, losses
 
 
 def main(
-    profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, other: Path, out: Path
-) -> None:
+    profile: str, variant: str, before: Path, after: Path, tokens: Path, rows: Path, other: Path, out: Path,
+    predictions: Path,
+) -> None:  # fmt: skip
     rules.validate_variant(profile, after)
     device = devices.start(params.section(profile, "runtime"))
     spec = params.section(profile, "perplexity")
@@ -32,9 +34,10 @@ def main(
         )
 
     def measure(folder):
-        """What is measured of a checkpoint, its perplexity first."""
+        """What is measured of a checkpoint, and the losses on the test split."""
         model, watch = opened(folder)
-        return task.measure(model, held_out, rows, watch) | on_other(model, watch)
+        found = task.measure(model, held_out, rows, watch)
+        return found.figures | on_other(model, watch), found.losses
 
     def score(folder):
         """The perplexities of a checkpoint alone."""
@@ -45,9 +48,9 @@ def main(
         """The perplexity on the other text, as `other`; empty without one."""
         return {} if elsewhere is None else {"other": task.score(model, elsewhere, watch)}
 
-    own = measure(after)
+    own, own_losses = measure(after)
     # Where no training helped, the start was kept.
-    first = dict(own) if checkpoint.same(before, after) else measure(before)
+    first, first_losses = (dict(own), own_losses) if checkpoint.same(before, after) else measure(before)
     # The models of further seeds lie below the first seed's.
     scored = [own, *(score(folder) for folder in sorted(after.glob("seeds/*")))]
     repeats = [found["perplexity"] for found in scored]
@@ -67,6 +70,8 @@ def main(
         | ({} if elsewhere is None else {f"other_{task.unit}": len(elsewhere)})
         | {f"{name}_{when}": found[name] for name in also for when, found in (("before", first), ("after", own))},
     )
+    # Those of the first seed.
+    losses.keep(predictions, first_losses, own_losses, task.block)
 
 
 if __name__ == "__main__":

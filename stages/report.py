@@ -4,18 +4,18 @@ from pathlib import Path
 
 from stages.core.process import command
 from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
-from stages.core.reporting import answers, chapters, page, pictures, published, study
+from stages.core.reporting import answers, chapters, page, paired, pictures, published, study
 from stages.core.settings import params
 
 
 def main(
     profile: str, provenance: Path, overlap: Path, calibration: Path, alignment: Path, windows: Path, sizes: Path,
-    recovery: Path, training: Path, perplexity: Path, latency: Path, sentiment: Path, summarization: Path,
+    recovery: Path, training: Path, perplexity: Path, losses: Path, latency: Path, sentiment: Path, summarization: Path,
     samples: Path, tokens: Path, literature: Path, templates: Path, summary: Path, variants: Path, points: Path,
     plots: Path, report: Path, texts: Path, html: Path,
 ) -> None:  # fmt: skip
     names = list(params.variants(profile))
-    for folder in (windows, sizes, recovery, training, perplexity, latency, sentiment, summarization, samples):
+    for folder in (windows, sizes, recovery, training, perplexity, losses, latency, sentiment, summarization, samples):
         forget_others(folder, names)
 
     def of(folder):
@@ -34,6 +34,7 @@ def main(
         recovery=of(recovery),
         training={name: read_csv(training / f"{name}.csv") for name in names},
         perplexity=of(perplexity),
+        margins=paired.margins(losses, names),
         latency=of(latency),
         sentiment=of(sentiment),
         summarization=of(summarization),
@@ -77,7 +78,7 @@ def forget_others(folder: Path, names: list[str]) -> None:
 
     They are no output of any stage, so no clone will have them, but DVC would compare the whole folder.
     """
-    for pattern in ("[!.]*.json", "[!.]*.csv"):
+    for pattern in ("[!.]*.json", "[!.]*.csv", "[!.]*.parquet"):
         for path in folder.glob(pattern):
             if path.stem not in names:
                 path.unlink()

@@ -107,6 +107,7 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
             | ({"seed_before": 3.0 + n, "seed_after": 2.0 + n} if seeds else {})
             | ({"other_before": 4.0 + n, "other_after": 3.5 + n, "other_tokens": 4567} if other else {})
         ),
+        margins=each(lambda name, n: 0.001 * n),
         latency=each(
             lambda name, n: {
                 "prefill_ms": 8.0 - 0.4 * n, "decode_ms_per_token": 2.5 / (1 + 0.1 * n),
@@ -136,7 +137,11 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
 
 def lay_out(found: Study, folder: Path) -> dict[str, Path]:
     """The study as the files that the stage `report` reads; option -> path."""
+    import numpy as np
+    from scipy.special import stdtrit
+
     from stages.core.process.artifacts import write_csv, write_json
+    from stages.core.tasks import losses
 
     paths = {}
     for kind in ("provenance", "overlap", "calibration", "alignment"):
@@ -148,5 +153,10 @@ def lay_out(found: Study, folder: Path) -> dict[str, Path]:
         for name, figures in getattr(found, kind).items():
             write = write_csv if kind == "training" else write_json
             write(paths[kind] / (f"{name}.csv" if kind == "training" else f"{name}.json"), figures)
+    paths["losses"] = folder / "losses"
+    for name, margin in found.margins.items():
+        # Of two draws the mean lies half their difference from each: that is the standard error.
+        apart = margin / stdtrit(1, 0.975) * np.array([1.0, -1.0])
+        losses.keep(paths["losses"] / f"{name}.parquet", apart, apart, block=1)
     paths["tokens"] = folder / "test.parquet"  # read where samples are images
     return paths | {"literature": ROOT / "data" / "published.yaml", "templates": ROOT / "templates"}

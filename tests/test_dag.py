@@ -95,7 +95,7 @@ CODE = {
         f"pretrain prepare articles reviews extract {SHARED}",
         f"articles reviews {PREPARE}",
     ),
-    "core/tasks/{__init__ choice images interface intervals language likeliest notes timing}": (
+    "core/tasks/{__init__ choice images interface intervals language likeliest losses notes timing}": (
         "pretrain extract control search surgery finetune perplexity sentiment generate latency",
         f"control {EXTRACT}",
     ),
@@ -121,7 +121,7 @@ CODE = {
         "sentiment summarize",
         "sentiment summarize report",
     ),
-    "core/reporting/{__init__ answers card chapters page pictures published study tables}": ("report", "report"),
+    "core/reporting/{__init__ answers card chapters page paired pictures published study tables}": ("report", "report"),
     "core/running/{__init__ board calls choice code_folders dvc_child estimates gpus graph leftovers lock_file origins"
     " params_file repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),

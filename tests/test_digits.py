@@ -78,7 +78,7 @@ def test_the_bundled_vit_is_small_and_right_on_97_percent_of_the_test_split(tmp_
     config = table.json.loads((MODEL / "preprocessor_config.json").read_text())
     table.write(tmp_path / "test.parquet", sources.rows(SOURCE, "test"), config, [])
     task, images = ImageClassification(), table.read(tmp_path / "test.parquet")
-    found = task.measure(model, images, None)
+    found = task.measure(model, images, None).figures
     assert found["accuracy"] >= 0.97
     assert found["accuracy"] == accuracy_score(images.labels, task.logits(model, images).argmax(1))
 

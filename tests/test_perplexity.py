@@ -152,3 +152,12 @@ def test_a_perplexity_beyond_float64_is_refused():
         model.get_output_embeddings().weight.mul_(1e4)
     with pytest.raises(UserError, match="no float64 value"):
         perplexity(model, TEXT, 32, 32)
+
+
+@pytest.mark.parametrize("start", [None, 7])
+def test_the_kept_losses_are_those_that_perplexity_is_of(start):
+    task, text = Language(32, 20, 4), corpus.Stream(TEXT, start)
+    found = task.measure(tiny.model("llama"), text, others=None)
+    assert found.figures == {"perplexity": task.score(tiny.model("llama"), text)}
+    assert len(found.losses) == len(TEXT) - (start is None)
+    assert math.exp(found.losses.mean()) == pytest.approx(found.figures["perplexity"], rel=1e-12)

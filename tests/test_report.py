@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages import report
 from stages.core.process.errors import UserError
-from stages.core.reporting import chapters, page, pictures, published, tables
+from stages.core.reporting import chapters, page, paired, pictures, published, tables
 from stages.core.reporting.study import pareto, summary
 from stages.core.settings import params
 
@@ -102,7 +102,11 @@ def test_every_variant_is_everywhere(made):
         assert (made / f"variants/{name}.json").exists()
         assert html.count(f">{name}</text>") >= 3  # the legends
     found = json.loads((made / "summary.json").read_text())
-    assert found == summary(made_up.study()) and list(found) == list(made_up.NAMES)
+    study = made_up.study()
+    kept = paired.margins(made / "given/losses", made_up.NAMES)  # float32
+    assert kept == pytest.approx(study.margins)
+    study.margins.update(kept)
+    assert found == summary(study) and list(found) == list(made_up.NAMES)
     assert found["svd"]["sentiment"].keys() == {"accuracy"}
     assert found["svd"]["summarization"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
 
@@ -146,7 +150,7 @@ def test_a_window_far_above_the_rest_flattens_no_other():
 def test_a_logarithmic_axis_has_several_labels_whatever_it_spans(high):
     figure, axes = pictures._figure(1)
     axes.plot([0, 1], [1.6, 1.6 * high])
-    pictures._logarithmic(axes)
+    pictures.logarithmic(axes.yaxis)
     figure.draw_without_rendering()
     low, top = axes.get_ylim()
     labels = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= top]
@@ -247,8 +251,9 @@ def test_another_text_has_its_columns_where_it_was_measured():
     row = found.rows[made_up.NAMES.index("merged_4")]
     assert dict(zip(found.header, row))["other ppl before"] == "7.000"
     assert dict(zip(found.header, row))["other ppl after"] == "6.500"
-    assert summary(study)["merged_4"]["perplexity"].keys() == {"before", "after", "other_before", "other_after"}
-    assert summary(without)["merged_4"]["perplexity"].keys() == {"before", "after"}
+    own = {"before", "after", "to_control", "to_control_low", "to_control_high"}
+    assert summary(study)["merged_4"]["perplexity"].keys() == own | {"other_before", "other_after"}
+    assert summary(without)["merged_4"]["perplexity"].keys() == own
     assert set(found.header) - set(tables.headline(without).header) == {"other ppl before", "other ppl after"}
     told = ["".join(part for chapter in chapters.chapters(each) for part in chapter.parts if isinstance(part, str))
             for each in (study, without)]  # fmt: skip
@@ -263,7 +268,7 @@ def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
     (tmp_path / "given").mkdir()
     given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
     folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]
-    assert len(folders) == 9
+    assert len(folders) == 10
     for folder in folders:
         (folder / ".gitignore").write_text("/original.json\n")
         (folder / "notes.txt").write_text("mine")

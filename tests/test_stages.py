@@ -153,7 +153,10 @@ def for_variant(variant: str) -> None:
     )
     both, test = {"before": shared, "after": tuned}, Path("text/test.parquet")
     text = {"tokens": test, "rows": Path("text/test_rows.parquet"), "other": Path("text/other.parquet")}
-    perplexity.main(**here, **both, **text, out=Path(f"perplexity/{variant}.json"))
+    perplexity.main(
+        **here, **both, **text, out=Path(f"perplexity/{variant}.json"),
+        predictions=Path(f"losses/{variant}.parquet"),
+    )  # fmt: skip
     generate.main(
         **here, **both, tokenizer=Path("tokenizer"), tokens=Path("text/test.parquet"),
         out=Path(f"samples/{variant}.json"),
@@ -199,7 +202,7 @@ def study(request, tmp_path_factory):
             for_variant(variant)
         files = {name: Path(f"{name}.json") for name in ("provenance", "calibration", "alignment", "summary")}
         folders = (
-            "windows", "sizes", "recovery", "training", "perplexity", "latency", "sentiment", "summarization",
+            "windows", "sizes", "recovery", "training", "perplexity", "losses", "latency", "sentiment", "summarization",
             "samples", "variants", "points", "plots",
         )  # fmt: skip
         pages = {"report": Path("report.md"), "texts": Path("samples.md"), "html": Path("report.html")}
@@ -333,7 +336,15 @@ def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
     monkeypatch.setattr(checkpoint, "load", lambda folder: opened.append(str(folder)) or load(folder))
     both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
     text = {name: Path(f"text/{file}.parquet") for name, file in (("tokens", "test"), ("rows", "test_rows"))}
-    perplexity.main("tiny", "softshare", **both, **text, other=Path("text/other.parquet"), out=Path("again.json"))
+    perplexity.main(
+        "tiny",
+        "softshare",
+        **both,
+        **text,
+        other=Path("text/other.parquet"),
+        out=Path("again.json"),
+        predictions=Path("again.parquet"),
+    )
     assert sorted(opened) == ["finetuned/softshare", "surgery/softshare"]
     assert Path("again.json").read_bytes() == Path("perplexity/softshare.json").read_bytes()
     # A start that was kept is the same checkpoint: it is measured once.
@@ -341,7 +352,7 @@ def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
     shutil.copytree("finetuned/softshare", "start")
     perplexity.main(
         "tiny", "softshare", **both | {"before": Path("start")}, **text, other=Path("text/other.parquet"),
-        out=Path("kept.json"),
+        out=Path("kept.json"), predictions=Path("kept.parquet"),
     )  # fmt: skip
     kept = json.loads(Path("kept.json").read_text())
     assert opened == ["finetuned/softshare"] and kept["before"] == kept["after"]
@@ -352,14 +363,30 @@ def test_another_text_is_scored_as_the_test_split_is_and_one_that_is_not_there_n
     both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
     found = json.loads(Path("perplexity/softshare.json").read_text())
     texts = {"tokens": Path("text/other.parquet"), "rows": Path("text/test_rows.parquet")}
-    perplexity.main("tiny", "softshare", **both, **texts, other=Path("text/other.parquet"), out=Path("same.json"))
+    perplexity.main(
+        "tiny",
+        "softshare",
+        **both,
+        **texts,
+        other=Path("text/other.parquet"),
+        out=Path("same.json"),
+        predictions=Path("same.parquet"),
+    )
     same = json.loads(Path("same.json").read_text())
     for when in ("before", "after"):
         assert same[when] == same[f"other_{when}"] == found[f"other_{when}"] != found[when]
     assert found["other_tokens"] == same["tokens"]
     corpus.write_tokens(Path("nothing.parquet"), [])
     texts["tokens"] = Path("text/test.parquet")
-    perplexity.main("tiny", "softshare", **both, **texts, other=Path("nothing.parquet"), out=Path("without.json"))
+    perplexity.main(
+        "tiny",
+        "softshare",
+        **both,
+        **texts,
+        other=Path("nothing.parquet"),
+        out=Path("without.json"),
+        predictions=Path("without.parquet"),
+    )
     assert json.loads(Path("without.json").read_text()) == {
         key: value for key, value in found.items() if not key.startswith("other")
     }

@@ -98,7 +98,9 @@ def for_variant(variant: str) -> None:
     )  # fmt: skip
     both = {"before": shared, "after": tuned}
     text = {"tokens": test, "rows": Path("text/test_rows.parquet"), "other": Path("text/other.parquet")}
-    perplexity.main(**here, **both, **text, out=Path(f"perplexity/{variant}.json"))
+    perplexity.main(
+        **here, **both, **text, out=Path(f"perplexity/{variant}.json"), predictions=Path(f"losses/{variant}.parquet"),
+    )  # fmt: skip
     generate.main(**here, **both, tokenizer=Path("processor"), tokens=test, out=Path(f"samples/{variant}.json"))
     latency.main(**here, original=Path("model"), model=tuned, tokens=test, out=Path(f"latency/{variant}.json"))
     sentiment.main(
@@ -138,7 +140,7 @@ def study(request, tmp_path_factory):
             for_variant(variant)
         files = {name: Path(f"{name}.json") for name in ("provenance", "calibration", "alignment", "summary")}
         folders = (
-            "windows", "sizes", "recovery", "training", "perplexity", "latency", "sentiment", "summarization",
+            "windows", "sizes", "recovery", "training", "perplexity", "losses", "latency", "sentiment", "summarization",
             "samples", "variants", "points", "plots",
         )  # fmt: skip
         pages = {"report": Path("report.md"), "texts": Path("samples.md"), "html": Path("report.html")}

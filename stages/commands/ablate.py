@@ -71,9 +71,7 @@ def window_of(text: str) -> tuple[int, int]:
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     """Every row as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    from stages.core.reporting.pictures import COLOURS, plt
+    from stages.core.reporting.pictures import COLOURS, logarithmic, plt
 
     every = itertools.product(get_args(Alignment), get_args(Reference))
     colours = dict(zip(every, COLOURS))  # the same in every picture
@@ -90,12 +88,8 @@ def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     axes.set(
         title=f"Layers {window} share one FFN",
         xlabel="validation perplexity above the original's (share of it, log scale)",
-        xscale="log",
     )
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    logarithmic(axes.xaxis)
     axes.set_yticks(range(len(forms)), forms)
     axes.invert_yaxis()
     axes.grid(axis="x", which="both")

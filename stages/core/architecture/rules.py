@@ -194,15 +194,12 @@ def _budget(chosen: Budget, biases: str, shape: Shape, some: bool = False) -> li
     """
     each, total = targets.saving(shape, biases), shape.parameters
     rank = min(map(sum, shape.matrices.values())) if some else 0
-    found: list[tuple[int, int]] = []
+    found = []
     fitting = windows.contiguous(shape.layers, chosen.sizes, chosen.exclude_layers, shape.borders)
     for saved in sorted(windows.savings(fitting, shape.layers, partial(targets.saved, shape, biases))):
         fewest = max(1, saved // each - windows.SPARE + 1)
-        least, most = total - saved + rank, total - (fewest - 1) * each - 1
-        if found and most >= found[-1][0] - 1:
-            most = found.pop()[1]
-        found.append((least, most))
-    return found[::-1]
+        found.append((total - saved + rank, total - (fewest - 1) * each - 1))
+    return _joined(found)
 
 
 def _forms(chosen: Forms, shape: Shape) -> list[tuple[int, int]]:
@@ -214,12 +211,18 @@ def _forms(chosen: Forms, shape: Shape) -> list[tuple[int, int]]:
             found += _budget(budget, "own", shape)
         else:
             found += _baseline({"sparse": "prune"}.get(form, form), shape)
-    joined: list[tuple[int, int]] = []
-    for least, most in sorted(found):
-        if joined and least <= joined[-1][1] + 1:
-            least, most = joined[-1][0], max(most, joined.pop()[1])
-        joined.append((least, most))
-    return joined
+    return _joined(found)
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges in order, those that touch each other as one."""
+    found: list[tuple[int, int]] = []
+    for least, most in sorted(ranges):
+        if found and least <= found[-1][1] + 1:
+            least, reached = found.pop()
+            most = max(most, reached)
+        found.append((least, most))
+    return found
 
 
 def _baseline(method: str, shape: Shape) -> list[tuple[int, int]]:

@@ -94,10 +94,10 @@ def _variants(study: Study) -> Chapter:
         "Variants",
         [
             "Perplexity is on the test split, which chose nothing, before and after the same fine-tuning; *to control* "
-            f"compares with the original model after it. *Stored* counts every tensor once. {_measures(study)}"
-            "*Speed-up* is the original's time over "
-            "the variant's, both timed in turns in one process: for `original` itself it is the noise of that "
-            "comparison.",
+            "compares with the original model after it. Its 95% interval is how far another draw of the test split "
+            f"would move it: both read the same one. *Stored* counts every tensor once. {_measures(study)}"
+            "*Speed-up* is the original's time over the variant's, both timed in turns in one process: for `original` "
+            "itself it is the noise of that comparison.",
             tables.headline(study),
             Picture(
                 "perplexity_by_size",

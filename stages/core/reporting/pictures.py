@@ -127,16 +127,20 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
     whole.plot(*zip(*(points[name] for name in line)), **dashed, label="Pareto line")
     near.plot(*zip(*(close[name] for name in line if name in close)), **dashed)
     near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
-    near.set(title=f"After fine-tuning, up to {bound:g} times the control")
+    near.set(title=f"After fine-tuning, up to {bound:g} times the control (bars: 95%)")
     for axes in (whole, near):
         axes.margins(0.08)
-    _logarithmic(whole)
-    near.plot(*zip(*close.values()), linestyle="")  # sets the limits
+    logarithmic(whole.yaxis)
+    near.plot(*zip(*close.values()), linestyle="")
+    near.set_ylim(near.get_ylim())  # by the points alone: an interval may leave the panel
     moved = _side_by_side(near, close) if apart else dict.fromkeys(close, 0.0)
     for name, style in styles(study.variants).items():
         if name in close:
-            shift = ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
-            near.plot(*close[name], **style, linestyle="", transform=near.transData + shift)
+            place = near.transData + ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
+            (x, y), known = close[name], study.to_control(name)
+            bounds = [known.get(f"to_control_{end}", y / study.control) * study.control for end in ("low", "high")]
+            near.plot([x, x], bounds, color=style["color"], alpha=0.4, linewidth=1, transform=place)
+            near.plot(x, y, **style, linestyle="", transform=place)
 
 
 def accuracy_by_size(study: Study) -> Any:
@@ -180,7 +184,7 @@ def window_search(study: Study) -> Any:
         axes.axhline(value, color=INK, alpha=0.5, linewidth=1, linestyle=":", label="original")
     axes.set(xlabel="first layer of the window (layers count from 0)", ylabel="validation perplexity")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _logarithmic(axes)
+    logarithmic(axes.yaxis)
     for start, value, colour in beyond:
         edge = {"xy": (start, 1), "xycoords": ("data", "axes fraction"), "color": colour, "fontsize": 8}
         axes.annotate(
@@ -271,7 +275,7 @@ def training(study: Study) -> Any:
     validation.set(title="Validation perplexity, to compare across variants")
     for axes in (losses, validation):
         axes.set_xlabel(f"{study.unit}, thousands")
-        _logarithmic(axes)
+        logarithmic(axes.yaxis)
     return _legend(figure, validation)
 
 
@@ -301,17 +305,17 @@ def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _logarithmic(axes: Any) -> None:
-    """A logarithmic upright axis with plain numbers on it, several of them whatever it spans."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+def logarithmic(axis: Any) -> None:
+    """Make an axis of a plot logarithmic, with plain numbers on it, several of them whatever it spans."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = sorted(axis.get_view_interval())
     if high < 10 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
     elif high < 1000 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _side_by_side(axes: Any, points: Mapping[str, tuple[float, float]]) -> dict[str, float]:

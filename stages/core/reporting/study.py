@@ -1,5 +1,6 @@
 """All that one run found, and the plain figures that summaries, plots and pages are made of."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,8 @@ Figures = Mapping[str, Mapping[str, Any]]
 class Study:
     """What the stages measured. A `Figures` has one entry a variant, in the order of params.yaml.
 
-    A figure that the model's task does not have is absent: what a stage did not measure is an empty mapping.
+    A figure that the model's task does not have is absent: what a stage did not measure is an empty mapping. margins:
+    of each variant's log perplexity after fine-tuning beside the control's, see `stages.core.reporting.paired`.
     """
 
     profile: str
@@ -26,6 +28,7 @@ class Study:
     recovery: Figures
     training: Mapping[str, list[dict[str, float]]]
     perplexity: Figures
+    margins: Mapping[str, float]
     latency: Figures
     sentiment: Figures
     summarization: Figures
@@ -57,13 +60,29 @@ class Study:
         """Perplexity of the original model after the fine-tuning that every variant gets."""
         return self.perplexity["original"]["after"]
 
+    def to_control(self, name: str) -> dict[str, float]:
+        """A variant's perplexity after fine-tuning over the control's, and the bounds of its 95% interval by the text.
+
+        A test split of one block tells no interval. With several seeds the ratio is that of their mean perplexity, and
+        the interval that of the first seed's losses.
+        """
+        ratio, margin = self.perplexity[name]["after"] / self.control, self.margins.get(name)
+        if margin is None:
+            return {"to_control": ratio}
+        return {
+            "to_control": ratio,
+            "to_control_low": ratio * math.exp(-margin),
+            "to_control_high": ratio * math.exp(margin),
+        }
+
 
 def summary(study: Study) -> dict[str, dict[str, Any]]:
     """Variant -> its size, perplexity before and after fine-tuning, speed and tasks; the content of summary.json."""
     rows = {
         name: {
             **study.sizes[name],
-            "perplexity": _of(study.perplexity[name], "before", "after", "other_before", "other_after"),
+            "perplexity": _of(study.perplexity[name], "before", "after", "other_before", "other_after")
+            | study.to_control(name),
             "latency": _of(study.latency[name], "prefill_ms", "decode_ms_per_token", "speedup"),
             "accuracy": _of(study.perplexity[name], "accuracy_before", "accuracy_after", "top5_after"),
             "sentiment": _of(study.sentiment[name], "accuracy"),

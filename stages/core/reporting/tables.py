@@ -53,7 +53,7 @@ def headline(study: Study) -> Table:
         ("ratio", lambda name: f"{study.sizes[name]['parameter_ratio']:.3f}"),
         ("ppl before", lambda name: perplexity(study.perplexity[name]["before"])),
         ("ppl after", after),
-        ("to control", lambda name: perplexity(study.perplexity[name]["after"] / study.control)),
+        ("to control (95%)", lambda name: _to_control(study, name)),
     ]
     if study.has("perplexity", "other_after"):
         columns += [
@@ -67,6 +67,15 @@ def headline(study: Study) -> Table:
     if study.has("summarization", "rougeL"):
         columns.append(("ROUGE-L", lambda name: f"{study.summarization[name]['rougeL']:.3f}"))
     return _table(study, [*columns, ("speed-up", lambda name: f"{study.latency[name]['speedup']:.2f}")])
+
+
+def _to_control(study: Study, name: str) -> str:
+    """A ratio to the control, which is 1 for itself, with its interval."""
+    found = study.to_control(name)
+    ratio = perplexity(found["to_control"])
+    if name == "original" or "to_control_low" not in found:
+        return ratio
+    return f"{ratio} ({perplexity(found['to_control_low'])}–{perplexity(found['to_control_high'])})"
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:

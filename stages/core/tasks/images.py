@@ -22,7 +22,7 @@ from stages.core.images.table import Batch, Images
 from stages.core.process.errors import UserError
 from stages.core.settings.images import Answers, ExtractImages, FinetuneImages, LatencyImages
 from stages.core.tasks import intervals, timing
-from stages.core.tasks.interface import CalibrationRows
+from stages.core.tasks.interface import CalibrationRows, Measured
 
 TOP = 5  # an answer counts as right among so many best ones, where there are more labels
 
@@ -34,6 +34,7 @@ class ImageClassification:
     batch_size: int = 64
 
     unit = "images"
+    block = 1
 
     @classmethod
     def by(cls, section: Any) -> Self:
@@ -116,15 +117,16 @@ class ImageClassification:
 
     def measure(
         self, model: Any, held_out: Images, others: Any, watch: Callable[[Iterable], Iterable] = iter
-    ) -> dict[str, float]:
+    ) -> Measured:
         """exp of the cross-entropy, accuracy with its 95% interval, macro F1, and accuracy among the five best."""
-        logits = self.logits(model, held_out, watch)
-        found = intervals.scores(held_out.labels, logits.argmax(1))
-        return {
-            "perplexity": exp_cross_entropy(logits, held_out.labels),
+        logits, labels = self.logits(model, held_out, watch), held_out.labels
+        found = intervals.scores(labels, logits.argmax(1))
+        figures = {
+            "perplexity": exp_cross_entropy(logits, labels),
             **{key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1")},
-            "top5": top_accuracy(logits, held_out.labels),
+            "top5": top_accuracy(logits, labels),
         }
+        return Measured(figures, functional.cross_entropy(logits.double(), labels, reduction="none").numpy())
 
     @torch.no_grad()
     def logits(self, model: Any, images: Images, watch: Callable[[Iterable], Iterable] = iter) -> Tensor:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 from torch import Tensor
 
 from stages.core.architecture.view import ModelView
@@ -36,14 +37,27 @@ class CalibrationRows:
     known: Mapping[str, Any]
 
 
+class Measured(NamedTuple):
+    """What is measured of a model on the test split.
+
+    figures: `perplexity` and what else the task has. losses: what the perplexity is exp of the mean of, in nats, in the
+    order of the split, float64, (n,).
+    """
+
+    figures: dict[str, float]
+    losses: np.ndarray
+
+
 class Task(Protocol):
     """A task that a model is trained for.
 
-    unit: what figures count, `tokens` or `images`. Methods that take a `section` take one of params.yaml, in the form
-    that stages.core.settings has for this task.
+    unit: what figures count, `tokens` or `images`. block: how many losses in a row of a split count as one draw of it,
+    because neighbours are alike. Methods that take a `section` take one of params.yaml, in the form that
+    stages.core.settings has for this task.
     """
 
     unit: str
+    block: int
 
     @classmethod
     def by(cls, section: Any) -> Self:
@@ -105,7 +119,7 @@ class Task(Protocol):
         """
         ...
 
-    def measure(self, model: Any, held_out: Any, others: Any, watch: Watch = iter) -> dict[str, float]:
+    def measure(self, model: Any, held_out: Any, others: Any, watch: Watch = iter) -> Measured:
         """`score` as `perplexity`, and what else is measured on the test split. others: the rows beside it."""
         ...
 

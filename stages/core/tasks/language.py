@@ -24,7 +24,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, SeedPerplexity
 from stages.core.tasks import likeliest, notes, timing
-from stages.core.tasks.interface import CalibrationRows
+from stages.core.tasks.interface import CalibrationRows, Measured
 from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
@@ -42,6 +42,7 @@ class Language:
     seed_protocol: SeedPerplexity | None = None
 
     unit = "tokens"
+    block = 256  # of so many tokens in a row the losses count as one draw: what is near is alike
 
     @classmethod
     def by(cls, section: Any) -> Self:
@@ -111,8 +112,13 @@ class Language:
         self, model: Any, held_out: corpus.Stream | Tensor, watch: Callable[[Iterable], Iterable] = iter
     ) -> float:
         """The perplexity of a stream of token ids, which may be a plain tensor: int64, (tokens,)."""
+        return exp_mean(self._losses(model, held_out, watch))
+
+    def _losses(
+        self, model: Any, held_out: corpus.Stream | Tensor, watch: Callable[[Iterable], Iterable]
+    ) -> Iterator[Tensor]:
         text = held_out if isinstance(held_out, corpus.Stream) else corpus.Stream(held_out)
-        return perplexity(model, text.tokens, self.context, self.stride, self.batch_size, watch, text.start)
+        return losses(model, text.tokens, self.context, self.stride, self.batch_size, watch, text.start)
 
     @torch.no_grad()
     def reference(self, model: Any, held_out: corpus.Stream | Tensor) -> likeliest.Answers:
@@ -138,13 +144,14 @@ class Language:
 
     def measure(
         self, model: Any, held_out: corpus.Stream, others: Path, watch: Callable[[Iterable], Iterable] = iter
-    ) -> dict[str, float]:
+    ) -> Measured:
         """The perplexity and, by the notes' protocol if it is asked for, that of the rows in the table `others`."""
-        found = {"perplexity": self.score(model, held_out, watch)}
+        found = [each.cpu() for each in self._losses(model, held_out, watch)]
+        figures = {"perplexity": exp_mean(found)}
         if protocol := self.seed_protocol:
             rows = corpus.read_rows(others, protocol.rows)
-            found["seed"] = notes.padded_perplexity(model, rows, protocol.length, protocol.batch_size)
-        return found
+            figures["seed"] = notes.padded_perplexity(model, rows, protocol.length, protocol.batch_size)
+        return Measured(figures, torch.cat(found).numpy())
 
     @classmethod
     def external(cls, model: str, revision: str | None, original: ModelView, processor: Path) -> Any:
@@ -222,8 +229,13 @@ def spans(length: int, context: int, stride: int, before: int = 0) -> list[tuple
     return found
 
 
+def perplexity(model: Any, tokens: Tensor, context: int, stride: int, *options: Any, **named: Any) -> float:
+    """exp of the mean of `losses`, which has the same parameters and raises the same errors."""
+    return exp_mean(losses(model, tokens, context, stride, *options, **named))
+
+
 @torch.no_grad()
-def perplexity(
+def losses(
     model: Any,
     tokens: Tensor,
     context: int,
@@ -231,21 +243,28 @@ def perplexity(
     batch_size: int = 1,
     watch: Callable[[Iterable], Iterable] = iter,
     start: int | None = None,
-) -> float:
-    """The perplexity of `tokens` (int64, (length,)), computed on the model's device.
+) -> Iterator[Tensor]:
+    """For each window the cross-entropies in nats of the tokens that it scores, float64, on the model's device.
 
-    Where there is a `start` token, every window begins with it, and `context` counts it. It is not scored. `watch` may
-    wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where the result is not finite,
-    with the range of the tokens.
+    tokens: int64, (length,). Where there is a `start` token, every window begins with it, and `context` counts it. It
+    is not scored. `watch` may wrap the batches in a progress bar. Raises UserError for fewer than two tokens, and where
+    a loss is not finite, with the range of the tokens.
     """
-    before, total, count = 0 if start is None else 1, 0.0, 0
+    before = 0 if start is None else 1
     for batch, logits, ids in forward(model, tokens, context, stride, batch_size, start, watch):
-        losses = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").double()
-        for (begin, end, first), row in zip(batch, losses):
-            total += row[first - begin - 1 + before :].sum().item()
-            count += end - first
-        if not math.isfinite(total):
+        found = functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").double()
+        scored = [row[first - begin - 1 + before :] for (begin, _, first), row in zip(batch, found)]
+        if not torch.cat(scored).isfinite().all():
             raise UserError(f"the loss is not finite in tokens {batch[0][0]} to {batch[-1][1]}: the model is broken")
+        yield from scored
+
+
+def exp_mean(losses: Iterable[Tensor]) -> float:
+    """exp of the mean over all elements of finite tensors. Raises UserError where it has no float64 value."""
+    total, count = 0.0, 0
+    for each in losses:
+        total += each.sum().item()
+        count += len(each)
     mean = total / count
     if mean > 700:
         raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")

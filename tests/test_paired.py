@@ -1,0 +1,71 @@
+"""Intervals of paired perplexities: the known test where blocks are alike, right as often as they say, none of one."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from stages.core.process.errors import UserError
+from stages.core.reporting import paired, tables
+from stages.core.tasks import losses
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_with_blocks_of_one_it_is_the_paired_t_test():
+    own, other = RANDOM.gamma(2.0, size=(2, 40))
+    low, high = stats.ttest_rel(own, other).confidence_interval()
+    found = paired.margin(own, other, np.arange(40))
+    assert (own.mean() - other.mean() - found, own.mean() - other.mean() + found) == pytest.approx((low, high))
+
+
+def test_with_blocks_of_one_size_it_is_the_t_test_of_their_means():
+    own, other = RANDOM.normal(size=(2, 60))
+    means = (own - other).reshape(12, 5).mean(1)
+    low, high = stats.ttest_1samp(means, 0.0).confidence_interval()
+    assert paired.margin(own, other, np.arange(60) // 5) == pytest.approx((high - low) / 2)
+
+
+def test_what_moves_both_models_is_no_difference():
+    own = RANDOM.normal(size=30)
+    assert paired.margin(own + 0.25, own, np.arange(30) // 4) == pytest.approx(0.0, abs=1e-12)
+    assert paired.margin(own, own, np.arange(30) // 30) is None
+
+
+def test_it_holds_the_truth_as_often_as_it_says():
+    """Differences that are alike within a block, of a true mean of 0.1, with a last block that is short."""
+    blocks, held, drawn = np.arange(205) // 10, 0, 2000
+    for _ in range(drawn):
+        own = 0.1 + RANDOM.normal(size=21)[blocks] + 0.3 * RANDOM.normal(size=205)
+        held += abs(own.mean() - 0.1) <= paired.margin(own, np.zeros(205), blocks)
+    assert 0.93 <= held / drawn <= 0.97
+
+
+def test_kept_losses_are_read_back_in_their_blocks(tmp_path):
+    own, control = RANDOM.gamma(2.0, size=(2, 70)).astype(np.float32)
+    losses.keep(tmp_path / "original.parquet", own, control, 32)
+    losses.keep(tmp_path / "mix.parquet", control, own, 32)
+    found = paired.margins(tmp_path, ["original", "mix"])
+    assert found == {"original": 0.0, "mix": paired.margin(own, control, np.repeat([0, 1, 2], [32, 32, 6]))}
+    losses.keep(tmp_path / "other.parquet", own[:60], own[:60], 32)
+    with pytest.raises(UserError, match="other.parquet and original.parquet are of different texts"):
+        paired.margins(tmp_path, ["original", "other"])
+    for name in ("original", "mix"):
+        losses.keep(tmp_path / f"{name}.parquet", own, control, 70)
+    assert paired.margins(tmp_path, ["original", "mix"]) == {}
+
+
+def test_the_headline_shows_the_interval_and_none_of_a_short_split():
+    import made_up
+
+    study = made_up.study(("original", "softshare"))
+    study.perplexity["original"].update(after=2.0)
+    study.perplexity["softshare"].update(after=2.5)
+    study.margins["softshare"] = np.log(1.1)
+    column = tables.headline(study).header.index("to control (95%)")
+    assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250 (1.136–1.375)"]
+    assert study.to_control("softshare") == pytest.approx(
+        {"to_control": 1.25, "to_control_low": 1.25 / 1.1, "to_control_high": 1.375}
+    )
+    study.margins.clear()
+    assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250"]
+    assert study.to_control("softshare") == {"to_control": 1.25}
