@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from test_recovery import RECIPE
 from transformers import PreTrainedTokenizerFast
 
-from stages.commands import amounts, check
+from stages.commands import amounts, check, named_files
 from stages.core.architecture import opening, rules, shape, targets, windows
 from stages.core.calibration import moments
 from stages.core.forms import checkpoint
@@ -384,10 +384,19 @@ def test_another_checkpoint_with_another_vocabulary_is_refused_unopened(tmp_path
     rival["surgery"] = {"method": "external", "model": str(tmp_path / "rival")}
     found = write(tmp_path, **{"variants.rival": rival})
     (line,) = check.externals(found, shape.of_folder(tmp_path / "own"))
-    assert line.startswith("variants.rival.surgery.model has a vocabulary of 50257") and "97 tokens" in line
+    assert line.startswith(f"variants.rival.surgery.model = {tmp_path / 'rival'}: its vocabulary has 50257 entries")
+    assert "97 tokens" in line
     assert check.externals(found, shape.of_folder(tmp_path / "rival")) == []
     skipped = write(tmp_path, **{"variants.rival": rival | {"skip": ["small"]}})
     assert check.externals(skipped, shape.of_folder(tmp_path / "own")) == []
+
+
+def test_another_checkpoint_of_another_task_is_refused_unopened():
+    digits = shape.of_folder(ROOT / "data/digits/model")
+    found = list(rules.external_mistakes("surgery.model", "a/b", digits, EMBEDDED))
+    assert found == [
+        "surgery.model = a/b: the task of a model of type gpt2 is language, and this study's is image_classification"
+    ]
 
 
 def test_the_door_reads_a_config_and_no_more(tmp_path, monkeypatch):
@@ -708,7 +717,7 @@ def test_files_that_a_source_names_in_vain_are_told(tmp_path):
     (tmp_path / "some.txt").write_text("text")
     files = {"train": f"{tmp_path}/*.txt", "validation": f"{tmp_path}/none.txt", "test": "https://example.org/a.txt"}
     source = {"kind": "dataset", "path": "text", "data_files": files}
-    (line,) = check.missing_files(write(tmp_path, **{f"{SMALL}.prepare.source": source}))
+    (line,) = named_files.missing(write(tmp_path, **{f"{SMALL}.prepare.source": source}))
     assert line.endswith(f"profiles.small.prepare.source.data_files.validation = {tmp_path}/none.txt: no such file")
 
 
@@ -763,6 +772,12 @@ VAIN = [
         {"source": DATASET | {"path": "text", "data_files": {"test": "no.txt"}}},
         "prepare.other.source.data_files.test = no.txt: no such file",
     ),
+    (
+        "small",
+        "prepare.other",
+        {"source": DATASET | {"path": "text", "data_files": {"test": "empty/README.md"}}},
+        "prepare.other.source.data_files.test = empty/README.md: README.md explains a folder, and is not read as data",
+    ),
     ("digits", "prepare.source.file", "none.parquet", "prepare.source.file = none.parquet: no such file"),
     ("digits", "prepare.source", DATASET | SHARES | {"path": "empty"}, "prepare.source.path = empty: no such file"),
     (
@@ -781,12 +796,15 @@ def test_a_file_of_text_that_is_empty_or_cut_short_is_named(tmp_path):
     cut.write_bytes(whole.read_bytes()[:-1])
     empty.touch()
     plain.write_text("a")
-    assert [*map(check.broken, (whole, cut, empty, plain))] == [
+    assert [*map(named_files.broken, (whole, cut, empty, plain))] == [
         None, "damaged, or has not arrived as a whole", "empty", None,
     ]  # fmt: skip
     source = DATASET | {"path": "parquet", "data_files": {"train": str(whole), "test": str(cut)}}
-    (line,) = check.missing_text("reviews.source", LabelledDataset(**source))
+    (line,) = named_files.missing_text("reviews.source", LabelledDataset(**source))
     assert line == f"reviews.source.data_files.test = {cut}: {cut} is damaged, or has not arrived as a whole"
+    source["data_files"]["test"] = str(plain)
+    (line,) = named_files.missing_text("reviews.source", LabelledDataset(**source))
+    assert line.endswith(f"{plain} is no parquet file, or damaged, or has not arrived as a whole")
 
 
 @pytest.mark.parametrize("profile, key, value, lines", [(*case[:3], case[3:]) for case in VAIN], ids=str)

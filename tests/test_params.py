@@ -401,6 +401,18 @@ def test_an_experiment_can_change_every_profile(tmp_path):
     assert {profile.runtime.threads for profile in params.load(path).profiles.values()} == {7}
 
 
+@pytest.mark.parametrize("task", ["vision", 5, None])
+def test_a_task_that_is_none_is_one_line(tmp_path, task):
+    document = YAML(typ="safe").load(REPOSITORY.read_text())
+    document["profiles"]["digits"]["task"] = task
+    path = tmp_path / "params.yaml"
+    YAML().dump(document, path)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    shown = {"vision": "'vision'", None: "null"}.get(task, task)
+    assert str(caught.value) == f"{path}: profiles.digits.task = {shown}: language or image_classification is needed"
+
+
 def test_an_anchor_is_told_with_its_line(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("profile: small\nprofiles:\n  small: &it {task: language}\n  other: {<<: *it}\n")

@@ -4,35 +4,30 @@ Run from the repository's root: make check. Where params.yaml is wrong, names a 
 memory, disk or text than there is, only the mistakes are told, and the exit status is 1.
 """
 
-import glob
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from stages.commands import amounts
-from stages.core.architecture import opening, rules, shape
+from stages.commands import amounts, named_files
+from stages.core.architecture import rules, shape
 from stages.core.architecture.shape import Shape
-from stages.core.process import command, devices, hub
+from stages.core.process import command, devices
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus, resolved
 from stages.core.running.gpus import Card
 from stages.core.settings import params
 from stages.core.settings.params import Params
 from stages.core.settings.profiles import Base
-from stages.core.settings.texts import PACKAGED, Loaded
 
-NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SNAPSHOT, PROVENANCE = Path("artifacts/model"), Path("artifacts/provenance.json")
 
 
 def main() -> None:
     found = params.load()
     profile = found.profiles[found.profile]
-    rules.refuse(list(missing_files(found)))
+    rules.refuse(list(named_files.missing(found)))
     known, shown = model_of(f"profiles.{found.profile}.base", profile.base), resolved.text(found)
     if known is None:
         print(f"{shown}\n\nparams.yaml, profile {found.profile}: right in itself.")
@@ -68,122 +63,6 @@ def crowded(found: Params) -> Iterator[str]:
         yield f"profiles.{found.profile}.runtime.threads = {threads}: {cores} cores are there"
 
 
-def missing_files(found: Params) -> Iterator[str]:
-    """A line for every folder and file of this machine that the active profile or a variant names in vain."""
-    where, profile = f"profiles.{found.profile}", found.profiles[found.profile]
-    words = profile.task == "language"
-    yield from missing_model(f"{where}.base", profile.base.model, profile.base.revision, profile.base.gguf_file, words)
-    for name, variant in found.studied(found.profile).items():
-        if variant.surgery.method == "external":
-            yield from missing_model(f"variants.{name}.surgery", variant.surgery.model, variant.surgery.revision)
-    other = getattr(profile.prepare, "other", None)
-    texts = {
-        "prepare": profile.prepare,
-        "prepare.other": other,
-        "reviews": profile.reviews,
-        "articles": profile.articles,
-    }
-    for section, said in texts.items():
-        if said is not None:
-            yield from missing_text(f"{where}.{section}.source", said.source)
-
-
-def missing_model(
-    key: str, model: str, revision: str | None, gguf_file: str | None = None, words: bool = False
-) -> Iterator[str]:
-    """A line for what a model lacks that is a folder of this machine. words: a tokenizer is a part of it."""
-    if line := hub.mistake(key, model, gguf_file):
-        yield line
-    folder = Path(model)
-    if not gguf_file and folder.is_dir():
-        yield from missing_parts(f"{key}.model", folder, words)
-    if revision and folder.is_dir():
-        yield f"{key}.revision = {revision}: {folder} is a folder of this machine; null is allowed"
-
-
-def missing_parts(key: str, folder: Path, words: bool) -> Iterator[str]:
-    """A line for each part that a folder lacks of a model. words: a tokenizer is one of them."""
-    if not (folder / "config.json").is_file():
-        yield f"{key} = {folder}: no config.json in it; where the model is a GGUF file, gguf_file names it"
-        return
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
-        yield f"{key} = {folder}: no weights in it ({' or '.join(WEIGHTS)})"
-    for path in sorted(shards(weights[0]) if weights else []):
-        if wrong := broken(path):
-            yield f"{key} = {folder}: {path.name} is {wrong}"
-    if words and not any((folder / name).is_file() for name in opening.VOCABULARIES):
-        yield f"{key} = {folder}: no tokenizer in it ({', '.join(opening.VOCABULARIES)})"
-
-
-def broken(path: Path) -> str | None:
-    """What is wrong with a file of weights, text or images; None where nothing is.
-
-    Of safetensors the header is read, of parquet what stands at its end, of others only the size.
-    """
-    if not path.is_file():
-        return "missing"
-    if not path.stat().st_size:
-        return "empty"
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "np"):
-                return None
-        if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            parquet.read_metadata(path)
-    except Exception:  # each reader has errors of its own
-        return "damaged, or has not arrived as a whole"
-    return None
-
-
-def shards(weights: Path) -> set[Path]:
-    """The files that hold a model's weights: the one given or, where it is an index, those that it names."""
-    if weights.suffix != ".json":
-        return {weights}
-    try:
-        named = {weights.with_name(name) for name in shape.read_mapping(weights)["weight_map"].values()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{weights}: it is no index of weights") from error
-    if not named:
-        raise UserError(f"{weights}: it names no weights")
-    return named
-
-
-def missing_text(key: str, source: Any) -> Iterator[str]:
-    """A line for every folder and file of this machine that a source of text or images names in vain."""
-    if not isinstance(source, Loaded):
-        if (file := getattr(source, "file", None)) and not Path(file).is_file():
-            yield f"{key}.file = {file}: {NO_FILE}"
-        return
-    path = os.path.expanduser(source.path)
-    folder = "" if source.path in PACKAGED or not os.path.isdir(path) else path
-    if hub.is_missing_folder(path):
-        yield f"{key}.path = {source.path}: {NO_FOLDER}"
-    elif source.path in PACKAGED or folder:
-        for split, pattern in (source.data_files or {}).items():
-            if "://" in pattern:
-                continue
-            found = list(files(os.path.join(folder, os.path.expanduser(pattern))))
-            if not found:
-                is_folder = os.path.isdir(os.path.join(folder, os.path.expanduser(pattern)))
-                yield f"{key}.data_files.{split} = {pattern}: {'a folder; a file is needed' if is_folder else NO_FILE}"
-            for path in found:
-                if wrong := broken(Path(path)):
-                    yield f"{key}.data_files.{split} = {pattern}: {path} is {wrong}"
-        if not source.data_files and not any(files(f"{glob.escape(folder)}/**")):
-            yield f"{key}.path = {source.path}: {NO_FILE} in it"
-
-
-def files(pattern: str) -> Iterator[str]:
-    """The files that a path or a pattern stands for. What explains a folder is none of its data."""
-    found = dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)])
-    return (path for path in found if os.path.basename(path) != "README.md" and os.path.isfile(path))
-
-
 def model_of(key: str, base: Base) -> Shape | None:
     """The shape of the model under study: of its source or, where that cannot be seen, of the snapshot of it.
 
@@ -205,7 +84,8 @@ def externals(found: Params, known: Shape) -> list[str]:
     for name, variant in found.studied(found.profile).items():
         if variant.surgery.method == "external":
             other = shape.of_source(variant.surgery.model, variant.surgery.revision)
-            lines += rules.external_mistakes(name, known, other) if other else []
+            where = f"variants.{name}.surgery.model"
+            lines += rules.external_mistakes(where, variant.surgery.model, known, other) if other else []
     return lines
 
 

@@ -69,12 +69,15 @@ def lengths(name: str, profile: Profile, positions: int | None) -> Iterator[str]
             yield f"profiles.{name}.{key} = {length}: this model takes at most {positions} positions"
 
 
-def external_mistakes(name: str, own: Shape, other: Shape) -> Iterator[str]:
-    """A line if another checkpoint cannot be measured on the tokens of the model under study."""
-    if own.vocabulary != other.vocabulary:
+def external_mistakes(where: str, model: str, own: Shape, other: Shape) -> Iterator[str]:
+    """A line if another checkpoint, which `where` names, cannot be measured as the model under study is."""
+    task, its = (family_of(shape.model_type).task for shape in (own, other))
+    if task != its:
+        yield f"{where} = {model}: the task of a model of type {other.model_type} is {its}, and this study's is {task}"
+    elif own.vocabulary != other.vocabulary:
         yield (
-            f"variants.{name}.surgery.model has a vocabulary of {other.vocabulary}: perplexities can be compared with "
-            f"the same {own.vocabulary} tokens only"
+            f"{where} = {model}: its vocabulary has {other.vocabulary} entries: perplexities can be compared with the "
+            f"same {own.vocabulary} tokens only"
         )
 
 

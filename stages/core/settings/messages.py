@@ -72,7 +72,7 @@ def _line(mistake: dict[str, Any], root: type[Section]) -> str:
         close = get_close_matches(steps[-1], known, 1)
         said = {"known": ", ".join(known), "guess": f" (is {close[0]} meant?)" if close else ""}
     elif kind.startswith("union_tag"):
-        key = said["discriminator"].strip("'")
+        key = said["discriminator"].strip("'_()")  # a key, or the function that reads it
         steps, value, said = [*steps, key], value.get(key, {}), {"known": _either(list(members))}
     elif kind == "missing":
         said = {"remedy": DEFAULTS if _says_nothing(members) else "it has no default"}

@@ -47,9 +47,8 @@ Name = Annotated[str, AfterValidator(_name)]
 
 
 def _task(profile: Any) -> str:
-    """The kind of a profile: what it says as `task`, language where it says nothing that is known."""
-    said = profile.get("task") if isinstance(profile, dict) else getattr(profile, "task", None)
-    return "image_classification" if said == "image_classification" else "language"
+    """The kind of a profile: what it says as `task`, language where it says nothing."""
+    return str(profile.get("task", "language") if isinstance(profile, dict) else getattr(profile, "task", "language"))
 
 
 AnyProfile = Annotated[
