@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.core.architecture import rules
 from stages.core.process import command
 from stages.core.settings import params
-from stages.core.settings.variants import CONTROL
+from stages.core.settings.recoveries import CONTROL
 from stages.core.training import files, runs
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from stages.core.architecture import rules
 from stages.core.process import command
 from stages.core.settings import params
-from stages.core.settings.variants import is_control
+from stages.core.settings.recoveries import is_control
 from stages.core.training import files
 
 

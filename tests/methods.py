@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from stages.core.settings.variants import Collapse, Drop, LowRank, Prune, Share
+from stages.core.settings.surgeries import Collapse, Drop, LowRank, Prune, Share
 
 SHARES = {
     f"share {alignment} {reference} {biases}": Share(

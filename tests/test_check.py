@@ -34,8 +34,10 @@ from stages.core.process import hub
 from stages.core.process.errors import UserError
 from stages.core.running import estimates, gpus
 from stages.core.settings import params, splits
+from stages.core.settings.recoveries import Recovery
 from stages.core.settings.texts import LabelledDataset
-from stages.core.settings.variants import Forms, Recovery, Variant
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Forms
 from stages.core.text import corpus, sources
 from stages.core.training import recovery, resuming
 

@@ -21,8 +21,8 @@ from stages.core.process import devices, memory
 from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.profiles import Runtime
+from stages.core.settings.recoveries import Recovery
 from stages.core.settings.section import Section
-from stages.core.settings.variants import Recovery
 from stages.core.tasks import notes, timing
 from stages.core.tasks.language import Language
 from stages.core.text.tokenizer import open_tokenizer

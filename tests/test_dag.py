@@ -82,7 +82,8 @@ CODE = {
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
-    "core/settings/{__init__ images messages params profiles section splits texts variants}": (
+    "core/settings/{__init__ images messages params profiles recoveries section splits surgeries texts variants"
+    " windows}": (
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),

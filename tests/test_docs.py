@@ -20,7 +20,7 @@ from shrunk import run
 
 from stages.core.architecture.families import FAMILIES
 from stages.core.settings.params import Params
-from stages.core.settings.variants import usual_recovery
+from stages.core.settings.recoveries import usual_recovery
 
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS, *sorted(ROOT.glob("data/local/*/README.md"))]

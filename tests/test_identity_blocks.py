@@ -13,7 +13,8 @@ from stages.core.calibration import activations, alignment
 from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Best, Budget, Drop, LowRank
+from stages.core.settings.surgeries import Drop, LowRank
+from stages.core.settings.windows import Best, Budget
 from stages.core.shrinking import budgets, fitting, ranks, repair, window_search
 from stages.core.training import recovery
 

@@ -5,7 +5,9 @@ import tiny
 
 from stages.core.architecture import targets
 from stages.core.architecture.depth import keep_layers
-from stages.core.settings.variants import Drop, Layers, Variant
+from stages.core.settings.surgeries import Drop
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Layers
 from stages.core.shrinking import baselines, layer_search, operations
 
 

@@ -17,7 +17,9 @@ from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.running import estimates
-from stages.core.settings.variants import Budget, Drop, Forms, Layers, LowRank, Prune, Variant
+from stages.core.settings.surgeries import Drop, LowRank, Prune
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Budget, Forms, Layers
 from stages.core.shrinking import (
     arranging,
     baselines,

@@ -15,8 +15,9 @@ from shrunk import run
 
 from stages.core.process.errors import UserError
 from stages.core.settings import params
+from stages.core.settings.recoveries import CONTROL, SHALLOWER
 from stages.core.settings.section import Section
-from stages.core.settings.variants import CONTROL, SHALLOWER, Share
+from stages.core.settings.surgeries import Share
 
 REPOSITORY = Path(__file__).parents[1] / "params.yaml"
 # Through JSON, so that sections which the file writes once for two profiles can be changed for one.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.architecture import windows
-from stages.core.settings.variants import Best, Budget
+from stages.core.settings.windows import Best, Budget
 from stages.core.shrinking import budgets, members, operations, ranks, window_search
 from stages.core.shrinking.window_search import search
 

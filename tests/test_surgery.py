@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stages.core.architecture import depth, ffn, windows
 from stages.core.calibration.moments import Moments
 from stages.core.forms import structure
-from stages.core.settings.variants import Keep
+from stages.core.settings.surgeries import Keep
 from stages.core.shrinking import merging
 from stages.core.shrinking.repair import least_squares
 

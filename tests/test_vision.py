@@ -11,7 +11,7 @@ from stages.core.calibration import activations
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.dense import to_dense
 from stages.core.process.errors import UserError
-from stages.core.settings.variants import Drop
+from stages.core.settings.surgeries import Drop
 from stages.core.shrinking import operations
 from stages.core.tasks.images import ImageClassification
 from stages.core.training import recovery
@@ -202,7 +202,7 @@ def test_the_last_axis_of_hidden_states_is_the_width(name):
 @pytest.mark.parametrize("name", tiny_vision.parameters("vit", "swin", "timm_wrapper"))
 def test_a_distilled_step_counts_labels_states_and_teacher(name):
     from stages.core.images.table import Batch
-    from stages.core.settings.variants import Distill
+    from stages.core.settings.recoveries import Distill
 
     class Rows:
         def __len__(self):

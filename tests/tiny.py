@@ -13,7 +13,7 @@ from stages.core.calibration.moments import Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms import checkpoint, counting
 from stages.core.forms import dense as dense_form
-from stages.core.settings.variants import Collapse, Share
+from stages.core.settings.surgeries import Collapse, Share
 from stages.core.shrinking import operations
 from stages.core.tasks.language import Language
 

@@ -14,7 +14,7 @@ from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
 from stages.core.process.progress import progress
-from stages.core.settings.variants import Alignment, Reference
+from stages.core.settings.surgeries import Alignment, Reference
 from stages.core.shrinking import ablation
 
 LEAST = 1e-4  # of the excess over the original that a logarithmic axis shows: what lies below it is as good

@@ -15,7 +15,7 @@ from stages.core.process import devices
 from stages.core.process.errors import UserError
 from stages.core.running.origins import Origins
 from stages.core.settings import params
-from stages.core.settings.variants import Recovery
+from stages.core.settings.recoveries import Recovery
 from stages.core.shrinking.probes import Judge, judge_by
 from stages.core.tasks import choice
 from stages.core.training import recovery

@@ -12,7 +12,7 @@ from stages.core.architecture.shape import Shape
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
 from stages.core.settings import params
-from stages.core.settings.variants import Distill, Recovery
+from stages.core.settings.recoveries import Distill, Recovery
 from stages.core.shrinking import curve
 from stages.core.shrinking.arranging import Surveyed
 from stages.core.shrinking.limits import MOMENTS

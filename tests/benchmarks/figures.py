@@ -15,7 +15,7 @@ from stages.core.calibration.moments import MomentStream, to_tensors
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.dense import to_dense
 from stages.core.process.artifacts import write_tensors
-from stages.core.settings.variants import Share
+from stages.core.settings.surgeries import Share
 from stages.core.shrinking import fitting, operations
 from tests.benchmarks import peer, shapes, work
 from tests.benchmarks.measuring import Figure, alternate, peak, seconds

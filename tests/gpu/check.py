@@ -250,7 +250,7 @@ def _recover(device, name, precision, folder=None, kill_after=None, seed=0):
 
     from stages.core.process import devices
     from stages.core.settings.profiles import Finetune
-    from stages.core.settings.variants import Distill, Recovery
+    from stages.core.settings.recoveries import Distill, Recovery
     from stages.core.tasks.language import Language
     from stages.core.training import recovery
 
@@ -305,7 +305,7 @@ def losses_and_gradients(device, small):
     """Of every objective: cross-entropy, logits and hidden states of a teacher, the penalty, single FFNs."""
     import tiny
 
-    from stages.core.settings.variants import Distill
+    from stages.core.settings.recoveries import Distill
     from stages.core.training import recovery
 
     rows, figures = (torch.arange(16)[None] * 7 + torch.arange(8)[:, None] * 3) % 31, {}
@@ -574,7 +574,7 @@ def times_of_fits(device, small):
     from stages.core.architecture.view import ModelView
     from stages.core.calibration.moments import Moments
     from stages.core.calibration.statistics import Calibration
-    from stages.core.settings.variants import Collapse, LowRank, Share
+    from stages.core.settings.surgeries import Collapse, LowRank, Share
     from stages.core.shrinking import operations
 
     model = built(small).to(device)
@@ -615,7 +615,7 @@ def times_of_fits(device, small):
 @check
 def times_of_training(device, small):
     """One step of 4 x 1,024 tokens: forward, backward, clip, AdamW; all weights, alone and with a teacher's logits."""
-    from stages.core.settings.variants import Distill
+    from stages.core.settings.recoveries import Distill
     from stages.core.tasks.language import Language
     from stages.core.training import recovery
 

@@ -14,20 +14,9 @@ from stages.core.process.errors import UserError
 from stages.core.settings import params
 from stages.core.settings.params import Params
 from stages.core.settings.profiles import Profile
-from stages.core.settings.variants import (
-    Best,
-    Blocks,
-    Budget,
-    Chosen,
-    Drop,
-    Forms,
-    Layers,
-    Like,
-    LowRank,
-    NoWindows,
-    Share,
-    Variant,
-)
+from stages.core.settings.surgeries import Drop, LowRank, Share
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Best, Blocks, Budget, Chosen, Forms, Layers, Like, NoWindows
 
 
 def validate(profile: str, model: Path) -> None:

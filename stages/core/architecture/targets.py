@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stages.core.architecture.shape import Shape
 from stages.core.architecture.windows import Window
-from stages.core.settings.variants import Like
+from stages.core.settings.windows import Like
 
 
 def target(shape: Shape, spec: int | float | Like) -> int:

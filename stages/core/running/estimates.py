@@ -12,20 +12,11 @@ from typing import Any
 from stages.core.architecture import targets, windows
 from stages.core.architecture.shape import Shape, Stage
 from stages.core.settings.profiles import Profile, Schedule
+from stages.core.settings.recoveries import is_control
+from stages.core.settings.surgeries import Collapse, Drop, LowRank, Mix, Share
 from stages.core.settings.texts import Articles, Reviews
-from stages.core.settings.variants import (
-    Blocks,
-    Budget,
-    Collapse,
-    Drop,
-    Forms,
-    Layers,
-    LowRank,
-    Mix,
-    Share,
-    Variant,
-    is_control,
-)
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Blocks, Budget, Forms, Layers
 from stages.core.shrinking import limits
 
 FLOAT, DOUBLE = 4, 8  # bytes; a product in float64 takes twice the time, too

@@ -8,7 +8,8 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.alignment import REFERENCES
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
-from stages.core.settings.variants import Distill, Recovery, Share
+from stages.core.settings.recoveries import Distill, Recovery
+from stages.core.settings.surgeries import Share
 from stages.core.shrinking import operations
 
 START = ("alignment", "reference", "base", "delta", "repair")  # these name an untrained row

@@ -17,8 +17,9 @@ from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import Window
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings import variants
-from stages.core.settings.variants import Best, Budget, Forms, Variant
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Best, Budget, Forms
+from stages.core.settings.windows import Layers as Leaving
 from stages.core.shrinking import layer_search, ranks, window_search
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.making import SHARED, Layers
@@ -80,7 +81,7 @@ def survey(
         best = Best(choose="best", sizes=spec.sizes)
         single = window_search.search(view, calibration, SHARED, best, judge.score, watch).scored
     if "drop" in spec.forms:
-        wanted = variants.Layers(choose="layers", target_parameters=spec.target_parameters)
+        wanted = Leaving(choose="layers", target_parameters=spec.target_parameters)
         reference = judge.reference(view)
         steps = layer_search.steps(view, calibration, wanted, judge.score, watch)
         orders = [layer_search.least_influence(view, calibration), layer_search.best(steps[-1]).layers if steps else []]

@@ -11,7 +11,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
-from stages.core.settings.variants import Drop, LowRank, Prune
+from stages.core.settings.surgeries import Drop, LowRank, Prune
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.layer_search import least_influence

@@ -9,7 +9,9 @@ from stages.core.architecture.shape import Shape
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
-from stages.core.settings.variants import Forms, Surgery, Variant
+from stages.core.settings.surgeries import Surgery
+from stages.core.settings.variants import Variant
+from stages.core.settings.windows import Forms
 from stages.core.shrinking import arranging, layer_search, making, mixing, probes
 from stages.core.shrinking.operations import operate
 

@@ -7,7 +7,7 @@ from stages.core.architecture import targets
 from stages.core.architecture.depth import influence, keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Layers
+from stages.core.settings.windows import Layers
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
-from stages.core.settings.variants import Share
+from stages.core.settings.surgeries import Share
 from stages.core.shrinking.lowrank import weighted, write
 from stages.core.shrinking.members import Ranks
 from stages.core.shrinking.options import DENSE, Form, read, sparse, stored_by

@@ -10,7 +10,7 @@ from stages.core.architecture.depth import Walk
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Collapse, Share
+from stages.core.settings.surgeries import Collapse, Share
 from stages.core.shrinking.fitting import Fit, fit
 
 Ranks = Mapping[str, Mapping[str, int]]  # layer, as JSON's string -> role -> rank

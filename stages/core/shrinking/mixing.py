@@ -16,7 +16,8 @@ import torch
 from stages.core.architecture import targets
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Forms, LowRank, Prune, Target
+from stages.core.settings.surgeries import LowRank, Prune
+from stages.core.settings.windows import Forms, Target
 from stages.core.shrinking import baselines, budgets
 from stages.core.shrinking.arranging import Arrangement, Surveyed, arrange, survey
 from stages.core.shrinking.budgets import Matrix

@@ -9,7 +9,7 @@ from stages.core.architecture.depth import keep_layers
 from stages.core.architecture.view import ModelView
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
-from stages.core.settings.variants import Collapse, Drop, LowRank, Mix, Prune, Share
+from stages.core.settings.surgeries import Collapse, Drop, LowRank, Mix, Prune, Share
 from stages.core.shrinking import baselines, making
 from stages.core.shrinking.members import Member, Ranks, aligned, fit_role, walk_to
 from stages.core.shrinking.repair import repair

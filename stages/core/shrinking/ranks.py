@@ -14,7 +14,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import Window
 from stages.core.calibration.moments import SITE, Moments, cholesky, root
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Share
+from stages.core.settings.surgeries import Share
 from stages.core.shrinking import budgets
 from stages.core.shrinking.budgets import Matrix
 from stages.core.shrinking.joint import parallel

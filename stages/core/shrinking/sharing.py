@@ -8,7 +8,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing, install
-from stages.core.settings.variants import Share
+from stages.core.settings.surgeries import Share
 from stages.core.shrinking.fitting import Fit, fit
 from stages.core.shrinking.lowrank import write
 from stages.core.shrinking.members import Member, Ranks, aligned, fit_role, walk_to

@@ -12,7 +12,8 @@ from stages.core.architecture.depth import record_states, resume_at
 from stages.core.architecture.view import ModelView
 from stages.core.architecture.windows import SPARE, Window
 from stages.core.calibration.statistics import Calibration
-from stages.core.settings.variants import Best, Budget, Share
+from stages.core.settings.surgeries import Share
+from stages.core.settings.windows import Best, Budget
 from stages.core.shrinking import budgets, ranks
 from stages.core.shrinking.limits import STATES
 from stages.core.shrinking.members import Ranks
