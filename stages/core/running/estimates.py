@@ -198,7 +198,7 @@ def finetune(profile: Profile, variants: Mapping[str, Variant], shape: Shape) ->
 
 
 def perplexity(profile: Profile, variants: Mapping[str, Variant], shape: Shape) -> Cost:
-    """Before and after training, every token in as many windows as overlap there."""
+    """Before and after training, every token in as many windows as overlap there; three numbers kept of each."""
     spec = profile.perplexity
     budget, unknown = _budget(spec, shape), _key(spec, "perplexity")
     texts = 1 + bool(getattr(profile.prepare, "other", None))  # the other text is cut like the test split
@@ -207,7 +207,8 @@ def perplexity(profile: Profile, variants: Mapping[str, Variant], shape: Shape) 
         tokens += 2 * protocol.rows * protocol.length
     return Cost(
         LIBRARIES + FLOAT * shape.parameters + _scoring(shape, spec.batch_size, _answers(spec)),
-        work=forward(shape, len(variants) * tokens),
+        len(variants) * 3 * FLOAT * (budget or 0) / _tokens(spec, shape),
+        forward(shape, len(variants) * tokens),
         runs=len(variants),
         unknown="" if budget else unknown,
     )
