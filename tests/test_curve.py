@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from stages.commands import curve as command
 from stages.commands import curve_picture, points
 from stages.core.architecture import targets
 from stages.core.process.errors import UserError
+from stages.core.reporting import paired
 from stages.core.shrinking import curve, mixing
 from stages.core.shrinking.probes import Judge
 
@@ -126,6 +128,21 @@ class Recovering(points.Measuring):
         self.ended.append((start.forms, recipe.rate, seed))
         left = start.made.view - max(0, self.gains[start.forms]) * (1.0 if recipe.rate == 1.0 else 0.5)
         return points.End(left, left + seed, self.gains[start.forms] > 0)
+
+
+def test_a_row_has_the_margin_of_its_test_perplexity_beside_the_original_s():
+    measuring, view = Recovering({}), tiny.view(tiny.model("gpt2"))
+    losses = np.random.default_rng(0).gamma(2.0, size=(2, 50))
+    measuring.study, measuring.block = SimpleNamespace(view=view), 8
+    measuring.losses = lambda model: losses[0 if model is view else 1]
+    other = tiny.view(tiny.model("gpt2"))
+    found = points.Measuring.row(measuring, "svd", points.Start(curve.Made(other, None, None), "", 2.0))
+    assert found["margin"] == paired.margin(losses[1], losses[0], np.arange(50) // 8) > 0
+    assert found["test"] == pytest.approx(np.exp(losses[1].mean())) and found["share"] == 1.0
+    own = points.Measuring.row(measuring, "original", points.Start(curve.Made(view, None, None), "", 2.0))
+    assert own["margin"] == 0
+    measuring.block = 50
+    assert points.Measuring.row(measuring, "svd", points.Start(curve.Made(other, None, None), "", 2.0))["margin"] == ""
 
 
 def test_a_mixture_is_recovered_as_what_ends_best():

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.commands.finished import refuse_other_profile
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
@@ -67,6 +69,12 @@ class Opened:
         """What judges models on the head of a split, as long as a section asks for."""
         task = choice.by(MODEL, self.section(section))
         return judge_by(task, task.held_out(SPLITS[split], self.section(section)), self.device)
+
+    def losses(self, section: str, split: str) -> tuple[Callable[[ModelView], np.ndarray], int]:
+        """What gives a model's losses on the head of a split, and how many of them in a row are one draw of it."""
+        task = choice.by(MODEL, self.section(section))
+        held_out = task.held_out(SPLITS[split], self.section(section))
+        return lambda view: task.losses(view.to(self.device).model, held_out), task.block
 
     def recoverer(self, held_out_by: str | None = None) -> Callable[..., History]:
         """What trains a model in place: (model, structure, teacher, what is trained, seed, kept layers).

@@ -7,10 +7,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stages.commands import opened
 from stages.core.architecture.shape import Shape
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
+from stages.core.reporting import paired
 from stages.core.settings import params
 from stages.core.settings.recoveries import Distill, Recovery
 from stages.core.shrinking import curve
@@ -18,6 +21,7 @@ from stages.core.shrinking.arranging import Surveyed
 from stages.core.shrinking.limits import MOMENTS
 from stages.core.shrinking.mixing import Tried
 from stages.core.shrinking.probes import Probed
+from stages.core.tasks.losses import exp_mean
 from stages.core.training.files import Outputs
 
 RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
@@ -55,6 +59,7 @@ class Measuring:
     def __init__(self):
         self.study = opened.Opened.here(MOMENTS)
         self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
+        self.losses, self.block = self.study.losses("perplexity", "test")
         self.longest = longest_window(self.study.profile, self.study.view.shape)
         self.known = self.study.view, self.study.calibration, self.judge
 
@@ -72,6 +77,11 @@ class Measuring:
     def original(self) -> Start:
         """The original."""
         return Start(curve.Made(self.study.view, Sharing(), None), "", self.judge.score(self.study.view))
+
+    @cached_property
+    def known_losses(self) -> np.ndarray:
+        """The original's on the test split."""
+        return self.losses(self.study.view)
 
     def probe(self) -> Probed:
         """What each matrix alone costs in each form."""
@@ -115,10 +125,16 @@ class Measuring:
         return min((Start(one, forms, self.judge.score(one.view)) for one in made), key=attrgetter("validation"))
 
     def row(self, name: str, start: Start) -> dict:
-        """What a model stores and its perplexities."""
+        """What a model stores and its perplexities, with the margin of the one on test text: see `paired.margin`."""
         stored = counting.count(start.made.view)["parameters"]
         share = stored / self.study.view.shape.parameters
-        scores = {"validation": start.validation, "test": self.test.score(start.made.view)}
+        losses = self.losses(start.made.view)
+        margin = paired.margin(losses, self.known_losses, np.arange(len(losses)) // self.block)
+        scores = {
+            "validation": start.validation,
+            "test": exp_mean([losses]),
+            "margin": "" if margin is None else margin,
+        }
         return {"method": name, "stored": stored, "share": share} | scores
 
     def originals(self, seeds: list[int] | None) -> list[dict]:

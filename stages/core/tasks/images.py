@@ -4,12 +4,12 @@ An example is an image with its label. The score that searches and trainings min
 as perplexity is for language: 1 where every label is certain and right, the number of labels where all are alike.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +23,7 @@ from stages.core.process.errors import UserError
 from stages.core.settings.images import Answers, ExtractImages, FinetuneImages, LatencyImages
 from stages.core.tasks import intervals, timing
 from stages.core.tasks.interface import CalibrationRows, Measured
+from stages.core.tasks.losses import exp_mean
 
 TOP = 5  # an answer counts as right among so many best ones, where there are more labels
 
@@ -104,7 +105,11 @@ class ImageClassification:
 
     def score(self, model: Any, held_out: Images, watch: Callable[[Iterable], Iterable] = iter) -> float:
         """exp of the mean cross-entropy of images."""
-        return exp_cross_entropy(self.logits(model, held_out, watch), held_out.labels)
+        return exp_mean([self.losses(model, held_out, watch)])
+
+    def losses(self, model: Any, held_out: Images, watch: Callable[[Iterable], Iterable] = iter) -> np.ndarray:
+        """The cross-entropy of every image."""
+        return _losses(self.logits(model, held_out, watch), held_out.labels)
 
     def reference(self, model: Any, held_out: Images) -> Tensor:
         """The logs of the labels' probabilities, float64, (n, labels)."""
@@ -120,13 +125,13 @@ class ImageClassification:
     ) -> Measured:
         """exp of the cross-entropy, accuracy with its 95% interval, macro F1, and accuracy among the five best."""
         logits, labels = self.logits(model, held_out, watch), held_out.labels
-        found = intervals.scores(labels, logits.argmax(1))
+        losses, found = _losses(logits, labels), intervals.scores(labels, logits.argmax(1))
         figures = {
-            "perplexity": exp_cross_entropy(logits, labels),
+            "perplexity": exp_mean([losses]),
             **{key: found[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1")},
             "top5": top_accuracy(logits, labels),
         }
-        return Measured(figures, functional.cross_entropy(logits.double(), labels, reduction="none").numpy())
+        return Measured(figures, losses)
 
     @torch.no_grad()
     def logits(self, model: Any, images: Images, watch: Callable[[Iterable], Iterable] = iter) -> Tensor:
@@ -195,12 +200,8 @@ def tokens_of_image(view: ModelView, image: Images) -> int:
     return min(len(record["ffn"][0]) for record in records.values())
 
 
-def exp_cross_entropy(logits: Tensor, labels: Tensor) -> float:
-    """exp of the mean cross-entropy of logits (n, labels). Raises UserError where it has no float64 value."""
-    mean = functional.cross_entropy(logits.double(), labels).item()
-    if not mean <= 700:
-        raise UserError(f"the mean loss is {mean:.0f} nats: exp of it has no float64 value, the model is broken")
-    return math.exp(mean)
+def _losses(logits: Tensor, labels: Tensor) -> np.ndarray:
+    return functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
 
 
 def top_accuracy(logits: Tensor, labels: Tensor, count: int = TOP) -> float:

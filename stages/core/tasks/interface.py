@@ -40,8 +40,7 @@ class CalibrationRows:
 class Measured(NamedTuple):
     """What is measured of a model on the test split.
 
-    figures: `perplexity` and what else the task has. losses: what the perplexity is exp of the mean of, in nats, in the
-    order of the split, float64, (n,).
+    figures: `perplexity` and what else the task has. losses: those of `Task.losses`.
     """
 
     figures: dict[str, float]
@@ -106,6 +105,10 @@ class Task(Protocol):
 
         Raises UserError where it is not finite.
         """
+        ...
+
+    def losses(self, model: Any, held_out: Any, watch: Watch = iter) -> np.ndarray:
+        """What `score` is exp of the mean of, in nats, in the order of the data, float64, (n,)."""
         ...
 
     def reference(self, model: Any, held_out: Any) -> Any:

@@ -7,13 +7,13 @@ every token but those of the first window has at least context - stride tokens b
 negative log-likelihood over the scored tokens. There is no padding.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,6 +25,7 @@ from stages.core.process.errors import UserError
 from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, SeedPerplexity
 from stages.core.tasks import likeliest, notes, timing
 from stages.core.tasks.interface import CalibrationRows, Measured
+from stages.core.tasks.losses import exp_mean
 from stages.core.text import corpus
 from stages.core.text.tokenizer import open_tokenizer, start_tokens
 
@@ -113,6 +114,12 @@ class Language:
     ) -> float:
         """The perplexity of a stream of token ids, which may be a plain tensor: int64, (tokens,)."""
         return exp_mean(self._losses(model, held_out, watch))
+
+    def losses(
+        self, model: Any, held_out: corpus.Stream | Tensor, watch: Callable[[Iterable], Iterable] = iter
+    ) -> np.ndarray:
+        """The cross-entropy of every token that is scored."""
+        return torch.cat([each.cpu() for each in self._losses(model, held_out, watch)]).numpy()
 
     def _losses(
         self, model: Any, held_out: corpus.Stream | Tensor, watch: Callable[[Iterable], Iterable]
@@ -257,18 +264,6 @@ def losses(
         if not torch.cat(scored).isfinite().all():
             raise UserError(f"the loss is not finite in tokens {batch[0][0]} to {batch[-1][1]}: the model is broken")
         yield from scored
-
-
-def exp_mean(losses: Iterable[Tensor]) -> float:
-    """exp of the mean over all elements of finite tensors. Raises UserError where it has no float64 value."""
-    total, count = 0.0, 0
-    for each in losses:
-        total += each.sum().item()
-        count += len(each)
-    mean = total / count
-    if mean > 700:
-        raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")
-    return math.exp(mean)
 
 
 def forward(

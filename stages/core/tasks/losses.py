@@ -1,10 +1,26 @@
-"""The losses behind a perplexity, kept so that two models can be compared answer by answer."""
+"""The losses behind a perplexity: their mean, and a table of them, so that models can be compared answer by answer."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.core.process.artifacts import parquet_writer
+from stages.core.process.errors import UserError
+
+
+def exp_mean(losses: Iterable[Any]) -> float:
+    """exp of the mean over all elements of finite tensors or arrays. Raises UserError where it has no float64 value."""
+    total, count = 0.0, 0
+    for each in losses:
+        total += each.sum().item()
+        count += len(each)
+    mean = total / count
+    if mean > 700:
+        raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")
+    return math.exp(mean)
 
 
 def keep(path: Path, before: np.ndarray, after: np.ndarray, block: int) -> None:
