@@ -6,6 +6,7 @@ from scipy import stats
 
 from stages.core.process.errors import UserError
 from stages.core.reporting import paired, tables
+from stages.core.reporting.study import summary
 from stages.core.tasks import losses
 
 RANDOM = np.random.default_rng(0)
@@ -63,9 +64,7 @@ def test_the_headline_shows_the_interval_and_none_of_a_short_split():
     study.margins["softshare"] = np.log(1.1)
     column = tables.headline(study).header.index("to control (95%)")
     assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250 (1.136–1.375)"]
-    assert study.to_control("softshare") == pytest.approx(
-        {"to_control": 1.25, "to_control_low": 1.25 / 1.1, "to_control_high": 1.375}
-    )
+    assert study.to_control("softshare") == 1.25 and study.bounds("softshare") == pytest.approx((1.25 / 1.1, 1.375))
     study.margins.clear()
     assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250"]
-    assert study.to_control("softshare") == {"to_control": 1.25}
+    assert study.bounds("softshare") is None and "margin" not in summary(study)["softshare"]["perplexity"]

@@ -18,9 +18,8 @@ def test_metrics_hold_every_variant(clone):
             "parameters", "dense_parameters", "ffn_parameters", "parameter_ratio", "checkpoint_mb", "perplexity",
             "latency", "sentiment", "summarization",
         }  # fmt: skip
-        assert row["perplexity"].keys() == {
-            "before", "after", "other_before", "other_after", "to_control", "to_control_low", "to_control_high",
-        }  # fmt: skip
+        known = {"before", "after", "other_before", "other_after", "to_control", "margin"}
+        assert row["perplexity"].keys() == known
         assert row["latency"].keys() == {"prefill_ms", "decode_ms_per_token", "speedup"}
         assert row["sentiment"].keys() == {"accuracy"}
         assert row["summarization"].keys() == {"rouge1", "rouge2", "rougeL", "rougeLsum"}

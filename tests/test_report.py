@@ -251,7 +251,7 @@ def test_another_text_has_its_columns_where_it_was_measured():
     row = found.rows[made_up.NAMES.index("merged_4")]
     assert dict(zip(found.header, row))["other ppl before"] == "7.000"
     assert dict(zip(found.header, row))["other ppl after"] == "6.500"
-    own = {"before", "after", "to_control", "to_control_low", "to_control_high"}
+    own = {"before", "after", "to_control", "margin"}
     assert summary(study)["merged_4"]["perplexity"].keys() == own | {"other_before", "other_after"}
     assert summary(without)["merged_4"]["perplexity"].keys() == own
     assert set(found.header) - set(tables.headline(without).header) == {"other ppl before", "other ppl after"}

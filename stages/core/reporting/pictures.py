@@ -137,9 +137,9 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
     for name, style in styles(study.variants).items():
         if name in close:
             place = near.transData + ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
-            (x, y), known = close[name], study.to_control(name)
-            bounds = [known.get(f"to_control_{end}", y / study.control) * study.control for end in ("low", "high")]
-            near.plot([x, x], bounds, color=style["color"], alpha=0.4, linewidth=1, transform=place)
+            (x, y), bounds = close[name], study.bounds(name) or ()
+            bar = [bound * study.control for bound in bounds]
+            near.plot([x] * len(bar), bar, color=style["color"], alpha=0.4, linewidth=1, transform=place)
             near.plot(x, y, **style, linestyle="", transform=place)
 
 

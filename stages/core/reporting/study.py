@@ -60,20 +60,15 @@ class Study:
         """Perplexity of the original model after the fine-tuning that every variant gets."""
         return self.perplexity["original"]["after"]
 
-    def to_control(self, name: str) -> dict[str, float]:
-        """A variant's perplexity after fine-tuning over the control's, and the bounds of its 95% interval by the text.
+    def to_control(self, name: str) -> float:
+        """A variant's perplexity after fine-tuning over the control's; with several seeds, that of their mean."""
+        return self.perplexity[name]["after"] / self.control
 
-        A test split of one block tells no interval. With several seeds the ratio is that of their mean perplexity, and
-        the interval that of the first seed's losses.
-        """
-        ratio, margin = self.perplexity[name]["after"] / self.control, self.margins.get(name)
-        if margin is None:
-            return {"to_control": ratio}
-        return {
-            "to_control": ratio,
-            "to_control_low": ratio * math.exp(-margin),
-            "to_control_high": ratio * math.exp(margin),
-        }
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """The 95% interval of `to_control` by the test text and the first seed; None where that text is too short."""
+        if (margin := self.margins.get(name)) is None:
+            return None
+        return self.to_control(name) * math.exp(-margin), self.to_control(name) * math.exp(margin)
 
 
 def summary(study: Study) -> dict[str, dict[str, Any]]:
@@ -82,7 +77,8 @@ def summary(study: Study) -> dict[str, dict[str, Any]]:
         name: {
             **study.sizes[name],
             "perplexity": _of(study.perplexity[name], "before", "after", "other_before", "other_after")
-            | study.to_control(name),
+            | {"to_control": study.to_control(name)}
+            | ({"margin": study.margins[name]} if name in study.margins else {}),
             "latency": _of(study.latency[name], "prefill_ms", "decode_ms_per_token", "speedup"),
             "accuracy": _of(study.perplexity[name], "accuracy_before", "accuracy_after", "top5_after"),
             "sentiment": _of(study.sentiment[name], "accuracy"),

@@ -71,11 +71,10 @@ def headline(study: Study) -> Table:
 
 def _to_control(study: Study, name: str) -> str:
     """A ratio to the control, which is 1 for itself, with its interval."""
-    found = study.to_control(name)
-    ratio = perplexity(found["to_control"])
-    if name == "original" or "to_control_low" not in found:
+    ratio, bounds = perplexity(study.to_control(name)), study.bounds(name)
+    if name == "original" or not bounds:
         return ratio
-    return f"{ratio} ({perplexity(found['to_control_low'])}–{perplexity(found['to_control_high'])})"
+    return f"{ratio} ({perplexity(bounds[0])}–{perplexity(bounds[1])})"
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:
