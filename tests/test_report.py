@@ -178,6 +178,19 @@ def test_the_closer_look_holds_the_control_and_half_of_the_variants(draw):
     assert len(shown) == half and "up to 1.1 times the control" in near.get_title("left")
 
 
+@pytest.mark.parametrize("draw", [pictures.perplexity_by_size, pictures.perplexity_by_speed])
+def test_the_closer_look_has_a_bar_for_each_interval_that_is_known(draw):
+    study = made_up.study(("original", "softshare", "svd"))
+    study.perplexity["svd"].update(after=study.control * 1.02)
+    study.margins.update(softshare=0.01, svd=5.0)  # the second leaves the panel
+    near = draw(study).axes[1]
+    bars = [list(line.get_ydata()) for line in near.lines if len(line.get_xdata()) == 2 and line.get_alpha() == 0.4]
+    assert bars == [pytest.approx([bound * study.control for bound in study.bounds(name)]) for name in study.variants]
+    assert near.get_ylim()[1] < 1.1 * study.control
+    study.margins.clear()
+    assert not [line for line in draw(study).axes[1].lines if line.get_alpha() == 0.4 and len(line.get_xdata())]
+
+
 def test_losses_are_not_offered_for_comparison():
     losses, validation = pictures.training(made_up.study()).axes
     assert "within a variant only" in losses.get_title("left")
