@@ -63,8 +63,8 @@ def test_the_headline_shows_the_interval_and_none_of_a_short_split():
     study.perplexity["softshare"].update(after=2.5)
     study.margins["softshare"] = np.log(1.1)
     column = tables.headline(study).header.index("to control (95%)")
-    assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250 (1.136–1.375)"]
+    assert [row[column] for row in tables.headline(study).rows] == ["1.0000", "1.250 (1.136–1.375)"]
     assert study.to_control("softshare") == 1.25 and study.bounds("softshare") == pytest.approx((1.25 / 1.1, 1.375))
     study.margins.clear()
-    assert [row[column] for row in tables.headline(study).rows] == ["1.000", "1.250"]
+    assert [row[column] for row in tables.headline(study).rows] == ["1.0000", "1.250"]
     assert study.bounds("softshare") is None and "margin" not in summary(study)["softshare"]["perplexity"]

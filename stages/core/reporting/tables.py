@@ -71,10 +71,12 @@ def headline(study: Study) -> Table:
 
 def _to_control(study: Study, name: str) -> str:
     """A ratio to the control, which is 1 for itself, with its interval."""
-    ratio, bounds = perplexity(study.to_control(name)), study.bounds(name)
-    if name == "original" or not bounds:
-        return ratio
-    return f"{ratio} ({perplexity(bounds[0])}–{perplexity(bounds[1])})"
+    bounds = study.bounds(name)
+    # Near 1 the fourth digit is what tells two variants apart.
+    ratio, *ends = (
+        f"{value:.4f}" if value < 1.1 else perplexity(value) for value in (study.to_control(name), *(bounds or ()))
+    )
+    return f"{ratio} ({'–'.join(ends)})" if ends and name != "original" else ratio
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:
