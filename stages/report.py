@@ -21,7 +21,7 @@ def main(
     def of(folder):
         return {name: read_json(folder / f"{name}.json") for name in names}
 
-    said = of(samples)
+    said, lost = of(samples), paired.read(losses, names)
     images, labels = answers.read(tokens, answers.shown(said))
     found = study.Study(
         profile=profile,
@@ -34,7 +34,8 @@ def main(
         recovery=of(recovery),
         training={name: read_csv(training / f"{name}.csv") for name in names},
         perplexity=of(perplexity),
-        margins=paired.margins(losses, names),
+        margins=paired.margins(lost),
+        untold=paired.untold(lost),
         latency=of(latency),
         sentiment=of(sentiment),
         summarization=of(summarization),

@@ -108,6 +108,7 @@ def study(names: tuple[str, ...] = NAMES, model: str = "data/model", seeds: bool
             | ({"other_before": 4.0 + n, "other_after": 3.5 + n, "other_tokens": 4567} if other else {})
         ),
         margins=each(lambda name, n: 0.001 * n),
+        untold=[],
         latency=each(
             lambda name, n: {
                 "prefill_ms": 8.0 - 0.4 * n, "decode_ms_per_token": 2.5 / (1 + 0.1 * n),

@@ -1,11 +1,12 @@
 """Intervals of paired perplexities: the known test where blocks are alike, right as often as they say, none of one."""
 
+import made_up
 import numpy as np
 import pytest
 from scipy import stats
 
 from stages.core.process.errors import UserError
-from stages.core.reporting import paired, tables
+from stages.core.reporting import chapters, paired, tables
 from stages.core.reporting.study import summary
 from stages.core.tasks import losses
 
@@ -45,19 +46,35 @@ def test_kept_losses_are_read_back_in_their_blocks(tmp_path):
     own, control = RANDOM.gamma(2.0, size=(2, 70)).astype(np.float32)
     losses.keep(tmp_path / "original.parquet", own, control, 32)
     losses.keep(tmp_path / "mix.parquet", control, own, 32)
-    found = paired.margins(tmp_path, ["original", "mix"])
-    assert found == {"original": 0.0, "mix": paired.margin(own, control, np.repeat([0, 1, 2], [32, 32, 6]))}
+    found = paired.read(tmp_path, ["original", "mix"])
+    margin = paired.margin(own, control, np.repeat([0, 1, 2], [32, 32, 6]))
+    assert paired.margins(found) == {"original": 0.0, "mix": margin}
+    middle = (own.astype(float) - control).mean()
+    assert paired.ratio(found, "mix", "original") == pytest.approx(np.exp([middle, middle - margin, middle + margin]))
     losses.keep(tmp_path / "other.parquet", own[:60], own[:60], 32)
     with pytest.raises(UserError, match="other.parquet and original.parquet are of different texts"):
-        paired.margins(tmp_path, ["original", "other"])
+        paired.read(tmp_path, ["original", "other"])
     for name in ("original", "mix"):
         losses.keep(tmp_path / f"{name}.parquet", own, control, 70)
-    assert paired.margins(tmp_path, ["original", "mix"]) == {}
+    found = paired.read(tmp_path, ["original", "mix"])
+    assert paired.margins(found) == {} and paired.ratio(found, "mix", "original") is None and not paired.untold(found)
+
+
+def test_neighbours_whose_order_is_open_are_named_and_no_others():
+    first = RANDOM.gamma(2.0, size=64)
+    noise = RANDOM.normal(size=64)
+    noise -= noise.mean()
+    of = {"far": first + 1.0, "same": first + 0.5, "near": first + 0.5 + 1e-3 + 0.1 * noise, "best": first}
+    of["again"] = of["best"]
+    found = paired.Losses(np.arange(64) // 2, of)
+    assert paired.untold(found) == [("same", "near")]
+    study = made_up.study(("original", "softshare"))
+    assert not any("does not tell apart" in str(part) for part in chapters.chapters(study)[0].parts)
+    study.untold.append(("softshare", "original"))
+    assert "does not tell apart: `softshare` and `original`." in chapters.chapters(study)[0].parts[2]
 
 
 def test_the_headline_shows_the_interval_and_none_of_a_short_split():
-    import made_up
-
     study = made_up.study(("original", "softshare"))
     study.perplexity["original"].update(after=2.0)
     study.perplexity["softshare"].update(after=2.5)

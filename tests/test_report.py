@@ -103,7 +103,7 @@ def test_every_variant_is_everywhere(made):
         assert html.count(f">{name}</text>") >= 3  # the legends
     found = json.loads((made / "summary.json").read_text())
     study = made_up.study()
-    kept = paired.margins(made / "given/losses", made_up.NAMES)  # float32
+    kept = paired.margins(paired.read(made / "given/losses", made_up.NAMES))  # float32
     assert kept == pytest.approx(study.margins)
     study.margins.update(kept)
     assert found == summary(study) and list(found) == list(made_up.NAMES)

@@ -99,6 +99,7 @@ def _variants(study: Study) -> Chapter:
             "*Speed-up* is the original's time over the variant's, both timed in turns in one process: for `original` "
             "itself it is the noise of that comparison.",
             tables.headline(study),
+            *_untold(study),
             Picture(
                 "perplexity_by_size",
                 "Test perplexity against stored parameters, before and after fine-tuning",
@@ -111,6 +112,14 @@ def _variants(study: Study) -> Chapter:
             tables.storage(study),
         ],
     )
+
+
+def _untold(study: Study) -> list[str]:
+    """Whose order in perplexity may be another on another test split; nothing where that is nobody's."""
+    if not study.untold:
+        return []
+    pairs = "; ".join(f"`{lower}` and `{higher}`" for lower, higher in study.untold)
+    return [f"Of neighbours in perplexity after fine-tuning the test split does not tell apart: {pairs}."]
 
 
 def _rates(study: Study) -> str:

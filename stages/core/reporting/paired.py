@@ -1,4 +1,4 @@
-"""How far a perplexity is known to lie from the control's: two models read the same test split, so they are paired.
+"""How far two perplexities are known to lie apart: both models read the same test split, so their losses are paired.
 
 A test split is a draw, and a difference of two models on it is known only as well as it repeats over the split. Losses
 of neighbouring tokens are alike, so blocks of them are what is drawn, and an image is a block of its own. Standard
@@ -7,7 +7,9 @@ errors of clustered, paired differences: Miller 2024, "Adding Error Bars to Eval
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -16,19 +18,57 @@ from stages.core.process.artifacts import numbers, parquet_reader
 from stages.core.process.errors import UserError
 
 
-def margins(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Variant -> the `margin` between its losses after recovery and the control's, for those that have one.
+class Losses(NamedTuple):
+    """What models lost at each answer of one test split.
 
-    folder: of the tables that stage `perplexity` keeps. Raises UserError where two are not of one split.
+    blocks: the number of each answer's block, from 0, int, (n,). of: a variant's losses after recovery, in nats, (n,).
     """
-    columns = {name: _read(folder / f"{name}.parquet") for name in names}
-    blocks, control = columns["original"]
-    found = {}
-    for name, (own_blocks, own) in columns.items():
-        if not np.array_equal(own_blocks, blocks):
-            raise UserError(f"{folder / name}.parquet and original.parquet are of different texts: run `dvc repro`")
-        found[name] = margin(own, control, blocks)
-    return {name: value for name, value in found.items() if value is not None}
+
+    blocks: np.ndarray
+    of: dict[str, np.ndarray]
+
+
+def read(folder: Path, names: Iterable[str]) -> Losses:
+    """The tables that stage `perplexity` keeps of these variants. Raises UserError where two are not of one split."""
+    blocks, of = None, {}
+    for name in names:
+        path = folder / f"{name}.parquet"
+        with parquet_reader(path) as file:
+            table = file.read(columns=["block", "after"])
+            own, of[name] = numbers(table["block"]), numbers(table["after"])
+        if blocks is not None and not np.array_equal(own, blocks):
+            raise UserError(f"{path} and {next(iter(of))}.parquet are of different texts: run `dvc repro`")
+        blocks = own
+    return Losses(blocks, of)
+
+
+def margins(found: Losses) -> dict[str, float]:
+    """Variant -> the `margin` between its losses and the control's; empty where the split is one block."""
+    each = {name: margin(own, found.of["original"], found.blocks) for name, own in found.of.items()}
+    return {name: value for name, value in each.items() if value is not None}
+
+
+def ratio(found: Losses, one: str, other: str) -> tuple[float, float, float] | None:
+    """The perplexity of one variant over another's, and its 95% interval; None where the split is one block."""
+    half = margin(found.of[one], found.of[other], found.blocks)
+    if half is None:
+        return None
+    middle = float((found.of[one].astype(np.float64) - found.of[other]).mean())
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def untold(found: Losses) -> list[tuple[str, str]]:
+    """Neighbours in the order of perplexity, the lower first, of which the split does not tell which is lower.
+
+    Models that lose the same everywhere are one model, and none of these.
+    """
+    order = sorted(found.of, key=lambda name: found.of[name].mean(dtype=np.float64))
+    near = []
+    for lower, higher in pairwise(order):
+        known = ratio(found, higher, lower)
+        if known and known[1] <= 1 and not np.array_equal(found.of[lower], found.of[higher]):
+            near.append((lower, higher))
+    return near
 
 
 def margin(own: np.ndarray, other: np.ndarray, blocks: np.ndarray) -> float | None:
@@ -45,9 +85,3 @@ def margin(own: np.ndarray, other: np.ndarray, blocks: np.ndarray) -> float | No
         return None
     variance = count / (count - 1) * ((sums - difference.mean() * sizes) ** 2).sum() / len(difference) ** 2
     return float(stdtrit(count - 1, 0.975) * math.sqrt(variance))
-
-
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with parquet_reader(path) as file:
-        table = file.read(columns=["block", "after"])
-        return numbers(table["block"]), numbers(table["after"])

@@ -15,7 +15,8 @@ class Study:
     """What the stages measured. A `Figures` has one entry a variant, in the order of params.yaml.
 
     A figure that the model's task does not have is absent: what a stage did not measure is an empty mapping. margins:
-    of each variant's log perplexity after fine-tuning beside the control's, see `stages.core.reporting.paired`.
+    of each variant's log perplexity after fine-tuning beside the control's; untold: variants whose order the test split
+    leaves open; see `stages.core.reporting.paired`.
     """
 
     profile: str
@@ -29,6 +30,7 @@ class Study:
     training: Mapping[str, list[dict[str, float]]]
     perplexity: Figures
     margins: Mapping[str, float]
+    untold: list[tuple[str, str]]
     latency: Figures
     sentiment: Figures
     summarization: Figures
