@@ -21,7 +21,8 @@ def main(
     def of(folder):
         return {name: read_json(folder / f"{name}.json") for name in names}
 
-    said, lost = of(samples), paired.read(losses, names)
+    said, perplexities, lost = of(samples), of(perplexity), paired.read(losses, names)
+    paired.refuse_others(lost, perplexities)
     images, labels = answers.read(tokens, answers.shown(said))
     found = study.Study(
         profile=profile,
@@ -33,7 +34,7 @@ def main(
         sizes=of(sizes),
         recovery=of(recovery),
         training={name: read_csv(training / f"{name}.csv") for name in names},
-        perplexity=of(perplexity),
+        perplexity=perplexities,
         margins=paired.margins(lost),
         untold=paired.untold(lost),
         latency=of(latency),

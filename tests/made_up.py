@@ -157,7 +157,7 @@ def lay_out(found: Study, folder: Path) -> dict[str, Path]:
     paths["losses"] = folder / "losses"
     for name, margin in found.margins.items():
         # Of two draws the mean lies half their difference from each: that is the standard error.
-        apart = margin / stdtrit(1, 0.975) * np.array([1.0, -1.0])
+        apart = margin / stdtrit(1, 0.975) * np.array([1.0, -1.0]) + np.log(found.perplexity[name]["after"])
         losses.keep(paths["losses"] / f"{name}.parquet", apart, apart, block=1)
     paths["tokens"] = folder / "test.parquet"  # read where samples are images
     return paths | {"literature": ROOT / "data" / "published.yaml", "templates": ROOT / "templates"}

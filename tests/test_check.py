@@ -386,7 +386,7 @@ def test_another_checkpoint_with_another_vocabulary_is_refused_unopened(tmp_path
     rival["surgery"] = {"method": "external", "model": str(tmp_path / "rival")}
     found = write(tmp_path, **{"variants.rival": rival})
     (line,) = check.externals(found, shape.of_folder(tmp_path / "own"))
-    assert line.startswith(f"variants.rival.surgery.model = {tmp_path / 'rival'}: its vocabulary has 50257 entries")
+    assert line.startswith(f"variants.rival.surgery.model = {tmp_path / 'rival'}: it knows 50257 tokens")
     assert "97 tokens" in line
     assert check.externals(found, shape.of_folder(tmp_path / "rival")) == []
     skipped = write(tmp_path, **{"variants.rival": rival | {"skip": ["small"]}})
@@ -777,10 +777,18 @@ VAIN = [
     (
         "small",
         "prepare.other",
-        {"source": DATASET | {"path": "text", "data_files": {"test": "empty/README.md"}}},
-        "prepare.other.source.data_files.test = empty/README.md: README.md explains a folder, and is not read as data",
+        {"source": DATASET | {"path": "text", "data_files": {"test": "empty/*"}}},
+        "prepare.other.source.data_files.test = empty/*: no file of data; README.md is read where it is named itself",
     ),
+    ("small", "prepare.other", {"source": DATASET | {"path": "text", "data_files": {"test": "empty/README.md"}}}, None),
     ("digits", "prepare.source.file", "none.parquet", "prepare.source.file = none.parquet: no such file"),
+    ("digits", "prepare.source.file", "empty", "prepare.source.file = empty: a folder; a file is needed"),
+    (
+        "digits",
+        "prepare.source.file",
+        "text/some.txt",
+        "prepare.source.file = text/some.txt: no parquet file, or damaged, or has not arrived as a whole",
+    ),
     ("digits", "prepare.source", DATASET | SHARES | {"path": "empty"}, "prepare.source.path = empty: no such file"),
     (
         "digits",

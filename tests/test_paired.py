@@ -54,10 +54,22 @@ def test_kept_losses_are_read_back_in_their_blocks(tmp_path):
     losses.keep(tmp_path / "other.parquet", own[:60], own[:60], 32)
     with pytest.raises(UserError, match="other.parquet and original.parquet are of different texts"):
         paired.read(tmp_path, ["original", "other"])
+    for wrong, block in ((np.where(own > own.mean(), np.nan, own), 32), (own, -32)):
+        losses.keep(tmp_path / "wrong.parquet", own, wrong, block)
+        with pytest.raises(UserError, match="wrong.parquet is no table of losses in blocks"):
+            paired.read(tmp_path, ["wrong"])
     for name in ("original", "mix"):
         losses.keep(tmp_path / f"{name}.parquet", own, control, 70)
     found = paired.read(tmp_path, ["original", "mix"])
     assert paired.margins(found) == {} and paired.ratio(found, "mix", "original") is None and not paired.untold(found)
+
+
+def test_losses_of_another_model_are_refused():
+    found = paired.Losses(np.arange(4), {"mix": np.log([2.0, 2.0, 8.0, 8.0]).astype(np.float32)})
+    paired.refuse_others(found, {"mix": {"after": 4.0, "seeds": 1}})
+    paired.refuse_others(found, {"mix": {"after": 4.2, "seeds": 3}})
+    with pytest.raises(UserError, match="losses and the perplexity of mix are of different models"):
+        paired.refuse_others(found, {"mix": {"after": 4.01, "seeds": 1}})
 
 
 def test_neighbours_whose_order_is_open_are_named_and_no_others():
@@ -69,9 +81,9 @@ def test_neighbours_whose_order_is_open_are_named_and_no_others():
     found = paired.Losses(np.arange(64) // 2, of)
     assert paired.untold(found) == [("same", "near")]
     study = made_up.study(("original", "softshare"))
-    assert not any("does not tell apart" in str(part) for part in chapters.chapters(study)[0].parts)
+    assert not any("does not tell these" in str(part) for part in chapters.chapters(study)[0].parts)
     study.untold.append(("softshare", "original"))
-    assert "does not tell apart: `softshare` and `original`." in chapters.chapters(study)[0].parts[2]
+    assert chapters.chapters(study)[0].parts[2].endswith("(by the first seed): `softshare` and `original`.")
 
 
 def test_the_headline_shows_the_interval_and_none_of_a_short_split():

@@ -14,7 +14,10 @@ from stages.core.settings.texts import PACKAGED, Loaded
 
 NO_FOLDER, NO_FILE = "there is no such folder", "no such file"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-README = "README.md"  # explains a folder, is none of its data
+# What `datasets` leaves out of what a pattern or a folder holds, unless it is named itself.
+NO_DATA = {
+    "README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dummy_data.zip", "dataset_dict.json",
+}  # fmt: skip
 
 
 def missing(found: Params) -> Iterator[str]:
@@ -107,8 +110,11 @@ def _shards(weights: Path) -> set[Path]:
 def missing_text(key: str, source: Any) -> Iterator[str]:
     """A line for every folder and file of this machine that a source of text or images names in vain."""
     if not isinstance(source, Loaded):
-        if (file := getattr(source, "file", None)) and not Path(file).is_file():
-            yield f"{key}.file = {file}: {NO_FILE}"
+        if file := getattr(source, "file", None):
+            if not Path(file).is_file():
+                yield f"{key}.file = {file}: {_why_none(file)}"
+            elif wrong := broken(Path(file), ".parquet"):
+                yield f"{key}.file = {file}: {wrong}"
         return
     path = os.path.expanduser(source.path)
     folder = "" if source.path in PACKAGED or not os.path.isdir(path) else path
@@ -131,13 +137,18 @@ def missing_text(key: str, source: Any) -> Iterator[str]:
 
 
 def _files(pattern: str) -> Iterator[str]:
-    """The files that a path or a pattern stands for. What explains a folder is none of its data."""
-    found = dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)])
-    return (path for path in found if os.path.basename(path) != README and os.path.isfile(path))
+    """The files of data that a path or a pattern stands for."""
+    found, left_out = (
+        dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)]),
+        NO_DATA - {os.path.basename(pattern)},
+    )
+    return (path for path in found if os.path.basename(path) not in left_out and os.path.isfile(path))
 
 
 def _why_none(path: str) -> str:
-    """Why a path or a pattern stands for no file."""
+    """Why a path or a pattern stands for no file of data."""
     if os.path.isdir(path):
         return "a folder; a file is needed"
-    return f"{README} explains a folder, and is not read as data" if os.path.isfile(path) else NO_FILE
+    if others := [os.path.basename(found) for found in glob.glob(path, recursive=True) if os.path.isfile(found)]:
+        return f"no file of data; {others[0]} is read where it is named itself"
+    return NO_FILE

@@ -21,7 +21,7 @@ from stages.core.shrinking.arranging import Surveyed
 from stages.core.shrinking.limits import MOMENTS
 from stages.core.shrinking.mixing import Tried
 from stages.core.shrinking.probes import Probed
-from stages.core.tasks.losses import exp_mean
+from stages.core.tasks.losses import blocks, exp_mean
 from stages.core.training.files import Outputs
 
 RATES = (3.0, 1.0, 0.3, 0.1)  # times the profile's own
@@ -129,7 +129,7 @@ class Measuring:
         stored = counting.count(start.made.view)["parameters"]
         share = stored / self.study.view.shape.parameters
         losses = self.losses(start.made.view)
-        margin = paired.margin(losses, self.known_losses, np.arange(len(losses)) // self.block)
+        margin = paired.margin(losses, self.known_losses, blocks(len(losses), self.block))
         scores = {
             "validation": start.validation,
             "test": exp_mean([losses]),

@@ -64,9 +64,10 @@ def external_mistakes(where: str, model: str, own: Shape, other: Shape) -> Itera
     if task != its:
         yield f"{where} = {model}: the task of a model of type {other.model_type} is {its}, and this study's is {task}"
     elif own.vocabulary != other.vocabulary:
+        what = "tokens" if task == "language" else "labels"
         yield (
-            f"{where} = {model}: its vocabulary has {other.vocabulary} entries: perplexities can be compared with the "
-            f"same {own.vocabulary} tokens only"
+            f"{where} = {model}: it knows {other.vocabulary} {what}: perplexities can be compared with the same "
+            f"{own.vocabulary} {what} only"
         )
 
 

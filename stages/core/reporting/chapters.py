@@ -94,8 +94,9 @@ def _variants(study: Study) -> Chapter:
         "Variants",
         [
             "Perplexity is on the test split, which chose nothing, before and after the same fine-tuning; *to control* "
-            "compares with the original model after it. Its 95% interval is how far another draw of the test split "
-            f"would move it: both read the same one. *Stored* counts every tensor once. {_measures(study)}"
+            "compares with the original model after it. Its 95% interval says how well this test split, which both "
+            "models read, lets the ratio be known for all such text, by the first seed. *Stored* counts every tensor "
+            f"once. {_measures(study)}"
             "*Speed-up* is the original's time over the variant's, both timed in turns in one process: for `original` "
             "itself it is the noise of that comparison.",
             tables.headline(study),
@@ -115,11 +116,11 @@ def _variants(study: Study) -> Chapter:
 
 
 def _untold(study: Study) -> list[str]:
-    """Whose order in perplexity may be another on another test split; nothing where that is nobody's."""
+    """The variants whose order in perplexity the test split leaves open; nothing where there are none."""
     if not study.untold:
         return []
     pairs = "; ".join(f"`{lower}` and `{higher}`" for lower, higher in study.untold)
-    return [f"Of neighbours in perplexity after fine-tuning the test split does not tell apart: {pairs}."]
+    return [f"The test split does not tell these neighbours in perplexity apart (by the first seed): {pairs}."]
 
 
 def _rates(study: Study) -> str:

@@ -6,7 +6,7 @@ errors of clustered, paired differences: Miller 2024, "Adding Error Bars to Eval
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -29,17 +29,31 @@ class Losses(NamedTuple):
 
 
 def read(folder: Path, names: Iterable[str]) -> Losses:
-    """The tables that stage `perplexity` keeps of these variants. Raises UserError where two are not of one split."""
+    """The tables that stage `perplexity` keeps of these variants.
+
+    Raises UserError where two are not of one split, or a table is none of losses in blocks.
+    """
     blocks, of = None, {}
     for name in names:
         path = folder / f"{name}.parquet"
         with parquet_reader(path) as file:
             table = file.read(columns=["block", "after"])
             own, of[name] = numbers(table["block"]), numbers(table["after"])
+        steps = np.diff(own, prepend=-1)
+        if not np.isfinite(of[name]).all() or own[0] != 0 or not np.isin(steps, (0, 1)).all():
+            raise UserError(f"{path} is no table of losses in blocks: delete it and run `dvc repro`")
         if blocks is not None and not np.array_equal(own, blocks):
             raise UserError(f"{path} and {next(iter(of))}.parquet are of different texts: run `dvc repro`")
         blocks = own
     return Losses(blocks, of)
+
+
+def refuse_others(found: Losses, perplexity: Mapping[str, Mapping[str, float]]) -> None:
+    """Raise UserError where losses are not those behind a perplexity, which of several seeds is a mean: none then."""
+    for name, losses in found.of.items():
+        mean = losses.mean(dtype=np.float64)
+        if perplexity[name]["seeds"] == 1 and not math.isclose(mean, math.log(perplexity[name]["after"]), abs_tol=1e-4):
+            raise UserError(f"the losses and the perplexity of {name} are of different models: run `dvc repro`")
 
 
 def margins(found: Losses) -> dict[str, float]:
@@ -58,7 +72,7 @@ def ratio(found: Losses, one: str, other: str) -> tuple[float, float, float] | N
 
 
 def untold(found: Losses) -> list[tuple[str, str]]:
-    """Neighbours in the order of perplexity, the lower first, of which the split does not tell which is lower.
+    """Neighbours in the order of perplexity, the lower first, where the split does not tell which is lower.
 
     Models that lose the same everywhere are one model, and none of these.
     """

@@ -127,7 +127,7 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
     whole.plot(*zip(*(points[name] for name in line)), **dashed, label="Pareto line")
     near.plot(*zip(*(close[name] for name in line if name in close)), **dashed)
     near.axhline(study.control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
-    near.set(title=f"After fine-tuning, up to {bound:g} times the control (bars: 95%)")
+    near.set(title=f"After fine-tuning, up to {bound:g} times the control (95% bars)")
     for axes in (whole, near):
         axes.margins(0.08)
     logarithmic(whole.yaxis)
@@ -138,7 +138,7 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
         if name in close:
             place = near.transData + ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
             (x, y), bounds = close[name], study.bounds(name) or ()
-            bar = [bound * study.control for bound in bounds]
+            bar = [end * study.control for end in bounds]
             near.plot([x] * len(bar), bar, color=style["color"], alpha=0.4, linewidth=1, transform=place)
             near.plot(x, y, **style, linestyle="", transform=place)
 

@@ -67,7 +67,7 @@ class Study:
         return self.perplexity[name]["after"] / self.control
 
     def bounds(self, name: str) -> tuple[float, float] | None:
-        """The 95% interval of `to_control` by the test text and the first seed; None where that text is too short."""
+        """The 95% interval of `to_control` by the test split and the first seed; None where that is too short."""
         if (margin := self.margins.get(name)) is None:
             return None
         return self.to_control(name) * math.exp(-margin), self.to_control(name) * math.exp(margin)

@@ -71,12 +71,10 @@ def headline(study: Study) -> Table:
 
 def _to_control(study: Study, name: str) -> str:
     """A ratio to the control, which is 1 for itself, with its interval."""
-    bounds = study.bounds(name)
+    ratio, bounds = study.to_control(name), study.bounds(name)
     # Near 1 the fourth digit is what tells two variants apart.
-    ratio, *ends = (
-        f"{value:.4f}" if value < 1.1 else perplexity(value) for value in (study.to_control(name), *(bounds or ()))
-    )
-    return f"{ratio} ({'–'.join(ends)})" if ends and name != "original" else ratio
+    shown, *ends = (f"{value:.4f}" if ratio < 1.1 else perplexity(value) for value in (ratio, *(bounds or ())))
+    return f"{shown} ({'–'.join(ends)})" if ends and name != "original" else shown
 
 
 def _spread(found: Mapping[str, Any], name: str) -> str:

@@ -35,7 +35,7 @@ class ImageClassification:
     batch_size: int = 64
 
     unit = "images"
-    block = 1
+    block = 1  # an image says nothing of the next
 
     @classmethod
     def by(cls, section: Any) -> Self:
@@ -201,6 +201,7 @@ def tokens_of_image(view: ModelView, image: Images) -> int:
 
 
 def _losses(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """The cross-entropy of each row of logits (n, labels), in nats, float64, (n,)."""
     return functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
 
 

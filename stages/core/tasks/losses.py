@@ -12,15 +12,23 @@ from stages.core.process.errors import UserError
 
 
 def exp_mean(losses: Iterable[Any]) -> float:
-    """exp of the mean over all elements of finite tensors or arrays. Raises UserError where it has no float64 value."""
+    """exp of the mean over the elements of tensors or arrays of one axis.
+
+    Raises UserError where that has no float64 value.
+    """
     total, count = 0.0, 0
     for each in losses:
         total += each.sum().item()
         count += len(each)
     mean = total / count
-    if mean > 700:
+    if not mean <= 700:
         raise UserError(f"the mean loss is {mean:.0f} nats: perplexity has no float64 value, the model is broken")
     return math.exp(mean)
+
+
+def blocks(count: int, size: int) -> np.ndarray:
+    """The number of the block that each of `count` losses in a row is in, int32, (count,)."""
+    return np.arange(count, dtype=np.int32) // size
 
 
 def keep(path: Path, before: np.ndarray, after: np.ndarray, block: int) -> None:
@@ -31,7 +39,7 @@ def keep(path: Path, before: np.ndarray, after: np.ndarray, block: int) -> None:
     import pyarrow as pa
 
     columns = {
-        "block": pa.array(np.arange(len(after), dtype=np.int32) // block),
+        "block": pa.array(blocks(len(after), block)),
         "before": pa.array(before.astype(np.float32)),
         "after": pa.array(after.astype(np.float32)),
     }
