@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from stages.core.process.errors import UserError
-from stages.core.reporting import chapters, paired, tables
+from stages.core.reporting import chapters, paired, pictures, tables
 from stages.core.reporting.study import summary
 from stages.core.tasks import losses
 
@@ -54,14 +54,25 @@ def test_kept_losses_are_read_back_in_their_blocks(tmp_path):
     losses.keep(tmp_path / "other.parquet", own[:60], own[:60], 32)
     with pytest.raises(UserError, match="other.parquet and original.parquet are of different texts"):
         paired.read(tmp_path, ["original", "other"])
-    for wrong, block in ((np.where(own > own.mean(), np.nan, own), 32), (own, -32)):
-        losses.keep(tmp_path / "wrong.parquet", own, wrong, block)
+    for wrong, block in ((np.where(own > own.mean(), np.nan, own), 32), (own, -32), (own[:0], 32)):
+        losses.keep(tmp_path / "wrong.parquet", wrong, wrong, block)
         with pytest.raises(UserError, match="wrong.parquet is no table of losses in blocks"):
             paired.read(tmp_path, ["wrong"])
     for name in ("original", "mix"):
         losses.keep(tmp_path / f"{name}.parquet", own, control, 70)
     found = paired.read(tmp_path, ["original", "mix"])
     assert paired.margins(found) == {} and paired.ratio(found, "mix", "original") is None and not paired.untold(found)
+
+
+def test_two_blocks_of_a_broken_model_have_an_interval_without_end():
+    found = paired.Losses(np.array([0, 1]), {"broken": np.array([600.0, 1.0]), "original": np.array([1.0, 1.0])})
+    middle, low, high = paired.ratio(found, "broken", "original")
+    assert low < 1 < middle < high < np.inf
+    study = made_up.study(("original", "softshare"))
+    study.margins["softshare"] = paired.margins(found)["broken"]
+    assert "(0.0000–" in tables.headline(study).rows[1][tables.headline(study).header.index("to control (95%)")]
+    for draw in ("perplexity_by_size", "perplexity_by_speed"):
+        pictures.svg(getattr(pictures, draw)(study), draw)
 
 
 def test_losses_of_another_model_are_refused():

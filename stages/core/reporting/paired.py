@@ -40,7 +40,7 @@ def read(folder: Path, names: Iterable[str]) -> Losses:
             table = file.read(columns=["block", "after"])
             own, of[name] = numbers(table["block"]), numbers(table["after"])
         steps = np.diff(own, prepend=-1)
-        if not np.isfinite(of[name]).all() or own[0] != 0 or not np.isin(steps, (0, 1)).all():
+        if not np.isfinite(of[name]).all() or own[:1].tolist() != [0] or not np.isin(steps, (0, 1)).all():
             raise UserError(f"{path} is no table of losses in blocks: delete it and run `dvc repro`")
         if blocks is not None and not np.array_equal(own, blocks):
             raise UserError(f"{path} and {next(iter(of))}.parquet are of different texts: run `dvc repro`")
@@ -68,7 +68,12 @@ def ratio(found: Losses, one: str, other: str) -> tuple[float, float, float] | N
     if half is None:
         return None
     middle = float((found.of[one].astype(np.float64) - found.of[other]).mean())
-    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+    return factor(middle), factor(middle - half), factor(middle + half)
+
+
+def factor(nats: float) -> float:
+    """exp of a difference in nats, at most the largest that float64 has."""
+    return math.exp(min(nats, 709.0))
 
 
 def untold(found: Losses) -> list[tuple[str, str]]:

@@ -1,10 +1,10 @@
 """All that one run found, and the plain figures that summaries, plots and pages are made of."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.core.reporting.paired import factor
 from stages.core.reporting.published import Published
 
 Figures = Mapping[str, Mapping[str, Any]]
@@ -70,7 +70,7 @@ class Study:
         """The 95% interval of `to_control` by the test split and the first seed; None where that is too short."""
         if (margin := self.margins.get(name)) is None:
             return None
-        return self.to_control(name) * math.exp(-margin), self.to_control(name) * math.exp(margin)
+        return self.to_control(name) * factor(-margin), self.to_control(name) * factor(margin)
 
 
 def summary(study: Study) -> dict[str, dict[str, Any]]:
