@@ -331,29 +331,24 @@ def test_the_control_s_copy_is_made_without_torch(study):
     assert (study / "copy/model.safetensors").read_bytes() == (study / "control/model/model.safetensors").read_bytes()
 
 
+def measure(out: str, **paths: Path) -> None:
+    """Stage `perplexity` of softshare, its figures and losses as `out`."""
+    kept = {"out": Path(f"{out}.json"), "predictions": Path(f"{out}.parquet")}
+    perplexity.main("tiny", "softshare", **paths, **kept)
+
+
 def test_perplexity_opens_each_checkpoint_once(study, monkeypatch):
     opened, load = [], checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda folder: opened.append(str(folder)) or load(folder))
     both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
     text = {name: Path(f"text/{file}.parquet") for name, file in (("tokens", "test"), ("rows", "test_rows"))}
-    perplexity.main(
-        "tiny",
-        "softshare",
-        **both,
-        **text,
-        other=Path("text/other.parquet"),
-        out=Path("again.json"),
-        predictions=Path("again.parquet"),
-    )
+    measure("again", **both, **text, other=Path("text/other.parquet"))
     assert sorted(opened) == ["finetuned/softshare", "surgery/softshare"]
     assert Path("again.json").read_bytes() == Path("perplexity/softshare.json").read_bytes()
     # A start that was kept is the same checkpoint: it is measured once.
     opened.clear()
     shutil.copytree("finetuned/softshare", "start")
-    perplexity.main(
-        "tiny", "softshare", **both | {"before": Path("start")}, **text, other=Path("text/other.parquet"),
-        out=Path("kept.json"), predictions=Path("kept.parquet"),
-    )  # fmt: skip
+    measure("kept", **both | {"before": Path("start")}, **text, other=Path("text/other.parquet"))
     kept = json.loads(Path("kept.json").read_text())
     assert opened == ["finetuned/softshare"] and kept["before"] == kept["after"]
     assert kept["other_before"] == kept["other_after"] and kept["seed_before"] == kept["seed_after"]
@@ -363,30 +358,14 @@ def test_another_text_is_scored_as_the_test_split_is_and_one_that_is_not_there_n
     both = {"before": Path("surgery/softshare"), "after": Path("finetuned/softshare")}
     found = json.loads(Path("perplexity/softshare.json").read_text())
     texts = {"tokens": Path("text/other.parquet"), "rows": Path("text/test_rows.parquet")}
-    perplexity.main(
-        "tiny",
-        "softshare",
-        **both,
-        **texts,
-        other=Path("text/other.parquet"),
-        out=Path("same.json"),
-        predictions=Path("same.parquet"),
-    )
+    measure("same", **both, **texts, other=Path("text/other.parquet"))
     same = json.loads(Path("same.json").read_text())
     for when in ("before", "after"):
         assert same[when] == same[f"other_{when}"] == found[f"other_{when}"] != found[when]
     assert found["other_tokens"] == same["tokens"]
     corpus.write_tokens(Path("nothing.parquet"), [])
     texts["tokens"] = Path("text/test.parquet")
-    perplexity.main(
-        "tiny",
-        "softshare",
-        **both,
-        **texts,
-        other=Path("nothing.parquet"),
-        out=Path("without.json"),
-        predictions=Path("without.parquet"),
-    )
+    measure("without", **both, **texts, other=Path("nothing.parquet"))
     assert json.loads(Path("without.json").read_text()) == {
         key: value for key, value in found.items() if not key.startswith("other")
     }

@@ -138,10 +138,8 @@ def missing_text(key: str, source: Any) -> Iterator[str]:
 
 def _files(pattern: str) -> Iterator[str]:
     """The files of data that a path or a pattern stands for."""
-    found, left_out = (
-        dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)]),
-        NO_DATA - {os.path.basename(pattern)},
-    )
+    found = dict.fromkeys([pattern, *glob.iglob(pattern, recursive=True)])
+    left_out = NO_DATA - {os.path.basename(pattern)}
     return (path for path in found if os.path.basename(path) not in left_out and os.path.isfile(path))
 
 

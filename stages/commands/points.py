@@ -11,6 +11,7 @@ import numpy as np
 
 from stages.commands import opened
 from stages.core.architecture.shape import Shape
+from stages.core.architecture.view import ModelView
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.structure import Sharing
 from stages.core.reporting import paired
@@ -58,7 +59,7 @@ class Measuring:
 
     def __init__(self):
         self.study = opened.Opened.here(MOMENTS)
-        self.judge, self.test = self.study.judge("search", "validation"), self.study.judge("perplexity", "test")
+        self.judge = self.study.judge("search", "validation")
         self.losses, self.block = self.study.losses("perplexity", "test")
         self.longest = longest_window(self.study.profile, self.study.view.shape)
         self.known = self.study.view, self.study.calibration, self.judge
@@ -82,6 +83,10 @@ class Measuring:
     def known_losses(self) -> np.ndarray:
         """The original's on the test split."""
         return self.losses(self.study.view)
+
+    def test(self, view: ModelView) -> float:
+        """A model's perplexity on the test split."""
+        return exp_mean([self.losses(view)])
 
     def probe(self) -> Probed:
         """What each matrix alone costs in each form."""
@@ -142,7 +147,7 @@ class Measuring:
         row = self.row("original", self.original) | {"speed": curve.ORDINARY}
         if seeds is None:
             return [row]
-        plain = {"validation_after": self.judge.score(self.teacher), "test_after": self.test.score(self.teacher)}
+        plain = {"validation_after": self.judge.score(self.teacher), "test_after": self.test(self.teacher)}
         spec = Recovery(teacher="control", distill=Distill(logits=0.5, hidden=HIDDEN))
         return [row | plain, row | {"method": "original_distilled"} | self.trained([self.original], spec, seeds)]
 
@@ -167,7 +172,7 @@ class Measuring:
         tried = start.made.view.copy()
         history = self.recover(tried, start.made.sharing, self.teacher, recipe, seed, start.made.kept)
         first, *later = (one["value"] for one in history.validation)
-        return End(self.judge.score(tried), self.test.score(tried), min(later) < first)
+        return End(self.judge.score(tried), self.test(tried), min(later) < first)
 
 
 def arms(spec: Recovery, start: Start, rates: Sequence[float] = RATES) -> list[Recovery]:
