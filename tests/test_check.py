@@ -32,12 +32,13 @@ from stages.core.forms import checkpoint
 from stages.core.images import digits
 from stages.core.process import hub
 from stages.core.process.errors import UserError
-from stages.core.running import estimates, gpus
+from stages.core.running import counted, estimates, gpus, quantities
 from stages.core.settings import params, splits
 from stages.core.settings.recoveries import Recovery
 from stages.core.settings.texts import LabelledDataset
 from stages.core.settings.variants import Variant
 from stages.core.settings.windows import Forms
+from stages.core.tasks import choice
 from stages.core.text import corpus, sources
 from stages.core.training import recovery, resuming
 
@@ -518,7 +519,7 @@ def test_a_checkpoint_holds_as_many_numbers_as_estimated(name, tmp_path):
     model = tiny.model("gpt2")
     groups = windows.blocks(5, variant.windows.size) if name.endswith("4") else []
     changed, sharing = tiny.operate(model, groups, tiny.calibration(model), variant.surgery)
-    assert estimates.stored(variant, FIVE) == pytest.approx(tiny.count(changed)["parameters"], rel=0.03)
+    assert quantities.stored(variant, FIVE) == pytest.approx(tiny.count(changed)["parameters"], rel=0.03)
 
 
 @pytest.mark.parametrize("rows, length", [(1, 8), (2, 64)])
@@ -585,6 +586,10 @@ def test_unfinished_trainings_take_what_their_states_take(tmp_path, monkeypatch)
     found = params.load(ROOT / "params.yaml")
     scratch = estimates.finetune(found.profiles["small"], found.variants, EMBEDDED).scratch
     assert scratch / EMBEDDED.parameters == pytest.approx(kept / sum(p.numel() for p in model.parameters()), rel=0.1)
+
+
+def test_every_task_says_how_it_counts():
+    assert counted.COUNTED.keys() == choice.TASKS.keys()
 
 
 def test_text_of_unknown_length_is_said(tmp_path):

@@ -123,8 +123,8 @@ CODE = {
         "sentiment summarize report",
     ),
     "core/reporting/{__init__ answers card chapters page paired pictures published study tables}": ("report", "report"),
-    "core/running/{__init__ board calls choice code_folders dvc_child estimates gpus graph leftovers lock_file origins"
-    " params_file repository resolved screen server verification wire}": ("", ""),  # of commands
+    "core/running/{__init__ board calls choice code_folders counted dvc_child estimates gpus graph leftovers lock_file"
+    " origins params_file quantities repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),
     "pretrain": ("pretrain", ""),
     "pretrain_digits": ("pretrain_digits", ""),

@@ -16,7 +16,7 @@ from stages.core.architecture.depth import Walk
 from stages.core.calibration.moments import Moments
 from stages.core.forms import counting
 from stages.core.forms.modeling_shared_ffn import MaskedLinear
-from stages.core.running import estimates
+from stages.core.running import quantities
 from stages.core.settings.surgeries import Drop, LowRank, Prune
 from stages.core.settings.variants import Variant
 from stages.core.settings.windows import Budget, Forms, Layers
@@ -443,7 +443,7 @@ def test_the_best_of_each_set_of_forms_is_fitted_again_where_it_is_near(whole, f
         frozenset(one.forms): (one.plan, one.layers) for one in near
     }
     # What `make check` counts is the most that there can be.
-    assert len({frozenset(one.forms) for one in plain}) == estimates._sets(forms)
+    assert len({frozenset(one.forms) for one in plain}) == quantities.sets(forms)
 
 
 def test_near_is_near_the_best_of_all_or_of_those_without_sparse_matrices():

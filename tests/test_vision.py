@@ -365,7 +365,7 @@ def test_work_is_estimated_by_the_tokens_that_a_stage_sees(name):
     """Beside what torch counts. With all tokens in every stage, Swin's would be over tenfold."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from stages.core.running import estimates
+    from stages.core.running import quantities
 
     deep = {
         "vit": {},
@@ -377,4 +377,4 @@ def test_work_is_estimated_by_the_tokens_that_a_stage_sees(name):
     size = deep.get("image_size", 64 if deep else tiny_vision.SIDE)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         built(torch.randn(1, 3, size, size))
-    assert 0.6 < estimates.forward(known, known.positions) / counter.get_total_flops() < 1.7
+    assert 0.6 < quantities.forward(known, known.positions) / counter.get_total_flops() < 1.7
