@@ -1,10 +1,12 @@
 """Every method at a given size: it stores at most that, and a size that it cannot reach is left out."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +15,17 @@ import pandas as pd
 import psutil
 import pytest
 import tiny
+import torch
 
 from stages.commands import curve as command
 from stages.commands import curve_picture, points
+from stages.commands import kept as kept_on_disk
 from stages.core.architecture import targets
 from stages.core.process.errors import UserError
 from stages.core.reporting import paired
 from stages.core.shrinking import curve, mixing
-from stages.core.shrinking.probes import Judge
+from stages.core.shrinking.arranging import Surveyed
+from stages.core.shrinking.probes import Judge, Probed
 
 ROOT = Path(__file__).parent.parent
 LONGEST = tiny.LAYERS
@@ -91,7 +96,7 @@ def test_labels_keep_their_order_and_lie_apart():
     assert found == {"b": 1.0, "a": 1.2, "c": 5.0}
 
 
-def test_a_method_may_be_the_best_of_each_set_of_its_own_forms():
+def test_a_method_may_be_the_best_of_each_set_of_its_own_forms_fitted_again_or_not():
     def tried(forms, by, perplexity):
         return mixing.Tried(forms, by, perplexity, {})
 
@@ -107,7 +112,7 @@ def test_a_method_may_be_the_best_of_each_set_of_its_own_forms():
     ]
     names = [name for name in curve.METHODS if curve.in_mixture(name)]
     assert {name: [one.perplexity for one in curve.kinds(found, name)] for name in names} == {
-        "mix": [1.0, 1.1, 1.2, 1.3, 1.5], "mix_ordinary": [1.1, 1.2, 1.3, 1.5], "mix_low_rank": [1.2],
+        "mix": [1.0, 1.1, 1.2, 1.25, 1.3, 1.5], "mix_ordinary": [1.1, 1.2, 1.25, 1.3, 1.5], "mix_low_rank": [1.2],
         "softshare": [1.4], "dropped_searched": [1.5],
     }  # fmt: skip
 
@@ -232,15 +237,28 @@ class Faked:
         return {"method": name, "size": share, "seeds": seeds, "kinds": [kind.forms for kind in kinds]}
 
 
+class Remembered:
+    """Stands for `kept.Kept`, in memory."""
+
+    def __init__(self):
+        self.known = {}
+
+    def find(self, *asked):
+        return self.known.get(str(asked))
+
+    def keep(self, found, *asked):
+        assert str(asked) not in self.known
+        self.known[str(asked)] = found
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(workers, monkeypatch):
     fake = Faked()
     monkeypatch.setattr(command, "_own", lambda: fake)
     monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
     plans = [(name, share) for share in (0.9, 0.6) for name in curve.METHODS]
-    original, *rows = sorted(
-        command._measured(plans, {0.9: [0], 0.6: None}, [0], workers), key=lambda row: "size" in row
-    )
+    rows = command._measured(plans, {0.9: [0], 0.6: None}, [0], workers, Remembered())
+    original, *rows = sorted(rows, key=lambda row: "size" in row)
     assert original == {"method": "original"}
     assert sorted((row["method"], row["size"]) for row in rows) == sorted(plans)
     assert all(row["seeds"] == ([0] if row["size"] == 0.9 else None) for row in rows)
@@ -261,6 +279,75 @@ def test_what_mixtures_need_is_found_once_and_a_search_serves_all_of_a_size(work
     )
 
 
+class Stopped(Faked):
+    """Stops as Ctrl-C does, when it was asked `calls` times."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name in ("originals", "probe", "survey", "tried", "point"):
+            if self.calls == 0:
+                raise KeyboardInterrupt
+            self.calls -= 1
+        return found
+
+
+def test_a_run_that_was_stopped_goes_on_from_what_it_has_found(monkeypatch):
+    plans = [(name, share) for share in (0.9, 0.6) for name in curve.METHODS]
+    kept, rows, runs = Remembered(), [], 0
+    while len(kept.known) < 1 + 2 + 2 + len(plans):  # the original, probes and survey, searches, methods
+        fake = Stopped(3)
+        monkeypatch.setattr(command, "_own", lambda: fake)
+        with suppress(KeyboardInterrupt):
+            rows = list(command._measured(plans, {0.9: [0], 0.6: None}, [0], 1, kept))
+        runs += 1  # each finds three more: `Remembered` takes nothing twice
+    assert runs == math.ceil(len(kept.known) / 3)
+    monkeypatch.setattr(command, "_own", lambda: Stopped(0))
+    rows = list(command._measured(plans, {0.9: [0], 0.6: None}, [0], 1, kept))
+    assert sorted((row["method"], row.get("size", 1)) for row in rows) == sorted([("original", 1), *plans])
+    # At another size nothing is found anew that serves it, too.
+    fake = Faked()
+    monkeypatch.setattr(command, "_own", lambda: fake)
+    kept.known |= {"('survey', 0.8)": kept.known["('survey', 0.6)"]}
+    list(command._measured([("mix", 0.8)], {0.8: None}, [0], 1, kept))
+    assert fake.asked == [("tried", 0.8, "probed", "surveyed")]
+
+
+def test_what_is_kept_is_the_same_to_the_last_bit(tmp_path):
+    model, kept = tiny.model("llama"), kept_on_disk.Kept(tmp_path)
+    view, known = tiny.view(model), tiny.calibration(model)
+
+    def score(changed):
+        return 2.0 + float(sum(p.detach().double().abs().sum() for p in changed.model.parameters())) / 1000
+
+    judge = Judge(score, lambda view: None, lambda view, reference: 1 / 3)
+    probed, surveyed = curve.probe(view, known, judge), curve.survey(view, known, judge, 0.7, LONGEST)
+    kept.keep(probed, "probe")
+    kept.keep(surveyed, "survey", 0.7)
+    assert kept.find("probe") == probed
+    again = kept.find("survey", 0.8)  # that down to 0.7 serves
+    assert kept.find("survey", 0.6) is None
+    assert (again.windows, again.orders, again.fewer) == (surveyed.windows, surveyed.orders, surveyed.fewer)
+    assert surveyed.gains and again.gains.keys() == surveyed.gains.keys()
+    for window, every in surveyed.gains.items():
+        assert all(torch.equal(again.gains[window][matrix], values) for matrix, values in every.items())
+    found = curve.tried(0.9, view, known, judge, probed, surveyed, LONGEST)
+    kept.keep(found, "tried", 0.9)
+    assert kept.find("tried", 0.9) == found and kept.find("tried", 0.8) is None
+    # And what is found with it is what is found without it.
+    assert curve.tried(0.9, view, known, judge, kept.find("probe"), again, LONGEST) == found
+    row = {"method": "svd", "size": 0.9, "test": 0.1 + 0.2, "margin": ""}
+    kept.keep(row, "point", "svd", 0.9, [0, 1])
+    assert kept.find("point", "svd", 0.9, [0, 1]) == row
+    assert kept.find("point", "svd", 0.9, None) is None is kept.find("point", "svd", 0.9, [0])
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text()[:-9])
+    assert kept.find("probe") is None is kept.find("survey", 0.7) and kept.find("point", "svd", 0.9, [0, 1]) is None
+
+
 @pytest.mark.parametrize("free, trained, workers", [(1e12, False, 8), (9e8, False, 2), (9e8, True, 1), (1, False, 1)])
 def test_processes_are_as_many_as_cores_and_memory_allow(free, trained, workers, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -274,6 +361,12 @@ def test_processes_are_as_many_as_cores_and_memory_allow(free, trained, workers,
 
 class Measured(Faked):
     """Its rows have all that the table and the picture show."""
+
+    def probe(self):
+        return Probed(2.0, {}, {})
+
+    def survey(self, smallest):
+        return Surveyed([], [], [], {})
 
     def originals(self, seeds):
         return [{"method": "original", "stored": 100, "share": 1.0, "validation": 2.0, "test": 2.0, "speed": "any"}]
@@ -289,6 +382,7 @@ def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_
     monkeypatch.setattr(command, "of_folder", lambda _: tiny.view(tiny.model("gpt2")).shape)
     monkeypatch.setattr(command, "longest_window", lambda *_: LONGEST)
     monkeypatch.setattr(command, "_workers", lambda *_: workers)
+    monkeypatch.setattr(command.Kept, "here", lambda *_: kept_on_disk.Kept(tmp_path / "kept"))
     monkeypatch.setattr(command, "_own", Measured)
     monkeypatch.setattr(command, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
     command.main("0.9,0.8", "no", "0", tmp_path)

@@ -3,12 +3,14 @@
 Run from the repository's root after `dvc repro`: make curve SIZES=0.9,0.8. TRAIN=0.8 recovers those of that size, too,
 each at four rates, of which the validation split chooses one; SEEDS=0,1,2 then repeats it with these seeds. Windows,
 layers and forms are chosen by the validation split, those of a recovered mixture after a recovery. On the CPU every
-core measures methods of its own, as far as memory allows.
+core measures methods of its own, as far as memory allows. What is found stays in artifacts/curve: the same command goes
+on from there where it was stopped, and one for other sizes begins there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from pydantic import TypeAdapter
 
 from stages.commands import opened
 from stages.commands.curve_picture import draw
-from stages.commands.points import Measuring, longest_window
+from stages.commands.kept import FOLDER, Kept
+from stages.commands.points import CONTROL, Measuring, longest_window
 from stages.core.architecture.shape import Shape, of_folder
 from stages.core.process import command, devices
 from stages.core.process.artifacts import replacing, write_csv, write_json
@@ -45,7 +48,12 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     seeds_of = {share: repeats if share in trained else None for share in shares}
     originals, rows = [], {}
     workers = min(len(plans), _workers(profile, known, bool(trained)))
-    measured = _measured(plans, seeds_of, repeats if trained else None, workers)
+    kept = Kept.here(profile, CONTROL)
+    if there := sum(kept.find("point", *plan, seeds_of[plan[1]]) is not None for plan in plans):
+        print(
+            f"{there} of {len(plans)} rows are there from an earlier run, in {FOLDER}; remove it to measure them anew"
+        )
+    measured = _measured(plans, seeds_of, repeats if trained else None, workers, kept)
     for row in progress(measured, "curve", total=len(plans) + (2 if trained else 1)):
         if "size" in row:
             rows[row["method"], row["size"]] = row
@@ -82,49 +90,87 @@ def _plans(shares: list[float], shape: Shape, longest: int) -> list[tuple[str, f
     return found
 
 
-def _measured(plans: list[tuple[str, float]], seeds: dict, original: list[int] | None, workers: int) -> Iterator[dict]:
+def _measured(
+    plans: list[tuple[str, float]], seeds: dict, original: list[int] | None, workers: int, kept: Kept
+) -> Iterator[dict]:
     """The rows of the original and of all plans as they are done, by one process or several.
 
-    seeds: share -> those of its recovery, None without one. original: those of the original's recovery. What all
-    mixtures need to know is found once, and a search of a share serves all its mixtures.
+    seeds: share -> those of its recovery, None without one. original: those of the original's recovery. kept: what
+    earlier runs have found; the rest is added. What all mixtures need to know is found once, and a search of a share
+    serves all its mixtures.
     """
-    alone = [plan for plan in plans if not curve.in_mixture(plan[0])]
-    mixed: dict[float, list[str]] = {}
-    for name, share in plans:
+    rows = {plan: kept.find("point", *plan, seeds[plan[1]]) for plan in plans}
+    yield from filter(None, rows.values())
+    originals = kept.find("originals", original)
+    yield from originals or ()
+    alone, mixed = [], {}
+    for name, share in (plan for plan, row in rows.items() if row is None):
         if curve.in_mixture(name):
             mixed.setdefault(share, []).append(name)
+        else:
+            alone.append((name, share))
+    searched = {share: kept.find("tried", share) for share in mixed}
+    # The smallest first: its search takes longest.
+    unsearched = sorted(share for share, found in searched.items() if found is None)
+    needed = {"probe": (), "survey": (unsearched[0],)} if unsearched else {}
+    known = {what: kept.find(what, *asked) for what, asked in needed.items()}
+    with _calls(workers) as (submit, ended):
+        jobs: dict[Any, tuple] = {}
+
+        def ask(what: str, *asked: Any, known: tuple = ()) -> None:
+            jobs[submit(what, *asked, *known)] = (what, *asked)
+
+        def ask_searches() -> None:
+            if None not in known.values():
+                for share in unsearched:
+                    ask("tried", share, known=tuple(known.values()))
+
+        def ask_mixtures(share: float) -> None:
+            for name in mixed[share]:
+                ask("point", name, share, seeds[share], known=(curve.kinds(searched[share], name),))
+
+        if originals is None:
+            ask("originals", original)
+        for what, asked in needed.items():
+            if known[what] is None:
+                ask(what, *asked)
+        for name, share in alone:
+            ask("point", name, share, seeds[share])
+        for share in mixed.keys() - {*unsearched}:
+            ask_mixtures(share)
+        ask_searches()
+        while jobs:
+            for job, found in ended(jobs):
+                what, *asked = jobs.pop(job)
+                kept.keep(found, what, *asked)
+                if what in known:
+                    known[what] = found
+                    ask_searches()
+                elif what == "tried":
+                    searched[asked[0]] = found
+                    ask_mixtures(asked[0])
+                else:
+                    yield from found if what == "originals" else [found]
+
+
+@contextmanager
+def _calls(workers: int) -> Iterator[tuple[Callable, Callable]]:
+    """What asks for a call of a method of `Measuring`, and what waits for some of those asked for: (call, result)."""
     if workers < 2:
-        measuring = _own()
-        yield from measuring.originals(original)
-        yield from (measuring.point(*plan, seeds[plan[1]]) for plan in alone)
-        known = (measuring.probe(), measuring.survey(min(mixed))) if mixed else ()
-        for share, names in mixed.items():
-            found = measuring.tried(share, *known)
-            yield from (measuring.point(name, share, seeds[share], curve.kinds(found, name)) for name in names)
+
+        def first(jobs: Iterable[Callable]) -> Iterator[tuple[Callable, Any]]:
+            job = next(iter(jobs))
+            yield job, job()
+
+        yield partial(partial, _do), first
         return
     # Fresh processes: a copy of this one would hang where torch has started threads.
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-        first = pool.submit(_do, "originals", original)
-        known = [pool.submit(_do, "probe"), pool.submit(_do, "survey", min(mixed))] if mixed else []
-        searches: dict[Future, float] = {}
-        waiting = {first, *known, *(pool.submit(_do, "point", *plan, seeds[plan[1]]) for plan in alone)}
-        while waiting:
-            ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for each in ended:
-                found = each.result()
-                if each in searches:
-                    share = searches[each]
-                    kinds = {name: curve.kinds(found, name) for name in mixed[share]}
-                    waiting |= {pool.submit(_do, "point", name, share, seeds[share], kinds[name]) for name in kinds}
-                elif each is first:
-                    yield from found
-                elif each not in known:
-                    yield found
-            if known and not searches and all(each.done() for each in known):
-                found = [each.result() for each in known]
-                # The smallest first: it takes longest.
-                searches = {pool.submit(_do, "tried", share, *found): share for share in sorted(mixed)}
-                waiting |= searches.keys()
+
+        def done(jobs: Iterable[Future]) -> Iterator[tuple[Future, Any]]:
+            yield from ((job, job.result()) for job in wait(jobs, return_when=FIRST_COMPLETED).done)
+
+        yield partial(pool.submit, _do), done
 
 
 @cache

@@ -117,15 +117,16 @@ def _mixture(share: float, longest: int) -> Forms:
 def kinds(found: Iterable[mixing.Tried], name: str) -> list[mixing.Tried]:
     """What a method may be of all that the search of a mixture has tried, the best first; see `in_mixture`.
 
-    Of a mixture these are the best of each set of its forms: which recovers best, only a recovery tells.
+    Of a mixture these are the best of each set of its forms, fitted again and not: which recovers best, only a recovery
+    tells.
     """
     windows = METHODS[name].windows
     if form := {"budget": "share", "layers": "drop"}.get(windows["choose"]):
         return [next(one for one in found if (one.forms, one.by) == ([form], "baseline"))]
-    best: dict[frozenset[str], mixing.Tried] = {}
+    best: dict[tuple[frozenset[str], bool], mixing.Tried] = {}
     for one in found:
         if (forms := frozenset(one.forms)) <= set(windows["forms"]):
-            best.setdefault(forms, one)
+            best.setdefault((forms, one.by == "refit"), one)
     return list(best.values())
 
 
