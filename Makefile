@@ -71,7 +71,8 @@ quantise: .venv/ready ## Measure a variant in 8 bits, dense and shared: VARIANT=
 
 # Once: .venv/bin/python -m pip install lm_eval==0.4.13
 harness: .venv/ready ## Score by lm-evaluation-harness: VARIANT=softshare TASK=reviews
-	@python -m stages.commands.harness --variant "$(VARIANT)" --task "$(TASK)" --to "exported/harness/$(notdir $(VARIANT:/=)).json"
+	@python -m stages.commands.harness --variant "$(VARIANT)" --task "$(TASK)" \
+		--to "exported/harness/$(subst /,-,$(VARIANT:/=))-$(TASK).json"
 
 ablation: .venv/ready ## Take a window apart: WINDOW=2-5 RANK=8 RECOVER=no
 	@python -m stages.commands.ablate --window "$(WINDOW)" --rank "$(RANK)" --recover "$(RECOVER)" --to metrics/ablation

@@ -158,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
                 path = repo / line["value"]["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "deletedFile":
+                (repo / line["value"]["path"]).unlink()
         url = f"{self._address()}/{repo.parent.name}/{repo.name}/commit/{_commit(repo)}"
         self._json({"success": True, "commitOid": _commit(repo), "commitUrl": url})
 

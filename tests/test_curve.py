@@ -378,7 +378,7 @@ class Measured(Faked):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.opened, "checked", lambda: "small")
+    monkeypatch.setattr(command.opened, "checked", lambda _: "small")
     monkeypatch.setattr(command, "of_folder", lambda _: tiny.view(tiny.model("gpt2")).shape)
     monkeypatch.setattr(command, "longest_window", lambda *_: LONGEST)
     monkeypatch.setattr(command, "_workers", lambda *_: workers)

@@ -193,6 +193,7 @@ ELSEWHERE = (
     "data/local/*",
     "artifacts/unfinished*",
     "artifacts/logs*",
+    "artifacts/curve*",
 )
 ROOTS = {name.split("/")[0] for name in ("stages", "tests", "data", "artifacts", "metrics", "docs", "templates")}
 

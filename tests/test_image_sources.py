@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
+from transformers import ViTImageProcessor
 
-from stages.core.images import sources
+from stages.core.images import dataset, sources
+from stages.core.images import table as images_table
 from stages.core.process.errors import UserError
 from stages.core.settings.images import ImageDataset
 
@@ -60,7 +63,7 @@ def test_folders_of_images_give_files_as_they_are_with_the_class_as_label(named,
     else:
         files = {split: f"{root}/{split}/**" for split in SPLITS}
         source = ImageDataset(kind="dataset", path="imagefolder", data_files=files)
-    assert rows(source) == [(png(0), 0), (png(1), 0), (png(10), 1), (png(11), 1)]
+    assert dataset.read(source, "test") == [(png(0), 0), (png(1), 0), (png(10), 1), (png(11), 1)]
     assert sources.names(source) == ["cat", "dog"]
 
 
@@ -68,7 +71,46 @@ def test_a_class_that_a_split_lacks_leaves_the_numbers_of_the_others(tmp_path):
     root = folder(tmp_path / "mine", test="cat")
     files = {split: f"{root}/{split}/**" for split in SPLITS}
     source = ImageDataset(kind="dataset", path="imagefolder", data_files=files)
-    assert rows(source) == [(png(10), 1), (png(11), 1)]
+    assert dataset.read(source, "test") == [(png(10), 1), (png(11), 1)]
+
+
+def test_the_first_images_of_a_folder_are_of_all_its_classes(tmp_path):
+    """Every budget of images is the head of a split, and a folder has one class after the other."""
+    for name in "abc":
+        (tmp_path / "mine/train" / name).mkdir(parents=True)
+        for image in range(12):
+            (tmp_path / f"mine/train/{name}/{image:02}.png").write_bytes(png(100 * ord(name) + image))
+    source = ImageDataset(kind="dataset", path=str(tmp_path / "mine"))
+    found = rows(source, "train")
+    assert found == rows(source, "train") and sorted(found) == sorted(dataset.read(source, "train"))
+    assert {label for _, label in found[:12]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_an_image_of_more_than_8_bits_a_channel_is_refused(mode, tmp_path):
+    file = io.BytesIO()
+    Image.new(mode, (9, 7)).save(file, format="TIFF")
+    path = table(tmp_path / "mine.parquet", [png(1), png(2), file.getvalue()], [0, 1, 0])
+    with pytest.raises(
+        UserError, match=r"row 0 of split 'train\[2:\]' of .* has an image of mode .*: 8 bits a channel"
+    ):
+        rows(parquet(path))
+
+
+def test_a_photograph_that_a_camera_has_turned_is_read_upright():
+    turned, exif = Image.new("RGB", (8, 8)), Image.Exif()
+    turned.paste("white", (0, 0, 8, 4))  # the upper half
+    exif[0x0112] = 6  # to be turned to the right by a quarter
+    file = io.BytesIO()
+    turned.save(file, format="PNG", exif=exif)
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, do_normalize=False)
+    pixels = images_table.Images([file.getvalue()], torch.zeros(1), processor, []).pixels([0])[0, 0]
+    assert pixels[:, 4:].min() > 0.9 and pixels[:, :4].max() < 0.1  # the right half is white
+
+
+def test_a_processor_with_one_mean_for_all_channels_reads_colours():
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=0.5, image_std=0.5)
+    assert images_table.Images([png(1)], torch.zeros(1), processor, []).pixels([0]).shape == (1, 3, 8, 8)
 
 
 def test_a_photograph_stays_the_file_it_was(tmp_path):

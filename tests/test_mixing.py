@@ -242,6 +242,15 @@ def whole():
     return view, known, judge, tried
 
 
+def test_a_row_of_zeros_costs_a_pruned_plan_no_entry():
+    """The baseline counts what is not zero; the plan that is made of it keeps as much."""
+    weight = torch.randn(6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    moments = Moments(torch.zeros(10, dtype=torch.float64), torch.eye(10, dtype=torch.float64))
+    kept = options.sparse(weight, moments, 5 * 7, "row")
+    assert ((kept != 0).sum(1) == torch.tensor([7, 7, 0, 7, 7, 7])).all()
+
+
 def test_a_mixture_of_all_forms_fits_its_budget(whole):
     view, known, judge, tried = whole
     kinds = {tuple(form for form in one.forms if form in ("share", "drop")) for one in tried if one.by == "divergence"}

@@ -57,6 +57,27 @@ def case(request, tmp_path_factory):
     return model, KINDS[kind], folder / "model"
 
 
+def test_a_laid_out_matrix_is_that_of_the_weights_after_a_swap_that_torch_does_not_count():
+    linear = MaskedLinear(6, 4, 3, None).eval()
+    linear.store(torch.arange(12.0).view(3, 4) * (torch.arange(12) > 5).view(3, 4))
+    with torch.no_grad():
+        before = linear(torch.ones(1, 4))
+        linear.values.data.mul_(0.5)  # as averages of weights are swapped in
+        linear.eval()
+        assert torch.equal(linear(torch.ones(1, 4)), before / 2)
+
+
+def test_a_matrix_laid_out_in_inference_mode_serves_a_backward_pass():
+    linear = MaskedLinear(6, 4, 3, None)
+    linear.store(torch.eye(3, 4))
+    linear.requires_grad_(False)
+    with torch.inference_mode():
+        linear(torch.ones(1, 4))
+    x = torch.ones(1, 4, requires_grad=True)
+    linear(x).sum().backward()
+    assert x.grad.tolist() == [[1, 1, 1, 0]]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def deltas(request, tmp_path_factory):
     """A model with deltas and its checkpoint."""

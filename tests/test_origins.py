@@ -118,6 +118,22 @@ def test_what_belongs_together_is_taken(study):
     assert finished.checkpoint_of("softshare") == Path("artifacts/finetuned/softshare")
 
 
+def test_a_study_that_is_no_more_what_its_stages_would_make_is_refused(study):
+    stages, spec = study["stages"], YAML(typ="safe").load(Path("params.yaml").read_text())["profiles"]["small"]
+    stages["extract"] = stage("extract", ["artifacts/model"], ["artifacts/moments"], {})
+    stages["extract"]["params"] = {"params.yaml": {"profiles.small.extract": spec["extract"]}}
+    asked = ["extract"], "small"
+    finished.refuse_older_than(*asked, Origins(stages))
+    finished.refuse_older_than(*asked, None)
+    with pytest.raises(UserError, match="^profiles.small.extract has changed in params.yaml since stage extract ran"):
+        changed = json.loads(json.dumps(stages))
+        changed["extract"]["params"]["params.yaml"]["profiles.small.extract"] = {"max_tokens": 1}
+        finished.refuse_older_than(*asked, Origins(changed))
+    stages["base"]["outs"][0]["md5"] = "another"
+    with pytest.raises(UserError, match="^what stage extract made is older than artifacts/model; `make repro`"):
+        finished.refuse_older_than(*asked, Origins(stages))
+
+
 def test_half_of_another_profile_is_refused(study, monkeypatch):
     """As after `make repro PROFILE=digits` that was stopped: the model is new, the variant is not."""
     base = study["stages"]["base"]

@@ -65,6 +65,25 @@ def test_confirmed_every_file_arrives_in_a_private_repository(study, hub, capsys
     assert "me/small/commit/" in capsys.readouterr().out
 
 
+def test_what_an_earlier_upload_left_of_weights_and_code_is_gone_and_all_else_stays(study, hub, monkeypatch):
+    """A repository with both forms of weights would be opened with those in one file."""
+    push.main("mine", "me/small", "dense", "yes")
+    there = hub / "me/small"
+    (there / "modeling_old.py").write_text("")
+    (there / "notes.txt").write_text("the owner's")
+    monkeypatch.delitem(FILES, "model.safetensors")
+    for name in (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ):
+        monkeypatch.setitem(FILES, name, b"{}")
+    Path("exported/mine-dense/model.safetensors").unlink()
+    push.main("mine", "me/small", "dense", "yes")
+    names = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file() and path.name[0] != "."}
+    assert names == {*FILES, "notes.txt"}
+
+
 @pytest.mark.parametrize(
     ("repo", "form", "confirm", "said"),
     [

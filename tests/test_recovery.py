@@ -278,7 +278,28 @@ def test_a_warm_start_leaves_an_example_to_train_end_to_end():
         tiny.view(model), sharing, tiny.view(tiny.model("gpt2")), tiny.TASK, ROWS, ROWS.flatten(), RECIPE, spec, 0,
         autocast=nullcontext(), watch=iter,
     )  # fmt: skip
-    assert history.curve[-1]["examples"] == RECIPE.epochs
+    warm = RECIPE.epochs * (len(ROWS) - 1)
+    assert history.curve[-1]["examples"] == warm + RECIPE.epochs
+    assert [at["examples"] for at in history.validation][:2] == [0, warm]
+
+
+def test_a_warm_start_that_does_harm_is_given_up_with_what_came_before_it():
+    class Worse(type(tiny.TASK)):
+        """Every look is worse than the one before."""
+
+        def score(self, model, held_out, watch=iter):
+            looks.append(len(looks) + 1.0)
+            return looks[-1]
+
+    looks: list[float] = []
+    (model, sharing), before = tiny.shared("gpt2", 3), tiny.shared("gpt2", 3)[0]
+    spec = Recovery(train="window", warm_start=0.5, distill={"logits": 0.5})
+    history = recovery.recover(
+        tiny.view(model), sharing, tiny.view(tiny.model("gpt2")), Worse(12, 12), ROWS, ROWS.flatten(), RECIPE, spec, 0,
+        autocast=nullcontext(), watch=iter,
+    )  # fmt: skip
+    assert [at["value"] for at in history.validation] == looks and len(looks) > 2
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("form", ["dense", "factored", "pruned", "shared"])

@@ -62,6 +62,11 @@ def test_what_a_reader_takes_away():
     study.latency["original"].update(speedup=0.85)
     study.latency["merged_4"].update(speedup=0.99)
     assert chapters.facts(study)[2].value == "none"
+    # As far off 1 as the original beside itself is noise, above 1 as below.
+    study.latency["merged_4"].update(speedup=1.14)
+    assert chapters.facts(study)[2].value == "none"
+    study.latency["merged_4"].update(speedup=1.16)
+    assert chapters.facts(study)[2].value == "1.16×"
 
 
 def test_the_page_needs_nothing_but_itself(made):

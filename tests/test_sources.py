@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from stages.core.process.errors import UserError
 from stages.core.settings import splits
-from stages.core.settings.texts import ArticleDataset, Dataset, LabelledDataset, OtherDataset, Prepare
+from stages.core.settings.texts import ArticleDataset, Dataset, LabelledDataset, Other, OtherDataset, Prepare
 from stages.core.text import corpus, sources
 
 TEXT = ["café été", "naïve"]
@@ -275,3 +275,37 @@ def test_an_encoding_is_checked_at_the_door(here):
         source("mine.txt", encoding="klingon")
     with pytest.raises(ValidationError, match="encoding = latin-1: path must be text, json, csv, not parquet"):
         source("mine.parquet", "parquet", encoding="latin-1")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shares"),
+    [("train[:30]", "train[50%:]", True), ("train[:20]", "train[50%:]", False), ("train[:90%]", "train[-3:]", False)],
+)
+def test_splits_by_rows_and_by_percent_are_compared_once_the_rows_are_known(train, test, shares, here):
+    pd.DataFrame({"article": ["An article."] * 40, "highlights": ["A summary."] * 40}).to_parquet("pairs.parquet")
+    source = ArticleDataset(
+        kind="dataset", path="parquet", data_files={"train": "pairs.parquet"}, train=train, test=test
+    )
+    if not shares:
+        assert sources.pairs(source, "test", here, here)
+        return
+    with pytest.raises(UserError) as caught:
+        sources.pairs(source, "test", here, here)
+    assert str(caught.value) == (
+        f"params.yaml: articles.source: train = {train} and test = {test} overlap, as there are 40 rows: "
+        "no row may be in both"
+    )
+
+
+def test_the_other_text_is_known_by_its_file_whatever_a_split_is_called(here):
+    def section(asked: str, file: str = "rows.parquet") -> Prepare:
+        cut = {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"}
+        first = Dataset(kind="dataset", path="parquet", data_files={"train": "rows.parquet"}, **cut)
+        second = OtherDataset(kind="dataset", path="parquet", data_files={"test": file}, test=asked)
+        return Prepare(source=first, other=Other(source=second))
+
+    with pytest.raises(
+        ValidationError, match=r"other.source.test = test\[90%:\] and source.test = train\[90%:\] share"
+    ):
+        section("test[90%:]")
+    assert section("test[90%:]", "others.parquet").other.source.test == "test[90%:]"

@@ -36,6 +36,28 @@ def test_the_loss_is_that_of_the_summary_tokens_alone(name):
     assert loss.item() == pytest.approx(total / sum(map(len, TARGETS)), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("gemma2", {"final_logit_softcapping": 0.05}),
+    ],
+)
+def test_what_a_family_does_to_its_logits_is_in_the_loss(name, changed):
+    """Their generation draws from scaled or capped logits; the loss must be of the same."""
+    model, plain = tiny.model(name, **changed), tiny.model(name)
+    ids = torch.tensor([PROMPTS[0] + TARGETS[0]])
+    begin = len(PROMPTS[0]) - 1
+    with torch.no_grad():
+        wanted, other = (
+            torch.nn.functional.cross_entropy(one(ids).logits[0, begin:-1], torch.tensor(TARGETS[0])).item()
+            for one in (model, plain)
+        )
+        loss, _ = summaries.summary_loss(model, PROMPTS, TARGETS)(torch.tensor([0]))
+    assert loss.item() == pytest.approx(wanted, rel=1e-5) and abs(wanted - other) > 1e-4
+
+
 @pytest.mark.parametrize("over", ["continuation", "all"])
 @tiny.every_family
 def test_a_batch_writes_what_each_alone_would(name, over):

@@ -4,6 +4,7 @@ import methods
 import pytest
 import tiny_vision
 import torch
+from transformers import ViTImageProcessor
 
 from stages.core.architecture import depth, ffn, opening, rules, shape, targets, vision_families, windows
 from stages.core.architecture.view import ModelView
@@ -378,3 +379,48 @@ def test_work_is_estimated_by_the_tokens_that_a_stage_sees(name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         built(torch.randn(1, 3, size, size))
     assert 0.6 < quantities.forward(known, known.positions) / counter.get_total_flops() < 1.7
+
+
+@pytest.fixture
+def rival(tmp_path):
+    """A classifier of the same labels on disk, the original's image processor, and what asks for the rival."""
+    own, other = (tiny_vision.model("vit", seed) for seed in (0, 1))
+    (tmp_path / "own").mkdir()
+    opening.save_processor(tiny_vision.processor(), tmp_path / "own")
+
+    def ask(**labels):
+        own.config.id2label = dict(enumerate(NAMED))
+        other.config.id2label = labels.get("other", own.config.id2label)
+        other.save_pretrained(tmp_path / "rival")
+        return ImageClassification.external(str(tmp_path / "rival"), None, ModelView(own), tmp_path / "own")
+
+    return ask, tmp_path / "rival"
+
+
+NAMED = [f"class {number}" for number in range(tiny_vision.LABELS)]
+
+
+def test_a_rival_that_reads_and_names_alike_is_taken(rival):
+    ask, folder = rival
+    ask()  # without an image processor of its own
+    tiny_vision.processor().save_pretrained(folder)
+    ask(other={number: name.upper() for number, name in enumerate(NAMED)})
+    ask(other={number: f"LABEL_{number}" for number in range(len(NAMED))})
+
+
+@pytest.mark.parametrize(
+    "changed", [{"image_mean": [0.1] * 3}, {"do_rescale": False}, {"size": {"height": 7, "width": 7}}]
+)
+def test_a_rival_that_reads_images_otherwise_is_refused(changed, rival):
+    ask, folder = rival
+    ViTImageProcessor(**{**tiny_vision.processor().to_dict(), **changed}).save_pretrained(folder)
+    with pytest.raises(UserError, match="reads images in another size, range or normalisation"):
+        ask()
+
+
+def test_a_rival_with_labels_in_another_order_or_of_other_things_is_refused(rival):
+    ask, _ = rival
+    with pytest.raises(UserError, match="has 'class 0' as label 1, the model under study as 0"):
+        ask(other=dict(enumerate([NAMED[1], NAMED[0], *NAMED[2:]])))
+    with pytest.raises(UserError, match="has no label 'class 0' nor any other of the model under study"):
+        ask(other={number: f"thing {number}" for number in range(len(NAMED))})

@@ -43,7 +43,8 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     repeats = _seeds(seeds)
     if len(repeats) > 1 and not trained:
         raise UserError(f"SEEDS = {seeds}: they are of recoveries; TRAIN says which sizes are recovered")
-    profile, known = opened.checked(), of_folder(opened.MODEL)
+    profile = opened.checked((*opened.READ, "control") if trained else opened.READ)
+    known = of_folder(opened.MODEL)
     plans = _plans(shares, known, longest_window(profile, known))
     seeds_of = {share: repeats if share in trained else None for share in shares}
     originals, rows = [], {}

@@ -6,6 +6,7 @@ source's unless given. Run from the repository's root after `make repro`:
 make export VARIANT=softshare FORM=shared DTYPE=bfloat16 TO=exported/softshare
 """
 
+import math
 import re
 import shutil
 from contextlib import suppress
@@ -27,6 +28,7 @@ from stages.core.process.errors import UserError
 from stages.core.reporting import card
 from stages.core.running.origins import Origins
 from stages.core.settings import params
+from stages.core.settings.surgeries import External
 
 RECORD = "export.json"  # beside the checkpoint: what it is, and the files that this command wrote
 SHARD = "4GB"  # the largest file of weights
@@ -49,6 +51,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     if dtype not in DTYPES:
         raise UserError(f"DTYPE = {dtype}: one of {', '.join(DTYPES)}, or nothing for the source's")
     folder = checkpoint_of(variant)
+    refuse_external(variant)
     refuse_to_replace(to)
     current = figures_are_current(Origins.here())
     view, sharing = checkpoint.load(folder)
@@ -72,6 +75,8 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
             shutil.copyfile(file, draft / file.name)
         with torch.no_grad():
             difference = (checkpoint.load(draft)[0].model(probe).logits - wanted).abs().max().item()
+        if not math.isfinite(difference):
+            raise UserError(f"DTYPE = {dtype}: in it the model's answers are not finite; bfloat16 has a wider range")
         record = {"variant": variant, "form": form, "dtype": dtype, "largest_logit_difference": difference}
         write_text(
             draft / "README.md",
@@ -103,12 +108,21 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     print(f"{to}: {form}, {dtype}, largest logit difference {difference:.1e}. Open it with {opener}")
 
 
+def refuse_external(variant: str) -> None:
+    """Raise UserError where a variant is another's checkpoint: its weights, licence and card are where it came from."""
+    found = params.load().variants.get(variant) if Path(params.PARAMS).is_file() else None
+    if found and isinstance(found.surgery, External):
+        raise UserError(f"VARIANT = {variant}: it is {found.surgery.model} as it came; take it from there")
+
+
 def refuse_to_replace(to: Path) -> None:
-    """Raise UserError where `to` is a file, lies in an export, or holds anything but what an earlier export wrote.
+    """Raise UserError where `to` is a file or a link, lies in an export, or holds what no earlier export wrote.
 
     Also where nothing can be written.
     """
     wanted = "a new folder or an earlier export is needed, such as exported/softshare"
+    if to.is_symlink():
+        raise UserError(f"TO = {to}: it is a link, and would be replaced: name the folder itself ({to.resolve()})")
     if to == Path() or any(path.is_file() for path in (to, *to.parents)):
         raise UserError(f"TO = {'' if to == Path() else to}: {wanted}")
     if inside := [folder for folder in to.absolute().parents if written_by_export(folder)]:
@@ -176,10 +190,11 @@ def licence_of(source: dict[str, Any]) -> dict[str, str]:
         if found := header and re.search(r"^license:\s*(\S+)", header[1], re.MULTILINE):
             return {"license": found[1]}
     if folder.is_dir():
-        beside = [path.name for path in sorted(folder.iterdir()) if re.search("licen[cs]e|terms", path.name, re.I)]
-        # A folder of several models has the name of each in its licence's.
-        own = [name for name in beside if (source.get("gguf_file") or "").partition(".gguf")[0] in name]
-        if own:
+        found = [path.name for path in licence_files(source) if re.search("licen[cs]e|terms", path.name, re.I)]
+        # A folder of several models has the name of each before its licence's.
+        stem = (source.get("gguf_file") or "").partition(".gguf")[0]
+        own = [name for name in found if name.startswith(f"{stem}.")]
+        if own := own or [name for name in found if ".gguf" not in name]:
             return {"file": f"{folder}/{own[0]}"}
     return {}
 

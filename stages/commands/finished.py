@@ -1,6 +1,7 @@
 """Which of a study's finished variants a command is about, and whether its files belong together."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def refuse_older(variant: str, origins: Origins) -> None:
         raise UserError(
             f"VARIANT = {variant}: {FINISHED / variant} is not what its stage wrote; `make verify` looks at every file"
         )
+
+
+def refuse_older_than(stages: Iterable[str], profile: str, origins: Origins | None) -> None:
+    """Raise UserError where what stages wrote is older than what they read, or the profile has changed since."""
+    from ruamel.yaml import YAML
+
+    now = YAML(typ="safe").load(params.PARAMS.read_text(encoding="utf-8"))["profiles"].get(profile, {})
+    for stage in stages if origins else ():
+        if newer := origins.newer(stage):
+            raise UserError(f"what stage {stage} made is older than {newer[0]}; `make repro` makes it anew")
+        for key, value in origins.said(stage, f"profiles.{profile}.").items():
+            if now.get(key.rpartition(".")[2]) != value:
+                raise UserError(f"{key} has changed in params.yaml since stage {stage} ran; `make repro` runs it again")
 
 
 def written_in_params(variant: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """A finished study as commands open it: the original, what was read of it, and how a model is scored and recovered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.commands.finished import refuse_other_profile
+from stages.commands.finished import refuse_older_than, refuse_other_profile
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
@@ -24,18 +24,20 @@ from stages.core.training import recovery
 from stages.core.training.loop import History
 
 MODEL, PERMUTATIONS, MOMENTS = map(Path, ("artifacts/model", "artifacts/permutations.npz", "artifacts/moments"))
+READ = ("extract", "align")  # the stages whose artifacts every study opens; with them, those before
 SPLITS = {split: Path(f"artifacts/text/{split}.parquet") for split in ("train", "validation", "test")}
 
 
-def checked() -> str:
+def checked(stages: Iterable[str] = READ) -> str:
     """The profile that params.yaml has. Raises UserError where it does not fit the model, without opening that.
 
-    Also where the artifacts are of another profile, or not there yet.
+    Also where the artifacts are of another profile, not there yet, or not what `stages` would make now.
     """
-    profile = params.load().profile
-    refuse_other_profile(Origins.here())
+    profile, origins = params.load().profile, Origins.here()
+    refuse_other_profile(origins)
     if missing := [path for path in (MODEL / "config.json", PERMUTATIONS, MOMENTS) if not path.exists()]:
         raise UserError(f"{missing[0]} is not there yet; `make repro` makes it")
+    refuse_older_than(stages, profile, origins)
     rules.validate(profile, MODEL)
     return profile
 

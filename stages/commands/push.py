@@ -13,6 +13,8 @@ from stages.commands.finished import checkpoint_of
 from stages.core.process import command
 from stages.core.process.errors import UserError
 
+REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py"]  # files of an earlier upload that are not in this one
+
 
 def main(variant: str, repo: str, form: str, confirm: str) -> None:
     check(repo, form, confirm)
@@ -57,7 +59,10 @@ def upload(folder: Path, repo: str, what: str) -> str:
     hub = huggingface_hub.HfApi()
     try:
         hub.create_repo(repo, private=True, exist_ok=True)
-        done = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {what}")
+        # Weights in one file would be taken before those of an index that is uploaded later.
+        done = hub.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=f"Upload {what}", delete_patterns=REPLACED
+        )
     except (HTTPError, OSError, ValueError) as error:
         raise UserError(f"the hub did not take {repo}: {' '.join(str(error).split())[:300]}") from error
     return done.commit_url

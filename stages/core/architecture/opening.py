@@ -101,6 +101,14 @@ def _open_image_processor(model: str, named: str, options: dict[str, str], loade
         return AutoImageProcessor.from_pretrained(model, **_reach(model), **options)
 
 
+def read_image_processor(model: str, revision: str | None) -> Any | None:
+    """The image processor of another checkpoint; None where it brings none."""
+    options = {"revision": revision} if revision else {}
+    if not weights.holds(model, "preprocessor_config.json", **_reach(model), **options):
+        return None
+    return _open_image_processor(model, f"surgery.model = {model!r}", options, None)
+
+
 def save_processor(processor: Any, folder: Path) -> None:
     """Write a tokenizer or image processor as `from_pretrained` reads it."""
     processor.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """Summaries as continuations of a prompt: prompts, the loss on a summary, generation by beam search, tables."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,27 @@ def summary_loss(
             ids[row, :whole] = torch.tensor([*prompt, *target])
             labels[row, len(prompt) : whole] = torch.tensor(target)
         device = next(model.parameters()).device
-        states = model.base_model(ids.to(device), use_cache=False).last_hidden_state
         chosen = labels[:, 1:].to(device) != -100
-        # Only the targets get logits: those of the prompts would be most of the work.
-        logits = model.get_output_embeddings()(states[:, :-1][chosen])
+        with _head_on(model, chosen):
+            logits = model(ids.to(device), use_cache=False).logits
         loss = functional.cross_entropy(logits.float(), labels[:, 1:].to(device)[chosen])
         return loss, loss
 
     return objective
+
+
+@contextmanager
+def _head_on(model: Any, chosen: Tensor) -> Iterator[None]:
+    """Within the context the model answers with the logits of these positions alone, (n, vocabulary).
+
+    Logits of prompts would be most of the work. What a family does to its logits after the head it does to these.
+    chosen: bool, (rows, length - 1); the last position has nothing to predict.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda head, given: (given[0][:, :-1][chosen],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.inference_mode()

@@ -84,7 +84,8 @@ class MaskedLinear(nn.Module):
 
     values: the stored entries, row after row, shape (1, kept): a row, since optimisers decay matrices but not vectors.
     mask: the bits, eight a byte, uint8. bias: (d_out,), or None. The zeros have no gradient. Without gradients the
-    matrix is laid out once and kept beside the module, so that decoding runs at dense speed and with dense memory.
+    matrix is laid out once and kept beside the module, so that decoding runs at dense speed and with dense memory; a
+    change that torch does not count (through `.data`) is seen after the next `eval()` or `train()`.
     """
 
     def __init__(self, kept: int, d_in: int, d_out: int, bias: nn.Parameter | None):
@@ -104,8 +105,14 @@ class MaskedLinear(nn.Module):
             return self.matrix()
         state = (self.values.data_ptr(), self.values._version, self.mask._version, self.values.dtype)
         if self._laid_out is None or self._laid_out[0] != state:
-            self._laid_out = state, self.matrix().detach()
+            with torch.inference_mode(False), torch.no_grad():  # later calls may want gradients to their inputs
+                self._laid_out = state, self.matrix()
         return self._laid_out[1]
+
+    def train(self, mode: bool = True) -> "MaskedLinear":
+        """As of any module; what is laid out is laid out anew."""
+        self._laid_out = None
+        return super().train(mode)
 
     def matrix(self) -> Tensor:
         """The matrix, (d_out, d_in), with a gradient to `values`."""

@@ -54,10 +54,13 @@ def _file(image: dict[str, Any] | None, where: str, column: str) -> bytes:
         file = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         with Image.open(io.BytesIO(file)) as opened:
             opened.load()
+            mode = opened.mode
     except Exception as error:  # a damaged file makes its decoder raise nearly anything
         named = f" ({image['path']})" if image.get("path") else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} has no image that can be read in {column!r}{named}: {reason}") from error
+    if mode == "F" or mode.startswith("I"):
+        raise UserError(f"{where} has an image of mode {mode} in {column!r}: 8 bits a channel are needed")
     return file
 
 

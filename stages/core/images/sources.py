@@ -16,7 +16,7 @@ SPLIT_SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 
 def rows(source: Source, split: str) -> Iterable[Row]:
-    """The rows of one split (`train`, `validation` or `test`), in order, each image encoded as the source has it.
+    """The rows of one split (`train`, `validation` or `test`), always in one order, each image as the source has it.
 
     Raises UserError where they cannot be had.
     """
@@ -47,7 +47,14 @@ def _digits(source: Digits, split: str) -> Iterator[Row]:
         yield encoded(pixels[number]), int(labels[number])
 
 
-READERS = {"patterns": _patterns, "digits": _digits, "dataset": dataset.read}
+def _dataset(source: ImageDataset, split: str) -> list[Row]:
+    """The rows of a data set in random order: folders of images give one class after the other, and every budget of
+    images is a split's first ones."""
+    rows = dataset.read(source, split)
+    return [rows[number] for number in np.random.default_rng(SPLIT_SEEDS[split]).permutation(len(rows))]
+
+
+READERS = {"patterns": _patterns, "digits": _digits, "dataset": _dataset}
 
 
 def encoded(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ processor as metadata: whoever reads it gets the pixels as the model wants them.
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -71,14 +71,16 @@ class Images:
             return torch.cat(list(threads.map(self._processed, runs)))
 
     def _processed(self, numbers: list[int]) -> Tensor:
-        from PIL import Image
+        from PIL import Image, ImageOps
 
-        mode = "L" if len(getattr(self.processor, "image_mean", None) or "RGB") == 1 else "RGB"
+        mean = getattr(self.processor, "image_mean", None)
+        mode = "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
         decoded = []
         for number in numbers:
             try:
                 with Image.open(io.BytesIO(self.files[number])) as image:
-                    decoded.append(image.convert(mode))
+                    # A camera may store an image turned, and say so beside it.
+                    decoded.append(ImageOps.exif_transpose(image).convert(mode))
             except OSError as error:
                 raise UserError(f"image {number} cannot be read: {error}") from error
         return self.processor(decoded, return_tensors="pt")["pixel_values"].float()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.core.reporting import tables
-from stages.core.reporting.study import Study, by_size
+from stages.core.reporting.study import Study, by_size, noise
 from stages.core.reporting.tables import Table
 
 
@@ -60,9 +60,9 @@ def _smallest(study: Study) -> Fact:
 def _fastest(study: Study) -> Fact:
     name = max(study.variants, key=lambda name: study.latency[name]["speedup"])
     speedup = f"{study.latency[name]['speedup']:.2f}×"
-    noise = study.latency["original"]["speedup"]
-    if study.latency[name]["speedup"] <= max(1.0, noise):
-        return Fact("Fastest", "none", f"no variant is faster than `original` beside itself ({noise:.2f}×)")
+    if study.latency[name]["speedup"] <= 1 + noise(study):
+        itself = study.latency["original"]["speedup"]
+        return Fact("Fastest", "none", f"no variant is told from `original` beside itself ({itself:.2f}×)")
     return Fact("Fastest", speedup, _with_score(study, name))
 
 

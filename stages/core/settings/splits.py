@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 Bound = tuple[int, int]  # percent of the rows, and rows on top
 Part = tuple[str, Bound, Bound]  # a split (or its file), where the slice begins and where it ends
 
+NAMES = ("train", "validation", "test")  # what a study calls its splits
 BOUND = r"(-?\d+(?:_\d+)*%?)?"
 SLICE = re.compile(rf"([\w.-]+)(?:\[\s*{BOUND}\s*:\s*{BOUND}\s*\])?(?:\((?:closest|pct1_dropremainder)\))?")
 
@@ -44,22 +45,53 @@ def _bound(text: str | None, otherwise: Bound) -> Bound:
     return (0, number) if not text.startswith("-") else (100, number)
 
 
-def overlap(one: str, other: str, files: Mapping[str, str] | None = None, path: str = "") -> bool:
+def overlap(
+    one: str,
+    other: str,
+    files: Mapping[str, str] | None = None,
+    path: str = "",
+    others: tuple[Mapping[str, str] | None, str] | None = None,
+) -> bool:
     """Whether two splits share rows of every data set that is large enough.
 
     Bounds are compared by their percentage, then by their rows; `files` says which files a split's name stands for.
-    Slices of different collections with a file in common count as sharing rows. `path` is the data set's.
+    Slices of different collections with a file in common count as sharing rows. `path` is the data set's. others: files
+    and path of the other split, where these are not the same.
     """
-    known = {name: sources(pattern, path) for name, pattern in (files or {}).items()}
-    source = lambda name: known.get(name, {name})  # noqa: E731
+    of_one = _named(files, path)
+    of_other = _named(*others) if others else of_one
 
     def shared(a: Part, b: Part) -> bool:
         (a, begin, end), (b, start, stop) = a, b
-        if source(a) != source(b):
-            return "all" in (a, b) or bool(source(a) & source(b))  # `datasets` calls the union of all splits `all`
+        sources_a, sources_b = of_one.get(a, {a}), of_other.get(b, {b})
+        if sources_a != sources_b:
+            return "all" in (a, b) or bool(sources_a & sources_b)  # `datasets` calls the union of all splits `all`
         return max(begin, start) < min(end, stop)
 
     return any(shared(a, b) for a in parts(one) for b in parts(other))
+
+
+def _named(files: Mapping[str, str] | None, path: str) -> dict[str, set]:
+    """What each split's name stands for."""
+    return {name: sources(pattern, path) for name, pattern in (files or {}).items()}
+
+
+def mixed(one: str, other: str) -> bool:
+    """Whether only the number of rows says if two splits share any: one is cut by percent, the other by rows."""
+
+    def units(split: str) -> set[bool]:
+        bounds = [bound for _, begin, end in parts(split) for bound in (begin, end)]
+        return {bool(percent % 100) for percent, rows in bounds if percent % 100 or rows}
+
+    return len(units(one) | units(other)) > 1
+
+
+def in_rows(split: str, sizes: Mapping[str, int]) -> str:
+    """A split with all its bounds in rows, as `datasets` takes them of sets of these sizes."""
+    from datasets import ReadInstruction
+
+    found = ReadInstruction.from_spec(split).to_absolute(dict(sizes))
+    return "+".join(f"{part.splitname}[{part.from_}:{part.to}]" for part in found if part.from_ < part.to)
 
 
 def sources(pattern: str, path: str = "") -> set:

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from stages.core.settings import splits
 from stages.core.settings.section import Count, Section, Seed, Sequence, Text
 
-SPLITS = ("train", "validation", "test")
 ENCODED = ("text", "json", "csv")  # what `datasets` reads with an encoding
 Rows = Annotated[int, Field(ge=4, lt=2**31)]  # labelled texts: two of each label, of which there are two or more
 PACKAGED = (*ENCODED, "parquet", "arrow", "imagefolder")  # what `datasets` reads from files alone
@@ -55,7 +54,7 @@ class Loaded(Section):
 
     @model_validator(mode="after")
     def _splits_are_there_and_share_no_row(self):
-        named = {name: getattr(self, name, None) for name in SPLITS}
+        named = {name: getattr(self, name, None) for name in splits.NAMES}
         splits.check(named, self.data_files, self.path)
         for name, split in named.items():
             for file in [] if split is None or self.data_files is None else splits.names(split):
@@ -115,9 +114,11 @@ class Prepare(Section):
     def _the_other_text_is_another(self):
         one, two = self.source, self.other and self.other.source
         if isinstance(one, Dataset) and isinstance(two, OtherDataset):
-            same = (one.path, one.name, one.data_files) == (two.path, two.name, two.data_files)
-            for name in SPLITS if same else ():
-                if splits.overlap(split := getattr(one, name), two.test, one.data_files, one.path):
+            # Files are what they are, whatever a data set calls them; without any, the data set's name counts.
+            same = one.data_files or (one.path, one.name, None) == (two.path, two.name, two.data_files)
+            for name in splits.NAMES if same else ():
+                split, its = getattr(one, name), (two.data_files, two.path)
+                if splits.overlap(split, two.test, one.data_files, one.path, its):
                     raise ValueError(
                         f"other.source.test = {two.test} and source.{name} = {split} share rows: the other text must "
                         "be another"

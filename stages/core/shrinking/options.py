@@ -76,14 +76,15 @@ def stored_by(form: Form, d_out: int, d_in: int) -> int:
 def sparse(weight: Tensor, moments: Moments, kept: int, score: str, refit: bool = False) -> Tensor:
     """The matrix with its `kept` largest entries, by magnitude or by the score `input` of `baselines.prune`.
 
-    `row` is the score `input`, and the same number of entries of every row. With `refit` the entries that stay change
-    to make up for those that go.
+    `row` is the score `input`, and the same number of entries of every row that is not zero. With `refit` the entries
+    that stay change to make up for those that go.
     """
     sizes = weight.abs()
     if score != "magnitude":
         sizes = sizes * moments.second.diagonal().clamp_min(0).sqrt()
     rows = sizes if score == "row" else sizes.flatten()[None]
-    stay = torch.zeros_like(rows).scatter_(1, rows.topk(kept // len(rows), dim=1).indices, 1).view_as(weight)
+    alive = max(1, int((rows > 0).any(1).sum()))  # a row of zeros has no entry to keep
+    stay = torch.zeros_like(rows).scatter_(1, rows.topk(kept // alive, dim=1).indices, 1).view_as(weight)
     return refitted(weight, moments, stay) if refit else weight * stay
 
 

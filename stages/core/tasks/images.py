@@ -19,12 +19,14 @@ from stages.core.architecture.depth import record_blocks
 from stages.core.architecture.view import ModelView
 from stages.core.images import table as tables
 from stages.core.images.table import Batch, Images
+from stages.core.process.artifacts import read_json
 from stages.core.process.errors import UserError
 from stages.core.settings.images import Answers, ExtractImages, FinetuneImages, LatencyImages
 from stages.core.tasks import intervals, timing
 from stages.core.tasks.interface import CalibrationRows, Measured
 from stages.core.tasks.losses import exp_mean
 
+ALIKE = 0.05  # of the spread of pixels: implementations of one resizing differ by less
 TOP = 5  # an answer counts as right among so many best ones, where there are more labels
 
 
@@ -159,6 +161,15 @@ class ImageClassification:
                 f"params.yaml: surgery.model = {model!r} has {labels} labels and the model under study has {wanted}: "
                 "only classifiers of the same labels can be compared"
             )
+        if other := _otherwise(original.model.config.id2label, found.config.id2label):
+            raise UserError(f"params.yaml: surgery.model = {model!r} {other}: its answers would be taken for others")
+        own = tables.processor(read_json(processor / "preprocessor_config.json"))
+        if (other := opening.read_image_processor(model, revision)) and _reads_otherwise(own, other):
+            raise UserError(
+                f"params.yaml: surgery.model = {model!r} reads images in another size, range or normalisation than "
+                "the model under study, whose image processor makes all pixels: only models that read alike can be "
+                "compared"
+            )
         return found
 
     @classmethod
@@ -203,6 +214,27 @@ def tokens_of_image(view: ModelView, image: Images) -> int:
 def _losses(logits: Tensor, labels: Tensor) -> np.ndarray:
     """The cross-entropy of each row of logits (n, labels), in nats, float64, (n,)."""
     return functional.cross_entropy(logits.double(), labels, reduction="none").numpy()
+
+
+def _otherwise(own: dict[int, str], other: dict[int, str]) -> str:
+    """What is wrong with the names of another model's labels; nothing where one of the two has no names of its own."""
+    if any(names[0] == "LABEL_0" for names in (own, other)):
+        return ""
+    numbers = {name.lower(): number for number, name in other.items()}
+    shared = {number: numbers[name.lower()] for number, name in own.items() if name.lower() in numbers}
+    if not shared:
+        return f"has no label {own[0]!r} nor any other of the model under study"
+    moved = next((number for number in shared if shared[number] != number), None)
+    return "" if moved is None else f"has {own[moved]!r} as label {shared[moved]}, the model under study as {moved}"
+
+
+def _reads_otherwise(own: Any, other: Any) -> bool:
+    """Whether two image processors make other pixels of the same image."""
+    from PIL import Image
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+    one, two = (processor([noise], return_tensors="pt")["pixel_values"].float() for processor in (own, other))
+    return one.shape != two.shape or bool((one - two).abs().mean() > ALIKE * one.std())
 
 
 def top_accuracy(logits: Tensor, labels: Tensor, count: int = TOP) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -198,16 +199,20 @@ def taken(
 
     try:
         with _cache(source) as cache:
-            table = load_dataset(
-                source.path,
-                source.name,
-                revision=source.revision,
-                data_files=files,
-                split=asked,
-                **cache,
-                **({"encoding": source.encoding} if source.encoding else {}),
-            )
-            return take(table)
+
+            def load(split: str, files: dict[str, str] | None) -> Any:
+                return load_dataset(
+                    source.path,
+                    source.name,
+                    revision=source.revision,
+                    data_files=files,
+                    split=split,
+                    **cache,
+                    **({"encoding": source.encoding} if source.encoding else {}),
+                )
+
+            _refuse_shared_rows(source, section, lambda name: len(load(name, source.data_files)))
+            return take(load(asked, files))
     except UserError:
         raise
     except Exception as error:  # datasets raises some twenty kinds, all of them about what the user named
@@ -216,6 +221,22 @@ def taken(
             f"{section}.source (path = {source.path!r}, name = {source.name!r}, data_files = {source.data_files!r}): "
             f"{_cause(error, section)}{'. Profile small needs no network.' if _asks_the_hub(source) else ''}"
         ) from error
+
+
+def _refuse_shared_rows(source: Loaded, section: str, count: Callable[[str], int]) -> None:
+    """Raise UserError where splits share rows and only the number of rows tells: one cut by percent, one by rows.
+
+    count: the rows of a split by its name.
+    """
+    named = {name: split for name in splits.NAMES if (split := getattr(source, name, None))}
+    for (name, one), (other, two) in combinations(named.items(), 2):
+        if splits.mixed(one, two):
+            sizes = {base: count(base) for base in {*splits.names(one), *splits.names(two)}}
+            if splits.overlap(*(splits.in_rows(split, sizes) for split in (one, two)), source.data_files, source.path):
+                raise UserError(
+                    f"params.yaml: {section}.source: {name} = {one} and {other} = {two} overlap, as there are "
+                    f"{max(sizes.values())} rows: no row may be in both"
+                )
 
 
 def _cause(error: Exception, section: str) -> str:

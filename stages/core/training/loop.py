@@ -16,6 +16,9 @@ from stages.core.training.resuming import Unfinished
 SORTED = 50  # batches: enough for rows of like length to meet, few enough for others to meet in the next epoch
 
 
+Rates = Sequence[tuple[list[nn.Parameter], float]]  # parameters and their highest learning rate
+
+
 @dataclass(frozen=True)
 class History:
     """The record of a training.
@@ -28,11 +31,30 @@ class History:
     validation: list[dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a model was before an earlier phase of its training: its validation value, and its parameters.
+
+    examples: those that the earlier phase has seen.
+    """
+
+    value: float
+    kept: list[Tensor]
+    examples: int
+
+
+def start_of(model: nn.Module, rates: Rates, validate: Callable[[], float], examples: int) -> Start:
+    """What a model is now. rates: of the training that takes it for a start; examples: of the phase before that."""
+    best = _BestState(model, _trained(model, rates), validate)
+    best.evaluate(0, 0)
+    return Start(best.evaluations[0]["value"], best.kept, examples)
+
+
 def train(
     model: nn.Module,
     examples: int,
     objective: Callable[[Tensor], tuple[Tensor, Tensor]],
-    rates: Sequence[tuple[list[nn.Parameter], float]],
+    rates: Rates,
     recipe: Schedule,
     seed: int,
     *,
@@ -42,6 +64,7 @@ def train(
     autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
     unfinished: Unfinished | None = None,
+    start: Start | None = None,
 ) -> History:
     """Train a model in place by minimising an objective over numbered examples; the model ends in evaluation mode.
 
@@ -51,8 +74,9 @@ def train(
     recipe's schedule, and gradients clipped by their norm. Every epoch sees every example once in a seeded order.
 
     validate: gives a value, lower is better, at the start and at `times` evenly spaced steps. The model ends with the
-    parameters of the lowest value. unfinished: where the state is written from time to time. A training that finds a
-    state there continues it; on the CPU it ends with the same bits as an uninterrupted one, dropout included.
+    parameters of the lowest value, those of `start` included. unfinished: where the state is written from time to time.
+    A training that finds a state there continues it; on the CPU it ends with the same bits as an uninterrupted one,
+    dropout included.
 
     lengths: int64, (examples,). With them each batch is of examples of like length, so that little is padded; which
     ones meet, and the order of the batches, change every epoch.
@@ -66,10 +90,10 @@ def train(
         parameter.requires_grad_(id(parameter) in chosen)
     optimizer = torch.optim.AdamW(_groups(rates, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
     batches = list(_order(examples, recipe.epochs, recipe.batch_size * recipe.accumulation, seed, lengths))
-    best = _BestState(model, [*parameters, *_statistics(model)], validate)
+    best, before = _BestState(model, _trained(model, rates), validate, start), start.examples if start else 0
     curve = _load_state(unfinished, optimizer, best)
     if not curve:
-        best.evaluate(0, 0)
+        best.evaluate(0, before)
     context = autocast or nullcontext()
     model.train()
     shown = watch(batches[len(curve) :])
@@ -92,7 +116,7 @@ def train(
                 f"(it is {highest})"
             )
         optimizer.step()
-        seen = len(batch) + (curve[-1]["examples"] if curve else 0)
+        seen = len(batch) + (curve[-1]["examples"] if curve else before)
         curve.append({"step": step, "examples": seen, "loss": total})
         show(f"loss {total:.3f}", refresh=False)
         if step * times // len(batches) > (step - 1) * times // len(batches):
@@ -108,6 +132,11 @@ def _show_nothing(text: str, refresh: bool) -> None:
     """What a plain iterable does with the text for a progress bar."""
 
 
+def _trained(model: nn.Module, rates: Rates) -> list[Tensor]:
+    """What a training changes of a model."""
+    return [*(parameter for chosen, _ in rates for parameter in chosen), *_statistics(model)]
+
+
 def _statistics(model: nn.Module) -> list[Tensor]:
     """The buffers that a training changes: what BatchNorm has counted."""
     return [
@@ -121,10 +150,16 @@ def _statistics(model: nn.Module) -> list[Tensor]:
 class _BestState:
     """The trained parameters, and what a training counts, at the lowest validation value, and all evaluations."""
 
-    def __init__(self, model: nn.Module, parameters: list[Tensor], validate: Callable[[], float] | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: list[Tensor],
+        validate: Callable[[], float] | None,
+        start: Start | None = None,
+    ):
         self.model, self.parameters, self.validate = model, parameters, validate
-        self.evaluations: list[dict[str, float]] = []
-        self.kept: list[Tensor] = []
+        self.evaluations: list[dict[str, float]] = [{"step": 0, "examples": 0, "value": start.value}] if start else []
+        self.kept: list[Tensor] = start.kept if start else []
 
     def evaluate(self, step: int, examples: int) -> None:
         if self.validate is None:

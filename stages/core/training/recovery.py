@@ -20,7 +20,7 @@ from stages.core.settings.profiles import Finetune
 from stages.core.settings.recoveries import Distill, Recovery
 from stages.core.tasks.interface import Examples, Task
 from stages.core.training.answers import Answers
-from stages.core.training.loop import History, train
+from stages.core.training.loop import History, start_of, train
 from stages.core.training.resuming import Unfinished
 
 
@@ -52,8 +52,8 @@ def recover(
     penalty = frobenius(view.model, spec.around, spec.frobenius) if spec.frobenius else None
 
     def with_rates(groups: dict[str, list[nn.Parameter]]) -> list[tuple[list[nn.Parameter], float]]:
-        rates = recipe.learning_rate
-        return [(chosen, spec.rate * getattr(rates, name)) for name, chosen in groups.items() if chosen]
+        highest = recipe.learning_rate
+        return [(chosen, spec.rate * getattr(highest, name)) for name, chosen in groups.items() if chosen]
 
     def validate() -> float:
         # Outside `autocast`: every evaluation is float32.
@@ -62,8 +62,10 @@ def recover(
     def state(phase: str) -> Unfinished | None:
         return Unfinished(unfinished / phase) if unfinished else None
 
-    early = min(round(spec.warm_start * len(rows)), len(rows) - 1)
+    early, start = min(round(spec.warm_start * len(rows)), len(rows) - 1), None
+    rates = with_rates(parts(view, sharing.groups, spec.train))
     if early:
+        start = start_of(view.model, rates, validate, early * recipe.epochs)
         layers = [layer for group in sharing.groups for layer in group]
         # FFN by FFN, norms get no gradient. If only deltas are trained end to end, only deltas are trained here.
         window = parts(view, sharing.groups, "deltas" if spec.train == "deltas" else "window")
@@ -91,10 +93,11 @@ def recover(
             kept,
             answers and answers.to,
         ),
-        with_rates(parts(view, sharing.groups, spec.train)),
+        rates,
         recipe,
         seed,
         validate=validate,
+        start=start,
         times=recipe.validation.times,
         autocast=autocast,
         watch=watch,
