@@ -277,6 +277,12 @@ def test_an_encoding_is_checked_at_the_door(here):
         source("mine.parquet", "parquet", encoding="latin-1")
 
 
+def test_a_file_in_the_home_folder_is_found_by_its_tilde(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    write(here / "mine.txt", TEXT)
+    assert rows("~/mine.txt") == TEXT
+
+
 @pytest.mark.parametrize(
     ("train", "test", "shares"),
     [("train[:30]", "train[50%:]", True), ("train[:20]", "train[50%:]", False), ("train[:90%]", "train[-3:]", False)],

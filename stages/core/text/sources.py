@@ -1,5 +1,6 @@
 """Where text comes from: the project's own grammar, or any data set that `datasets` can load."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -191,7 +192,7 @@ def taken(
     if not whole and files and (names := {name for name, *_ in splits.parts(asked)}) <= files.keys():
         files = {name: files[name] for name in names}  # the others need not be read
     for name, file in (files or {}).items():
-        if Path(file).is_file() and Path(file).stat().st_size == 0:
+        if (named := Path(file).expanduser()).is_file() and named.stat().st_size == 0:
             raise UserError(f"{section}.source.data_files.{name} = {file}: the file is empty")
     if _asks_the_hub(source):
         hub.settle()
@@ -202,10 +203,10 @@ def taken(
 
             def load(split: str, files: dict[str, str] | None) -> Any:
                 return load_dataset(
-                    source.path,
+                    os.path.expanduser(source.path),
                     source.name,
                     revision=source.revision,
-                    data_files=files,
+                    data_files=files and {name: os.path.expanduser(file) for name, file in files.items()},
                     split=split,
                     **cache,
                     **({"encoding": source.encoding} if source.encoding else {}),
