@@ -63,7 +63,7 @@ export: .venv/ready ## Write a checkpoint to take away: VARIANT=softshare FORM=s
 
 push: .venv/ready ## List what would go to a hub: VARIANT=softshare REPO=me/softshare
 	@python -m stages.commands.push --variant "$(VARIANT)" --repo "$(REPO)" --form "$(or $(FORM),dense)" \
-		--confirm "$(or $(CONFIRM),no)"
+		--confirm "$(or $(CONFIRM),no)" --dtype "$(DTYPE)" --to "$(TO)"
 
 # Once: .venv/bin/python -m pip install torchao==0.18.0
 quantise: .venv/ready ## Measure a variant in 8 bits, dense and shared: VARIANT=softshare

@@ -38,7 +38,7 @@ def write_text(section, lexicon: Path, tokenizer: Path, out: Path) -> None:
             found[split] = corpus.shared(rows, learnt)
         if split == "test":  # the notes' protocol of perplexity takes rows, not a stream
             corpus.write_rows(out / "test_rows.parquet", corpus.tokenise_rows(tokenizer, rows))
-    other = sources.other_rows(section.other.source, lexicon) if section.other else []
+    other = sources.other_rows(section.other.source, lexicon, section.source) if section.other else []
     corpus.write_tokens(out / "other.parquet", corpus.tokenise(tokenizer, other), start)
     if other:
         found["other"] = corpus.shared(other, learnt)

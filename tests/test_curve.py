@@ -1,10 +1,12 @@
 """Every method at a given size: it stores at most that, and a size that it cannot reach is left out."""
 
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -343,9 +345,60 @@ def test_what_is_kept_is_the_same_to_the_last_bit(tmp_path):
     kept.keep(row, "point", "svd", 0.9, [0, 1])
     assert kept.find("point", "svd", 0.9, [0, 1]) == row
     assert kept.find("point", "svd", 0.9, None) is None is kept.find("point", "svd", 0.9, [0])
-    for path in tmp_path.iterdir():
-        path.write_text(path.read_text()[:-9])
-    assert kept.find("probe") is None is kept.find("survey", 0.7) and kept.find("point", "svd", 0.9, [0, 1]) is None
+    whole = {path: path.read_text() for path in tmp_path.iterdir()}
+    for damage in (lambda text: text[:-9], lambda _: "{}", lambda _: "[]"):
+        for path, text in whole.items():
+            path.write_text(damage(text))
+        assert kept.find("probe") is None is kept.find("survey", 0.7)
+        assert kept.find("point", "svd", 0.9, [0, 1]) is None
+
+
+def test_what_was_found_with_other_params_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.setattr(kept_on_disk.params, "PARAMS", tmp_path / "params.yaml")
+    control, usual = tmp_path / "control", kept_on_disk.params.section
+    first = kept_on_disk.Kept.here("small", control)
+    first.keep(1, "point", "svd")
+    changed = usual("small", "search").model_copy(update={"max_tokens": 512})
+    monkeypatch.setattr(
+        kept_on_disk.params, "section", lambda profile, name: changed if name == "search" else usual(profile, name)
+    )
+    other = kept_on_disk.Kept.here("small", control)
+    assert other.find("point", "svd") is None and first.find("point", "svd") == 1
+    control.write_text("trained")
+    assert kept_on_disk.Kept.here("small", control).folder not in (first.folder, other.folder)
+
+
+class Failing(Faked):
+    """Cannot measure the original, and waits long for all else but one method."""
+
+    def originals(self, seeds):
+        time.sleep(0.2)
+        raise UserError("no control")
+
+    def point(self, name, share, seeds, kinds=()):
+        time.sleep(0 if name == "svd" else 60)
+        return super().point(name, share, seeds, kinds)
+
+
+def _fail(what, *asked):
+    return getattr(Failing(), what)(*asked)
+
+
+def _die(what, *asked):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("do", "said"), [(_fail, "^no control$"), (_die, "^a process that measured was ended from")])
+def test_what_goes_wrong_in_a_process_ends_the_others_at_once(do, said, monkeypatch):
+    monkeypatch.setattr(command, "_do", do)
+    plans = [(name, 0.9) for name in ("svd", "svd_weighted", "pruned", "dropped")]
+    with pytest.raises(UserError, match=said):
+        list(command._measured(plans, {0.9: None}, None, 2, Remembered()))
+    for worker in multiprocessing.active_children():
+        worker.join(20)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("free, trained, workers", [(1e12, False, 8), (9e8, False, 2), (9e8, True, 1), (1, False, 1)])

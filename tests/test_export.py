@@ -207,6 +207,11 @@ def test_an_export_takes_nothing_away_that_it_did_not_write(study):
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder here takes no file from anybody")
 def test_where_nothing_can_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^TO = artifacts/finetuned/mine/x: artifacts holds files of the study: a new"):
+        export.refuse_to_replace(Path("artifacts/finetuned/mine/x"))
+    Path("link").symlink_to("out")
+    with pytest.raises(UserError, match="^TO = link: it is a link, and would be replaced: name the folder itself"):
+        export.refuse_to_replace(Path("link"))
     with pytest.raises(UserError, match="^TO = /proc/there/out: cannot write in /proc: "):
         export.refuse_to_replace(Path("/proc/there/out"))
 

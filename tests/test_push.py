@@ -84,6 +84,11 @@ def test_what_an_earlier_upload_left_of_weights_and_code_is_gone_and_all_else_st
     assert names == {*FILES, "notes.txt"}
 
 
+def test_what_push_does_not_do_with_a_variable_is_said(study):
+    with pytest.raises(UserError, match="^TO = there: push writes to exported/VARIANT-FORM; `make export` takes TO"):
+        push.main("mine", "me/small", "dense", "no", to="there")
+
+
 @pytest.mark.parametrize(
     ("repo", "form", "confirm", "said"),
     [

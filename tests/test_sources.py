@@ -285,7 +285,13 @@ def test_a_file_in_the_home_folder_is_found_by_its_tilde(here, monkeypatch):
 
 @pytest.mark.parametrize(
     ("train", "test", "shares"),
-    [("train[:30]", "train[50%:]", True), ("train[:20]", "train[50%:]", False), ("train[:90%]", "train[-3:]", False)],
+    [
+        ("train[:30]", "train[50%:]", True),
+        ("train[:20]", "train[50%:]", False),
+        ("train[:90%]", "train[-3:]", False),
+        ("train[:30]", "train[-15:]", True),
+        ("train[:30]", "train[-10:]", False),
+    ],
 )
 def test_splits_by_rows_and_by_percent_are_compared_once_the_rows_are_known(train, test, shares, here):
     pd.DataFrame({"article": ["An article."] * 40, "highlights": ["A summary."] * 40}).to_parquet("pairs.parquet")
@@ -301,6 +307,21 @@ def test_splits_by_rows_and_by_percent_are_compared_once_the_rows_are_known(trai
         f"params.yaml: articles.source: train = {train} and test = {test} overlap, as there are 40 rows: "
         "no row may be in both"
     )
+
+
+@pytest.mark.parametrize(("asked", "shares"), [("test[20%:]", True), ("test[50%:]", False), ("test[-5:]", False)])
+def test_the_other_text_is_compared_by_rows_once_they_are_known(asked, shares, here):
+    write(here / "mine.parquet", [f"Text {row}." for row in range(40)])
+    cut = {"train": "rows[:10]", "validation": "rows[10:15]", "test": "rows[15:20]"}
+    first = Dataset(kind="dataset", path="parquet", data_files={"rows": "mine.parquet"}, **cut)
+    second = OtherDataset(kind="dataset", path="parquet", data_files={"test": "mine.parquet"}, test=asked)
+    if not shares:
+        assert len(sources.other_rows(second, here, first)) == (20 if "%" in asked else 5)
+        return
+    with pytest.raises(
+        UserError, match=r"other.source.test = test\[20%:\] and prepare.source.train = rows\[:10\] share"
+    ):
+        sources.other_rows(second, here, first)
 
 
 def test_the_other_text_is_known_by_its_file_whatever_a_split_is_called(here):

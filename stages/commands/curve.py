@@ -9,9 +9,10 @@ on from there where it was stopped, and one for other sizes begins there.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,9 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     originals, rows = [], {}
     workers = min(len(plans), _workers(profile, known, bool(trained)))
     kept = Kept.here(profile, CONTROL)
-    if there := sum(kept.find("point", *plan, seeds_of[plan[1]]) is not None for plan in plans):
-        print(
-            f"{there} of {len(plans)} rows are there from an earlier run, in {FOLDER}; remove it to measure them anew"
-        )
+    if kept.folder.exists():
+        there = sum(kept.find("point", *plan, seeds_of[plan[1]]) is not None for plan in plans)
+        print(f"{there} of {len(plans)} rows are there from an earlier run, and it goes on from {kept.folder}")
     measured = _measured(plans, seeds_of, repeats if trained else None, workers, kept)
     for row in progress(measured, "curve", total=len(plans) + (2 if trained else 1)):
         if "size" in row:
@@ -169,9 +169,23 @@ def _calls(workers: int) -> Iterator[tuple[Callable, Callable]]:
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
 
         def done(jobs: Iterable[Future]) -> Iterator[tuple[Future, Any]]:
-            yield from ((job, job.result()) for job in wait(jobs, return_when=FIRST_COMPLETED).done)
+            # What has failed comes last: all else that is done is kept.
+            for job in sorted(wait(jobs, return_when=FIRST_COMPLETED).done, key=lambda job: bool(job.exception())):
+                yield job, job.result()
 
-        yield partial(pool.submit, _do), done
+        try:
+            yield partial(pool.submit, _do), done
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that measured was ended from outside, perhaps for want of memory; the same command goes on "
+                f"from what is in {FOLDER}"
+            ) from error
+        except BaseException:
+            # Nobody waits for the others: they may have hours to go.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
 
 
 @cache

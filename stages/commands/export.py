@@ -31,6 +31,7 @@ from stages.core.settings import params
 from stages.core.settings.surgeries import External
 
 RECORD = "export.json"  # beside the checkpoint: what it is, and the files that this command wrote
+OWN = ("artifacts", "metrics", "data", "stages", "templates", "tests", "docs", ".dvc", ".git")
 SHARD = "4GB"  # the largest file of weights
 FORMS = ("dense", "shared")
 # Apache-2.0 asks for LICENSE and NOTICE beside copies, the terms of Gemma and Llama for their own files.
@@ -123,6 +124,8 @@ def refuse_to_replace(to: Path) -> None:
     wanted = "a new folder or an earlier export is needed, such as exported/softshare"
     if to.is_symlink():
         raise UserError(f"TO = {to}: it is a link, and would be replaced: name the folder itself ({to.resolve()})")
+    if lies := next((name for name in OWN if to.resolve().is_relative_to(Path(name).resolve())), None):
+        raise UserError(f"TO = {to}: {lies} holds files of the study: {wanted}")
     if to == Path() or any(path.is_file() for path in (to, *to.parents)):
         raise UserError(f"TO = {'' if to == Path() else to}: {wanted}")
     if inside := [folder for folder in to.absolute().parents if written_by_export(folder)]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +39,7 @@ class Kept:
 
     @classmethod
     def here(cls, profile: str, control: Path) -> Self:
-        """What the same code found on the same machine with the same params and files. What others found is deleted.
+        """What the same code found on the same machine with the same params and files; what others found stays, too.
 
         control: the checkpoint of the teacher.
         """
@@ -46,7 +47,7 @@ class Kept:
         machine = devices.environment(devices.start(runtime), runtime.precision)
         facts = [machine, *(params.section(profile, name).model_dump() for name in READ)]
         inputs = [MODEL, PERMUTATIONS, MOMENTS, control, *SPLITS.values(), Path(__file__).parent]
-        return cls(resuming.state_folder(FOLDER, facts, [path for path in inputs if path.exists()]))
+        return cls(FOLDER / resuming.fingerprint(facts, [path for path in inputs if path.exists()]))
 
     def find(self, what: str, *asked: Any) -> Any | None:
         """What a method gave, None where that is not known. A survey down to a smaller share serves, too."""
@@ -54,7 +55,7 @@ class Kept:
         if what == "survey":
             every = (self._read(path) for path in sorted(self.folder.glob("survey-*.json")))
             found = found or next((one for one in every if one and one["asked"][0] <= asked[0]), None)
-        return None if found is None else UNPACK.get(what, _same)(found["found"])
+        return found and UNPACK.get(what, _same)(found["found"])
 
     def keep(self, found: Any, what: str, *asked: Any) -> None:
         """Write down what a method gave."""
@@ -65,10 +66,10 @@ class Kept:
         return self.folder / f"{what}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
 
     def _read(self, path: Path) -> dict | None:
-        try:
-            return read_json(path) if path.exists() else None
-        except UserError:
-            return None
+        with suppress(UserError):
+            found = read_json(path) if path.exists() else None
+            return found if isinstance(found, dict) and found.keys() == {"asked", "found"} else None
+        return None
 
 
 def _same(value: Any) -> Any:

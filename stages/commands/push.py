@@ -16,11 +16,13 @@ from stages.core.process.errors import UserError
 REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py"]  # files of an earlier upload that are not in this one
 
 
-def main(variant: str, repo: str, form: str, confirm: str) -> None:
+def main(variant: str, repo: str, form: str, confirm: str, dtype: str = "", to: str = "") -> None:
+    if to:
+        raise UserError(f"TO = {to}: push writes to exported/VARIANT-FORM; `make export` takes TO")
     check(repo, form, confirm)
     checkpoint_of(variant)
     folder = Path("exported", f"{variant}-{form}")
-    export.main(variant, folder, form)
+    export.main(variant, folder, form, dtype)
     files = contents(folder)
     total = sum(files.values())
     print("\n".join(f"{size:>15,} {name}" for name, size in files.items()))

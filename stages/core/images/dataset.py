@@ -46,7 +46,7 @@ def names(source: ImageDataset) -> list[str]:
 
 def _file(image: dict[str, Any] | None, where: str, column: str) -> bytes:
     """The bytes of an image file that can be decoded."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     if image is None:
         raise UserError(f"{where} needs an image in {column!r}, not null")
@@ -54,7 +54,7 @@ def _file(image: dict[str, Any] | None, where: str, column: str) -> bytes:
         file = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         with Image.open(io.BytesIO(file)) as opened:
             opened.load()
-            mode = opened.mode
+            mode = ImageOps.exif_transpose(opened).mode
     except Exception as error:  # a damaged file makes its decoder raise nearly anything
         named = f" ({image['path']})" if image.get("path") else ""
         reason = " ".join(str(error).split()) or type(error).__name__

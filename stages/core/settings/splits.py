@@ -77,11 +77,14 @@ def _named(files: Mapping[str, str] | None, path: str) -> dict[str, set]:
 
 
 def mixed(one: str, other: str) -> bool:
-    """Whether only the number of rows says if two splits share any: one is cut by percent, the other by rows."""
+    """Whether only the number of rows says if two splits share any.
+
+    One is cut by percent, the other by rows, or one by rows from the head and the other by rows from the tail.
+    """
 
     def units(split: str) -> set[bool]:
         bounds = [bound for _, begin, end in parts(split) for bound in (begin, end)]
-        return {bool(percent % 100) for percent, rows in bounds if percent % 100 or rows}
+        return {percent if rows else 50 for percent, rows in bounds if percent % 100 or rows}
 
     return len(units(one) | units(other)) > 1
 

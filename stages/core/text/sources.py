@@ -35,10 +35,15 @@ def rows(source: Stories | Dataset, split: str, lexicon: Path) -> list[str]:
     return _loaded(source, split, "prepare")
 
 
-def other_rows(source: Mingled | OtherDataset, lexicon: Path) -> list[str]:
-    """The rows of the other text, on which perplexity is taken beside the test split. Raises UserError as `rows`."""
+def other_rows(source: Mingled | OtherDataset, lexicon: Path, first: Stories | Dataset | None = None) -> list[str]:
+    """The rows of the other text, on which perplexity is taken beside the test split. Raises UserError as `rows`.
+
+    first: the source of the splits, with which it may share no row.
+    """
     if isinstance(source, Mingled):
         return generated(lexicon, source.seed, "other", source.test, mingled)
+    if isinstance(first, Dataset):
+        _refuse_shared_with(first, source)
     return _loaded(source, "test", "prepare.other")
 
 
@@ -237,6 +242,28 @@ def _refuse_shared_rows(source: Loaded, section: str, count: Callable[[str], int
                 raise UserError(
                     f"params.yaml: {section}.source: {name} = {one} and {other} = {two} overlap, as there are "
                     f"{max(sizes.values())} rows: no row may be in both"
+                )
+
+
+def _refuse_shared_with(first: Dataset, other: OtherDataset) -> None:
+    """Raise UserError where the other text shares rows with a split and only the number of rows tells."""
+
+    def in_rows(source: Loaded, split: str) -> str:
+        def count(name: str) -> int:
+            whole = source.model_copy(update=dict.fromkeys(splits.NAMES, name))
+            return taken(whole, "test", "prepare", ["rows"], len)
+
+        return splits.in_rows(split, {name: count(name) for name in splits.names(split)})
+
+    its = (other.data_files, other.path)
+    for name in splits.NAMES if first.data_files or first.path == other.path else ():
+        split = getattr(first, name)
+        if splits.mixed(split, other.test):
+            rows = in_rows(first, split), in_rows(other, other.test)
+            if splits.overlap(*rows, first.data_files, first.path, its):
+                raise UserError(
+                    f"params.yaml: prepare.other.source.test = {other.test} and prepare.source.{name} = {split} share "
+                    "rows: the other text must be another"
                 )
 
 

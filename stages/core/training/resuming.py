@@ -52,10 +52,19 @@ class Unfinished:
 
 
 def state_folder(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
-    """The folder below `folder` for a training's state, named by a hash of `facts` (a JSON value), inputs and code.
+    """The folder below `folder` for a training's state, named by its `fingerprint`.
 
     States of other facts, inputs or code cannot be continued and are deleted.
     """
+    mine = folder / fingerprint(facts, inputs)
+    for other in folder.glob("*"):
+        if other != mine and other.is_dir():
+            shutil.rmtree(other)
+    return mine
+
+
+def fingerprint(facts: Any, inputs: Iterable[Path]) -> str:
+    """A hash, 16 digits, of `facts` (a JSON value), of all files of inputs, and of the code of stages."""
     found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     code = Path(__file__).parent.parent.rglob("*.py")
     for path in (*inputs, *code):
@@ -63,8 +72,4 @@ def state_folder(folder: Path, facts: Any, inputs: Iterable[Path]) -> Path:
             if file.is_file():
                 with file.open("rb") as bytes_:
                     found.update(hashlib.file_digest(bytes_, "sha256").digest())
-    mine = folder / found.hexdigest()[:16]
-    for other in folder.glob("*"):
-        if other != mine:
-            shutil.rmtree(other)
-    return mine
+    return found.hexdigest()[:16]
