@@ -336,3 +336,11 @@ def test_the_other_text_is_known_by_its_file_whatever_a_split_is_called(here):
     ):
         section("test[90%:]")
     assert section("test[90%:]", "others.parquet").other.source.test == "test[90%:]"
+
+
+def test_rows_are_counted_only_where_splits_are_of_the_same_file():
+    files = {"a": "one.parquet", "b": "two.parquet"}
+    assert splits.depends_on_rows("a[:9]", "a[50%:]", files) and splits.depends_on_rows("a[:9]", "a[-9:]", files)
+    assert not splits.depends_on_rows("a[:9]", "b[50%:]", files) and not splits.depends_on_rows("a[:9]", "a[9:]", files)
+    assert splits.depends_on_rows("a[:9]", "x[50%:]", files, "parquet", ({"x": "one.parquet"}, "parquet"))
+    assert not splits.depends_on_rows("a[:9]", "a[50%:]", files, "parquet", ({"a": "two.parquet"}, "parquet"))

@@ -76,11 +76,23 @@ def _named(files: Mapping[str, str] | None, path: str) -> dict[str, set]:
     return {name: sources(pattern, path) for name, pattern in (files or {}).items()}
 
 
-def mixed(one: str, other: str) -> bool:
-    """Whether only the number of rows says if two splits share any.
+def depends_on_rows(
+    one: str,
+    other: str,
+    files: Mapping[str, str] | None = None,
+    path: str = "",
+    others: tuple[Mapping[str, str] | None, str] | None = None,
+) -> bool:
+    """Whether only the number of rows says if two splits share any. The arguments are those of `overlap`.
 
-    One is cut by percent, the other by rows, or one by rows from the head and the other by rows from the tail.
+    They are of the same data, and one is cut by percent, the other by rows, or one by rows from the head and the other
+    by rows from the tail.
     """
+    whole = ("+".join(names(split)) for split in (one, other))
+    return _mixed(one, other) and overlap(*whole, files, path, others)
+
+
+def _mixed(one: str, other: str) -> bool:
 
     def units(split: str) -> set[bool]:
         bounds = [bound for _, begin, end in parts(split) for bound in (begin, end)]

@@ -236,7 +236,7 @@ def _refuse_shared_rows(source: Loaded, section: str, count: Callable[[str], int
     """
     named = {name: split for name in splits.NAMES if (split := getattr(source, name, None))}
     for (name, one), (other, two) in combinations(named.items(), 2):
-        if splits.mixed(one, two):
+        if splits.depends_on_rows(one, two, source.data_files, source.path):
             sizes = {base: count(base) for base in {*splits.names(one), *splits.names(two)}}
             if splits.overlap(*(splits.in_rows(split, sizes) for split in (one, two)), source.data_files, source.path):
                 raise UserError(
@@ -258,7 +258,7 @@ def _refuse_shared_with(first: Dataset, other: OtherDataset) -> None:
     its = (other.data_files, other.path)
     for name in splits.NAMES if first.data_files or first.path == other.path else ():
         split = getattr(first, name)
-        if splits.mixed(split, other.test):
+        if splits.depends_on_rows(split, other.test, first.data_files, first.path, its):
             rows = in_rows(first, split), in_rows(other, other.test)
             if splits.overlap(*rows, first.data_files, first.path, its):
                 raise UserError(
