@@ -93,12 +93,12 @@ def depends_on_rows(
 
 
 def _mixed(one: str, other: str) -> bool:
-
-    def units(split: str) -> set[bool]:
-        bounds = [bound for _, begin, end in parts(split) for bound in (begin, end)]
-        return {percent if rows else 50 for percent, rows in bounds if percent % 100 or rows}
-
-    return len(units(one) | units(other)) > 1
+    """Whether the bounds of two splits are of more than one kind: percent, rows from the head, rows from the tail."""
+    every = [bound for split in (one, other) for _, *bounds in parts(split) for bound in bounds]
+    kinds = {
+        ("head" if percent == 0 else "tail") if rows else "percent" for percent, rows in every if percent % 100 or rows
+    }
+    return len(kinds) > 1
 
 
 def in_rows(split: str, sizes: Mapping[str, int]) -> str:
