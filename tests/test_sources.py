@@ -339,8 +339,17 @@ def test_the_other_text_is_known_by_its_file_whatever_a_split_is_called(here):
 
 
 def test_rows_are_counted_only_where_splits_are_of_the_same_file():
-    files = {"a": "one.parquet", "b": "two.parquet"}
-    assert splits.depends_on_rows("a[:9]", "a[50%:]", files) and splits.depends_on_rows("a[:9]", "a[-9:]", files)
-    assert not splits.depends_on_rows("a[:9]", "b[50%:]", files) and not splits.depends_on_rows("a[:9]", "a[9:]", files)
-    assert splits.depends_on_rows("a[:9]", "x[50%:]", files, "parquet", ({"x": "one.parquet"}, "parquet"))
-    assert not splits.depends_on_rows("a[:9]", "a[50%:]", files, "parquet", ({"a": "two.parquet"}, "parquet"))
+    asked = []
+
+    def shares(one, other, there=None):
+        asked.clear()
+        files = {"a": "one.parquet", "b": "two.parquet"}
+        cuts = splits.Cut(one, files, "parquet"), splits.Cut(other, there or files, "parquet")
+        found = splits.share_by_rows(*cuts, lambda cut, name: asked.append((cut.files[name], name)) or 16)
+        return found, len(asked)
+
+    assert shares("a[:9]", "a[50%:]") == (True, 2) and shares("a[:9]", "a[-9:]") == (True, 2)
+    assert shares("a[:8]", "a[50%:]") == (False, 2) and shares("a[:7]", "a[-9:]") == (False, 2)
+    assert shares("a[:9]", "b[50%:]") == (False, 0) and shares("a[:9]", "a[9:]") == (False, 0)
+    assert shares("a[:9]", "x[50%:]", {"x": "one.parquet"}) == (True, 2)
+    assert shares("a[:9]", "a[50%:]", {"a": "two.parquet"}) == (False, 0)

@@ -118,17 +118,17 @@ def _measured(
     with _calls(workers) as (submit, ended):
         jobs: dict[Any, tuple] = {}
 
-        def ask(what: str, *asked: Any, known: tuple = ()) -> None:
-            jobs[submit(what, *asked, *known)] = (what, *asked)
+        def ask(what: str, *asked: Any, given: tuple = ()) -> None:
+            jobs[submit(what, *asked, *given)] = (what, *asked)
 
         def ask_searches() -> None:
             if None not in known.values():
                 for share in unsearched:
-                    ask("tried", share, known=tuple(known.values()))
+                    ask("tried", share, given=tuple(known.values()))
 
         def ask_mixtures(share: float) -> None:
             for name in mixed[share]:
-                ask("point", name, share, seeds[share], known=(curve.kinds(searched[share], name),))
+                ask("point", name, share, seeds[share], given=(curve.kinds(searched[share], name),))
 
         if originals is None:
             ask("originals", original)

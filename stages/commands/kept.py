@@ -51,10 +51,10 @@ class Kept:
 
     def find(self, what: str, *asked: Any) -> Any | None:
         """What a method gave, None where that is not known. A survey down to a smaller share serves, too."""
-        found = self._read(self._path(what, asked))
-        if what == "survey":
-            every = (self._read(path) for path in sorted(self.folder.glob("survey-*.json")))
-            found = found or next((one for one in every if one and one["asked"][0] <= asked[0]), None)
+        survey = what == "survey"
+        paths = sorted(self.folder.glob("survey-*.json")) if survey else [self._path(what, asked)]
+        every = (one for one in map(self._read, paths) if one and (not survey or one["asked"] <= [*asked]))
+        found = next(every, None)
         return found and UNPACK.get(what, _same)(found["found"])
 
     def keep(self, found: Any, what: str, *asked: Any) -> None:

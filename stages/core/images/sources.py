@@ -48,8 +48,10 @@ def _digits(source: Digits, split: str) -> Iterator[Row]:
 
 
 def _dataset(source: ImageDataset, split: str) -> list[Row]:
-    """The rows of a data set in random order: folders of images give one class after the other, and every budget of
-    images is a split's first ones."""
+    """The rows of a data set in random order.
+
+    Folders of images give one class after the other, and every budget of images is a split's first ones.
+    """
     rows = dataset.read(source, split)
     return [rows[number] for number in np.random.default_rng(SPLIT_SEEDS[split]).permutation(len(rows))]
 

@@ -4,8 +4,9 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 Bound = tuple[int, int]  # percent of the rows, and rows on top
@@ -45,21 +46,44 @@ def _bound(text: str | None, otherwise: Bound) -> Bound:
     return (0, number) if not text.startswith("-") else (100, number)
 
 
-def overlap(
-    one: str,
-    other: str,
-    files: Mapping[str, str] | None = None,
-    path: str = "",
-    others: tuple[Mapping[str, str] | None, str] | None = None,
-) -> bool:
+class Cut(NamedTuple):
+    """A split of a data set: files says which files a split's name stands for, path is the data set's."""
+
+    split: str
+    files: Mapping[str, str] | None = None
+    path: str = ""
+
+    @property
+    def sources(self) -> dict[str, set]:
+        """What each split's name stands for."""
+        return {name: sources(pattern, self.path) for name, pattern in (self.files or {}).items()}
+
+    @property
+    def whole(self) -> "Cut":
+        """All rows of what it is cut from."""
+        return self._replace(split="+".join(names(self.split)))
+
+    @property
+    def kinds(self) -> set[str]:
+        """What its bounds are counted in: percent, rows from the head, rows from the tail."""
+        bounds = [bound for _, *both in parts(self.split) for bound in both]
+        return {
+            ("tail" if percent else "head") if rows else "percent" for percent, rows in bounds if percent % 100 or rows
+        }
+
+
+def overlap(one: str, other: str, files: Mapping[str, str] | None = None, path: str = "") -> bool:
+    """`share` of two splits of one data set."""
+    return share(Cut(one, files, path), Cut(other, files, path))
+
+
+def share(one: Cut, other: Cut) -> bool:
     """Whether two splits share rows of every data set that is large enough.
 
-    Bounds are compared by their percentage, then by their rows; `files` says which files a split's name stands for.
-    Slices of different collections with a file in common count as sharing rows. `path` is the data set's. others: files
-    and path of the other split, where these are not the same.
+    Bounds are compared by their percentage, then by their rows. Slices of different collections with a file in common
+    count as sharing rows.
     """
-    of_one = _named(files, path)
-    of_other = _named(*others) if others else of_one
+    of_one, of_other = one.sources, other.sources
 
     def shared(a: Part, b: Part) -> bool:
         (a, begin, end), (b, start, stop) = a, b
@@ -68,37 +92,19 @@ def overlap(
             return "all" in (a, b) or bool(sources_a & sources_b)  # `datasets` calls the union of all splits `all`
         return max(begin, start) < min(end, stop)
 
-    return any(shared(a, b) for a in parts(one) for b in parts(other))
+    return any(shared(a, b) for a in parts(one.split) for b in parts(other.split))
 
 
-def _named(files: Mapping[str, str] | None, path: str) -> dict[str, set]:
-    """What each split's name stands for."""
-    return {name: sources(pattern, path) for name, pattern in (files or {}).items()}
-
-
-def depends_on_rows(
-    one: str,
-    other: str,
-    files: Mapping[str, str] | None = None,
-    path: str = "",
-    others: tuple[Mapping[str, str] | None, str] | None = None,
-) -> bool:
-    """Whether only the number of rows says if two splits share any. The arguments are those of `overlap`.
+def share_by_rows(one: Cut, other: Cut, count: Callable[[Cut, str], int]) -> bool:
+    """Whether two splits share rows where only the number of rows says so.
 
     They are of the same data, and one is cut by percent, the other by rows, or one by rows from the head and the other
-    by rows from the tail.
+    by rows from the tail. count: the rows of a split by its name; asked only then.
     """
-    whole = ("+".join(names(split)) for split in (one, other))
-    return _mixed(one, other) and overlap(*whole, files, path, others)
-
-
-def _mixed(one: str, other: str) -> bool:
-    """Whether the bounds of two splits are of more than one kind: percent, rows from the head, rows from the tail."""
-    every = [bound for split in (one, other) for _, *bounds in parts(split) for bound in bounds]
-    kinds = {
-        ("head" if percent == 0 else "tail") if rows else "percent" for percent, rows in every if percent % 100 or rows
-    }
-    return len(kinds) > 1
+    if len(one.kinds | other.kinds) < 2 or not share(one.whole, other.whole):
+        return False
+    sized = [{name: count(cut, name) for name in names(cut.split)} for cut in (one, other)]
+    return share(*(cut._replace(split=in_rows(cut.split, sizes)) for cut, sizes in zip((one, other), sized)))
 
 
 def in_rows(split: str, sizes: Mapping[str, int]) -> str:

@@ -41,6 +41,10 @@ class Loaded(Section):
     data_files: dict[str, str] | None = Field(None, description="a file (best below data/local/text) for each split")
     encoding: str | None = Field(None, description="of files that are not UTF-8: latin-1, utf-16, ...")
 
+    def cut(self, split: str) -> splits.Cut:
+        """A split of this data set."""
+        return splits.Cut(split, self.data_files, self.path)
+
     @model_validator(mode="after")
     def _the_encoding_is_known(self):
         if self.encoding is not None:
@@ -117,8 +121,8 @@ class Prepare(Section):
             # Files are what they are, whatever a data set calls them; without any, the data set's name counts.
             same = one.data_files or (one.path, one.name, None) == (two.path, two.name, two.data_files)
             for name in splits.NAMES if same else ():
-                split, its = getattr(one, name), (two.data_files, two.path)
-                if splits.overlap(split, two.test, one.data_files, one.path, its):
+                split = getattr(one, name)
+                if splits.share(one.cut(split), two.cut(two.test)):
                     raise ValueError(
                         f"other.source.test = {two.test} and source.{name} = {split} share rows: the other text must "
                         "be another"

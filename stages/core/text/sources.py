@@ -230,41 +230,33 @@ def taken(
 
 
 def _refuse_shared_rows(source: Loaded, section: str, count: Callable[[str], int]) -> None:
-    """Raise UserError where splits share rows and only the number of rows tells: one cut by percent, one by rows.
+    """Raise UserError where splits share rows and only the number of rows tells.
 
     count: the rows of a split by its name.
     """
     named = {name: split for name in splits.NAMES if (split := getattr(source, name, None))}
     for (name, one), (other, two) in combinations(named.items(), 2):
-        if splits.depends_on_rows(one, two, source.data_files, source.path):
-            sizes = {base: count(base) for base in {*splits.names(one), *splits.names(two)}}
-            if splits.overlap(*(splits.in_rows(split, sizes) for split in (one, two)), source.data_files, source.path):
-                raise UserError(
-                    f"params.yaml: {section}.source: {name} = {one} and {other} = {two} overlap, as there are "
-                    f"{max(sizes.values())} rows: no row may be in both"
-                )
+        if splits.share_by_rows(source.cut(one), source.cut(two), lambda _, base: count(base)):
+            raise UserError(
+                f"params.yaml: {section}.source: {name} = {one} and {other} = {two} overlap, as there are "
+                f"{max(map(count, splits.names(one)))} rows: no row may be in both"
+            )
 
 
 def _refuse_shared_with(first: Dataset, other: OtherDataset) -> None:
     """Raise UserError where the other text shares rows with a split and only the number of rows tells."""
 
-    def in_rows(source: Loaded, split: str) -> str:
-        def count(name: str) -> int:
-            whole = source.model_copy(update=dict.fromkeys(splits.NAMES, name))
-            return taken(whole, "test", "prepare", ["rows"], len)
+    def count(cut: splits.Cut, name: str) -> int:
+        source = first if cut.files == first.data_files else other
+        return taken(source.model_copy(update=dict.fromkeys(splits.NAMES, name)), "test", "prepare", ["rows"], len)
 
-        return splits.in_rows(split, {name: count(name) for name in splits.names(split)})
-
-    its = (other.data_files, other.path)
     for name in splits.NAMES if first.data_files or first.path == other.path else ():
         split = getattr(first, name)
-        if splits.depends_on_rows(split, other.test, first.data_files, first.path, its):
-            rows = in_rows(first, split), in_rows(other, other.test)
-            if splits.overlap(*rows, first.data_files, first.path, its):
-                raise UserError(
-                    f"params.yaml: prepare.other.source.test = {other.test} and prepare.source.{name} = {split} share "
-                    "rows: the other text must be another"
-                )
+        if splits.share_by_rows(first.cut(split), other.cut(other.test), count):
+            raise UserError(
+                f"params.yaml: prepare.other.source.test = {other.test} and prepare.source.{name} = {split} share "
+                "rows: the other text must be another"
+            )
 
 
 def _cause(error: Exception, section: str) -> str:
