@@ -212,6 +212,34 @@ if __name__ == "__main__":
         worker.wait(20)
 
 
+def test_ctrl_c_while_processes_still_start_is_no_traceback(tmp_path):
+    code = """
+import os, time
+from stages.commands import curve
+from stages.core.process import command
+
+def main():
+    with curve._calls(2) as (submit, ended):
+        list(ended([submit("probe"), submit("probe")]))
+
+if __name__ == "__main__":
+    command.entry(main)
+elif __name__ == "__mp_main__":  # in a process of the pool
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+    path = tmp_path / "parent.py"
+    path.write_text(code)
+    with subprocess.Popen(
+        [sys.executable, path], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, stdout=-1, stderr=-1
+    ) as parent:  # fmt: skip
+        for worker in [int(parent.stdout.readline()) for _ in range(2)]:
+            os.kill(worker, signal.SIGINT)  # as a terminal does, to all of them
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+        assert parent.communicate(timeout=40) == ("", "interrupted\n") and parent.returncode == 130
+
+
 class Faked:
     """Stands for `points.Measuring`, and writes down what it is asked for."""
 

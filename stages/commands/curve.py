@@ -26,7 +26,7 @@ from stages.core.architecture.shape import Shape, of_folder
 from stages.core.process import command, devices
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
-from stages.core.process.guard import end_with_parent
+from stages.core.process.guard import ctrl_c_held_back, end_with_parent
 from stages.core.process.progress import progress
 from stages.core.running import estimates
 from stages.core.settings import params
@@ -173,8 +173,12 @@ def _calls(workers: int) -> Iterator[tuple[Callable, Callable]]:
             for job in sorted(wait(jobs, return_when=FIRST_COMPLETED).done, key=lambda job: bool(job.exception())):
                 yield job, job.result()
 
+        def submit(*asked: Any) -> Future:
+            with ctrl_c_held_back():  # a call may start a process
+                return pool.submit(_do, *asked)
+
         try:
-            yield partial(pool.submit, _do), done
+            yield submit, done
         except BrokenProcessPool as error:
             raise UserError(
                 "a process that measured was ended from outside, perhaps for want of memory; the same command goes on "

@@ -58,12 +58,26 @@ def guarded(environment: Mapping[str, str] = os.environ, patience: float = PATIE
 def end_with_parent() -> None:
     """Let a process of multiprocessing end with its parent, and at once on Ctrl-C, which reaches both."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def wait() -> None:
         parent_process().join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait; a process that is started here keeps it waiting until it calls `end_with_parent`.
+
+    Before that, while it still imports, Ctrl-C would be a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _dvc(environment: Mapping[str, str]):
