@@ -5,6 +5,7 @@ from pathlib import Path
 from stages.core.shrinking import curve
 
 LEAST = 1e-4  # of the excess over the original that the picture shows: what is below it is as good
+LEAST_WIDTH = 0.02  # of the shares that it shows
 # Colours of the report's palette: as there where both have a method, and one for methods of the same name.
 COLOURED = {
     "softshare": 0, "svd_weighted_equal": 1, "basis_2": 2, "mix_low_rank": 3, "dropped": 4, "dropped_searched": 4,
@@ -33,14 +34,15 @@ def draw(rows: list[dict], path: Path) -> None:
         yscale="log",
     )
     axes.grid(which="major")
-    left = min(share for points in lines.values() for share, _ in points)
+    shares = [share for points in lines.values() for share, _ in points]
+    left, width = min(shares), max(max(shares) - min(shares), LEAST_WIDTH)
     height = axes.get_ylim()[1] / axes.get_ylim()[0]
     for name, y in _apart({name: value for name, (_, value, _) in ends.items()}, height ** (1 / 28)).items():
         share, value, colour = ends[name]
         link = {"arrowstyle": "-", "color": INK, "alpha": 0.3, "linestyle": (0, (1, 3)), "shrinkA": 0, "shrinkB": 3}
-        place = {"xytext": (left - 0.012, y), "ha": "right", "va": "center", "arrowprops": link}
+        place = {"xytext": (left - 0.027 * width, y), "ha": "right", "va": "center", "arrowprops": link}
         axes.annotate(name, (share, value), color=colour, **place)
-    axes.set_xlim(left=left - 0.14)
+    axes.set_xlim(left - 0.31 * width, left + 1.05 * width)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
 
