@@ -40,6 +40,24 @@ def test_a_slow_phase_does_not_change_the_speed_up(monkeypatch):
     assert {len(times) for times in rows.values()} == {12}
 
 
+def test_who_passes_first_alternates_and_a_slow_phase_does_not_change_the_ratio(monkeypatch):
+    asked, clock = [], [0.0]
+
+    def model(name, seconds):
+        def run(batch):
+            asked.append(name)
+            clock[0] += seconds * (9.0 if len(asked) > 6 else 1.0)
+
+        return run
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    rows = timing.passes({"one": model("a", 3.0), "two": model("b", 2.0)}, tiny.ids(1, 4), warmup=1, repeats=4)
+    assert asked == [*"ab", *"ba", *"ab", *"ba", *"ab"]
+    assert rows["one"] == pytest.approx([3, 3, 27, 27]) and rows["two"] == pytest.approx([2, 2, 18, 18])
+    assert timing.ratio(rows["one"], rows["two"]) == pytest.approx(1.5)
+    assert timing.spread_ms(rows["two"]) == pytest.approx((10_000, 16_000))
+
+
 @pytest.mark.parametrize("new_tokens", [1, 8, 11])
 def test_a_generation_is_greedy_and_of_its_length(new_tokens):
     model, prompt, read = tiny.model("gpt2"), tiny.ids(1, 5), []

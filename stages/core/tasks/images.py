@@ -194,12 +194,13 @@ class ImageClassification:
             images = tables.read(table, size)
             rows = torch.arange(size).remainder(len(images)).tolist()  # a short split is gone through again
             pixels = images.pixels(rows).to(device)
-            times = timing.passes(models, pixels, section.warmup, section.repeats, watch)
-            for name, (median, spread) in times.items():
+            turns = timing.passes(models, pixels, section.warmup, section.repeats, watch)
+            for name, seconds in turns.items():
+                median, spread = timing.spread_ms(seconds)
                 before = "original_" if name == "original" else ""
                 found |= {f"{before}ms_{size}": median, f"{before}iqr_ms_{size}": spread}
                 found[f"{before}images_per_second_{size}"] = 1000 * size / median
-            found["speedup"] = times["original"][0] / times["variant"][0]
+            found["speedup"] = timing.ratio(turns["original"], turns["variant"])
         return found
 
 

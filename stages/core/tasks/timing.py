@@ -6,7 +6,7 @@ forward pass each.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -71,8 +71,12 @@ def turns(
 
 def speedup(original: list[tuple[float, float]], variant: list[tuple[float, float]], new_tokens: int) -> float:
     """The median over turns of the original's time for the prompt and `new_tokens` over the variant's in that turn."""
-    whole = ([prefill + new_tokens * decode for prefill, decode in rows] for rows in (original, variant))
-    return statistics.median(one / other for one, other in zip(*whole, strict=True))
+    return ratio(*([prefill + new_tokens * decode for prefill, decode in rows] for rows in (original, variant)))
+
+
+def ratio(original: list[float], variant: list[float]) -> float:
+    """The median over turns of the original's time over the variant's in that turn."""
+    return statistics.median(one / other for one, other in zip(original, variant, strict=True))
 
 
 def summary(rows: list[tuple[float, float]]) -> dict[str, float]:
@@ -80,7 +84,7 @@ def summary(rows: list[tuple[float, float]]) -> dict[str, float]:
 
     prefill_ms, prefill_iqr_ms, decode_ms_per_token, decode_iqr_ms_per_token.
     """
-    (prefill, prefill_iqr), (decode, decode_iqr) = ([1000 * x for x in _spread(column)] for column in zip(*rows))
+    (prefill, prefill_iqr), (decode, decode_iqr) = map(spread_ms, zip(*rows))
     return {
         "prefill_ms": prefill,
         "prefill_iqr_ms": prefill_iqr,
@@ -89,22 +93,24 @@ def summary(rows: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def _spread(values: tuple[float, ...]) -> tuple[float, float]:
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return statistics.median(values), high - low
+def spread_ms(seconds: Iterable[float]) -> tuple[float, float]:
+    """Median and interquartile range, in milliseconds."""
+    values = [1000 * each for each in seconds]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return median, high - low
 
 
 @torch.no_grad()
-def passes(models: dict[str, Any], batch: Tensor, warmup: int, repeats: int, watch=iter) -> dict:
-    """Name of each model -> median and interquartile range of a forward pass over `repeats` turns, in milliseconds."""
+def passes(models: dict[str, Any], batch: Tensor, warmup: int, repeats: int, watch=iter) -> dict[str, list[float]]:
+    """Name of each model -> seconds for a forward pass in each of `repeats` turns; every other one runs in reverse."""
     times: dict[str, list[float]] = {name: [] for name in models}
     synchronise = waiting(batch.device)
     for turn in watch(range(warmup + repeats)):
-        for name, model in models.items():
+        for name in list(models) if turn % 2 == 0 else reversed(models):
             synchronise()
             begin = time.perf_counter()
-            model(batch)
+            models[name](batch)
             synchronise()
             if turn >= warmup:
-                times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: _spread(tuple(values)) for name, values in times.items()}
+                times[name].append(time.perf_counter() - begin)
+    return times
