@@ -9,7 +9,7 @@ from stages.core.process import command
 from stages.core.process.artifacts import replacing
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.settings.profiles import Schedule
+from stages.core.settings.trainings import Schedule
 from stages.core.tasks.language import next_token_loss
 from stages.core.text import corpus, sources
 from stages.core.training.loop import train

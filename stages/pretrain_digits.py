@@ -12,7 +12,7 @@ from stages.core.process import command
 from stages.core.process.artifacts import replacing
 from stages.core.process.progress import progress
 from stages.core.settings import params
-from stages.core.settings.profiles import Schedule
+from stages.core.settings.trainings import Schedule
 from stages.core.training.loop import train
 
 

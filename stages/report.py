@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.core.process import command
 from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
-from stages.core.reporting import answers, chapters, page, paired, pictures, published, study
+from stages.core.reporting import answers, chapters, facts, page, paired, pictures, published, study
 from stages.core.settings import params
 
 
@@ -66,7 +66,7 @@ def main(
         "title": "What sharing feed-forward layers costs",
         "study": found,
         "model": chapters.model(found),
-        "facts": chapters.facts(found),
+        "facts": facts.facts(found),
         "chapters": chapters.chapters(found),
         "prompts": list(dict.fromkeys(found.prompts)),
         "drawings": {name: pictures.svg(picture(), name) for name, picture in draw.items()},

@@ -15,8 +15,8 @@ from stages.core.architecture.depth import influence
 from stages.core.calibration.moments import SITE, Moments
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import Schedule
 from stages.core.settings.surgeries import Drop, LowRank, Prune
+from stages.core.settings.trainings import Schedule
 from stages.core.settings.windows import Like
 from stages.core.shrinking import baselines, lowrank
 from stages.core.training import loop, recovery

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 from stages.core.evaluation import classification
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import HeadRecipe
 from stages.core.settings.texts import LabelledDataset, Reviews
+from stages.core.settings.trainings import HeadRecipe
 from stages.core.tasks import intervals
 from stages.core.text import labelled, sources
 from stages.core.training import recovery

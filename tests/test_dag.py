@@ -82,8 +82,8 @@ CODE = {
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
-    "core/settings/{__init__ images messages params profiles recoveries section splits surgeries texts variants"
-    " windows}": (
+    "core/settings/{__init__ images messages params pretraining profiles recoveries section splits surgeries texts"
+    " trainings variants windows}": (
         f"pretrain pretrain_digits {ALL}",
         ALL,
     ),
@@ -122,7 +122,10 @@ CODE = {
         "sentiment summarize",
         "sentiment summarize report",
     ),
-    "core/reporting/{__init__ answers card chapters page paired pictures published study tables}": ("report", "report"),
+    "core/reporting/{__init__ answers beside card chapters facts page paired pictures published study tables}": (
+        "report",
+        "report",
+    ),
     "core/running/{__init__ board calls choice code_folders counted dvc_child estimates gpus graph leftovers lock_file"
     " origins params_file quantities repository resolved screen server verification wire}": ("", ""),  # of commands
     "run": ("", ""),

@@ -11,9 +11,9 @@ import torch
 from stages.core.architecture.depth import keep_layers
 from stages.core.forms import structure
 from stages.core.forms.structure import Sharing
-from stages.core.settings.profiles import Finetune, Schedule
 from stages.core.settings.recoveries import Distill, Recovery
 from stages.core.settings.surgeries import LowRank, Prune
+from stages.core.settings.trainings import Finetune, Schedule
 from stages.core.shrinking import operations
 from stages.core.tasks.language import Language
 from stages.core.training import answers, loop, recovery

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages import report
 from stages.core.process.errors import UserError
-from stages.core.reporting import chapters, page, paired, pictures, published, tables
+from stages.core.reporting import beside, chapters, facts, page, paired, pictures, published, tables
 from stages.core.reporting.study import pareto, summary
 from stages.core.settings import params
 
@@ -53,20 +53,20 @@ def test_what_a_reader_takes_away():
         study.sizes[name].update(parameters=parameters, parameter_ratio=parameters / 100)
         study.perplexity[name].update(after=after)
         study.latency[name].update(speedup=speedup)
-    assert [fact.value for fact in chapters.facts(study)] == ["10.000", "90%", "1.30×"]
+    assert [fact.value for fact in facts.facts(study)] == ["10.000", "90%", "1.30×"]
     study.perplexity["softshare"].update(after=10.6)
     study.latency["merged_4"].update(speedup=1.01)
-    _, near, fast = chapters.facts(study)
+    _, near, fast = facts.facts(study)
     assert near.value == fast.value == "none" and "(1.02×)" in fast.note
     # On a busy machine even the original may be slower than itself: nothing below 1 is fast.
     study.latency["original"].update(speedup=0.85)
     study.latency["merged_4"].update(speedup=0.99)
-    assert chapters.facts(study)[2].value == "none"
+    assert facts.facts(study)[2].value == "none"
     # As far off 1 as the original beside itself is noise, above 1 as below.
     study.latency["merged_4"].update(speedup=1.14)
-    assert chapters.facts(study)[2].value == "none"
+    assert facts.facts(study)[2].value == "none"
     study.latency["merged_4"].update(speedup=1.16)
-    assert chapters.facts(study)[2].value == "1.16×"
+    assert facts.facts(study)[2].value == "1.16×"
 
 
 def test_the_page_needs_nothing_but_itself(made):
@@ -237,7 +237,7 @@ def test_what_is_comparable_depends_on_the_model(model, said):
 
 @pytest.mark.parametrize("seeds", [True, False])
 def test_published_figures_stand_beside_variants_of_the_same_name(seeds):
-    found = {table.title: table for table in tables.beside(made_up.study(seeds=seeds))}
+    found = {table.title: table for table in beside.beside(made_up.study(seeds=seeds))}
     ours = {row[0]: row[1:] for row in found["Perplexity after fine-tuning"].rows}
     # Where the notes' protocol was not repeated, it has no column.
     assert ours["original"] == ("1.66", *(["2.00"] if seeds else []), "12.22")
@@ -245,7 +245,7 @@ def test_published_figures_stand_beside_variants_of_the_same_name(seeds):
 
 
 def test_figures_of_others_have_the_columns_that_their_source_has():
-    found = {table.title.split(" ")[0]: table for table in tables.elsewhere(made_up.study().published.images)}
+    found = {table.title.split(" ")[0]: table for table in beside.elsewhere(made_up.study().published.images)}
     assert found["MiniViT"].header == ("model", "millions of parameters", "accuracy")
     assert ("Mini-DeiT-B", "44.0", "0.8320") in found["MiniViT"].rows
     assert found["ToMe"].header == ("model", "accuracy", "images a second")

@@ -8,7 +8,7 @@ import tiny
 import torch
 from closure import ROOT
 
-from stages.core.settings.profiles import Schedule
+from stages.core.settings.trainings import Schedule
 from stages.core.tasks import language
 from stages.core.training import loop, recovery, resuming
 

@@ -15,8 +15,8 @@ from stages.core.calibration import activations, alignment
 from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import MomentStream
 from stages.core.evaluation import classification, summaries
-from stages.core.settings.profiles import HeadRecipe, Schedule
 from stages.core.settings.recoveries import Distill, Recovery
+from stages.core.settings.trainings import HeadRecipe, Schedule
 from stages.core.shrinking import ablation, making, probes
 from stages.core.tasks import notes, timing
 from stages.core.tasks.language import perplexity

@@ -6,7 +6,7 @@ import torch
 
 from stages.core.forms import structure
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import Schedule
+from stages.core.settings.trainings import Schedule
 from stages.core.training import loop, recovery
 
 # Eight rows of one endless cycle: a text that can be learnt by heart.

@@ -15,8 +15,8 @@ from stages.core.calibration import alignment, statistics
 from stages.core.calibration.correlation import correlations, standardised
 from stages.core.calibration.moments import Moments, MomentStream
 from stages.core.process import devices
-from stages.core.settings.profiles import Schedule
 from stages.core.settings.surgeries import Share
+from stages.core.settings.trainings import Schedule
 from stages.core.settings.windows import Best
 from stages.core.shrinking import merging, operations, window_search
 from stages.core.tasks.language import Language

@@ -249,8 +249,8 @@ def _recover(device, name, precision, folder=None, kill_after=None, seed=0):
     import tiny
 
     from stages.core.process import devices
-    from stages.core.settings.profiles import Finetune
     from stages.core.settings.recoveries import Distill, Recovery
+    from stages.core.settings.trainings import Finetune
     from stages.core.tasks.language import Language
     from stages.core.training import recovery
 
@@ -380,7 +380,7 @@ def sentiment_and_summary_training(device, small):
     import tiny
 
     from stages.core.evaluation import classification, summaries
-    from stages.core.settings.profiles import HeadRecipe, Schedule
+    from stages.core.settings.trainings import HeadRecipe, Schedule
     from stages.core.training.loop import train
 
     usual = {"epochs": 2, "batch_size": 4, "warmup": 0.1, "weight_decay": 0.01, "clip": 1.0}

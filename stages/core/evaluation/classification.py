@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.process.artifacts import parquet_writer
-from stages.core.settings.profiles import HeadRecipe
+from stages.core.settings.trainings import HeadRecipe
 from stages.core.training.loop import train
 
 

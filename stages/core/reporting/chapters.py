@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from stages.core.reporting import tables
-from stages.core.reporting.study import Study, by_size, noise
+from stages.core.reporting import beside, tables
+from stages.core.reporting.study import Study, by_size
 from stages.core.reporting.tables import Table
 
 
@@ -20,57 +20,6 @@ class Picture:
 class Chapter:
     title: str
     parts: list[str | Table | Picture]
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One figure to take away: its name, its value, and a line on it."""
-
-    name: str
-    value: str
-    note: str
-
-
-def facts(study: Study) -> list[Fact]:
-    """The control, the smallest variant near it, and the fastest one; "none" where none is smaller or faster."""
-    known = study.has("perplexity", "accuracy_after")
-    what, value = "perplexity", tables.perplexity(study.control)
-    if known:
-        what, value = "accuracy", f"{study.perplexity['original']['accuracy_after']:.3f}"
-    control = f"{what} of `original`, fine-tuned like every variant"
-    return [Fact("Control", value, control), _smallest(study), _fastest(study)]
-
-
-def _smallest(study: Study) -> Fact:
-    """For images near in accuracy, whose points are what their readers count in."""
-    if study.has("perplexity", "accuracy_after"):
-        title = "Smallest within one point of the control"
-        least = study.perplexity["original"]["accuracy_after"] - 0.01
-        near = [name for name in study.variants if study.perplexity[name]["accuracy_after"] >= least]
-    else:
-        title = "Smallest within 5% of the control"
-        near = [name for name in study.variants if study.perplexity[name]["after"] <= 1.05 * study.control]
-    name = min(near, key=lambda name: study.sizes[name]["parameters"])
-    if name == "original":
-        return Fact(title, "none", "every variant that stores less is further from it")
-    ratio = study.sizes[name]["parameter_ratio"]
-    return Fact(title, f"{ratio:.0%}", f"of the parameters stored: {_with_score(study, name)}")
-
-
-def _fastest(study: Study) -> Fact:
-    name = max(study.variants, key=lambda name: study.latency[name]["speedup"])
-    speedup = f"{study.latency[name]['speedup']:.2f}×"
-    if study.latency[name]["speedup"] <= 1 + noise(study):
-        itself = study.latency["original"]["speedup"]
-        return Fact("Fastest", "none", f"no variant is told from `original` beside itself ({itself:.2f}×)")
-    return Fact("Fastest", speedup, _with_score(study, name))
-
-
-def _with_score(study: Study, name: str) -> str:
-    found = study.perplexity[name]
-    if "accuracy_after" in found:
-        return f"`{name}`, accuracy {found['accuracy_after']:.3f}"
-    return f"`{name}`, perplexity {tables.perplexity(found['after'])}"
 
 
 def chapters(study: Study) -> list[Chapter]:
@@ -260,10 +209,10 @@ def _published(study: Study) -> Chapter:
         [
             comparable,
             f"*Published*: {seeds.title}. {seeds.protocol} *Notes' protocol*: our models, measured as these notes did.",
-            *tables.beside(study),
+            *beside.beside(study),
             f"“{tables.NOTHING}” was not measured, or not published.",
             "Others on WikiText-2, each comparable with figures of its own source only:",
-            *tables.elsewhere(study.published.elsewhere),
+            *beside.elsewhere(study.published.elsewhere),
         ],
     )
 
@@ -275,7 +224,7 @@ def _published_of_images(study: Study) -> Chapter:
             "Of others who made image classifiers smaller or faster, on ImageNet-1k's validation images. No value here "
             "may be compared with one of this run: images, recipes and devices are others. Within a source, what a "
             "method costs in accuracy for the share of parameters that it saves may be.",
-            *tables.elsewhere(study.published.images),
+            *beside.elsewhere(study.published.images),
         ],
     )
 

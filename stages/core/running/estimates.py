@@ -12,10 +12,11 @@ from stages.core.architecture.shape import Shape
 from stages.core.running import quantities
 from stages.core.running.counted import ALONE, COUNTED, amount
 from stages.core.running.quantities import DOUBLE, FLOAT
-from stages.core.settings.profiles import Profile, Schedule
+from stages.core.settings.profiles import Profile
 from stages.core.settings.recoveries import is_control
 from stages.core.settings.surgeries import Collapse, LowRank, Share
 from stages.core.settings.texts import Articles, Reviews
+from stages.core.settings.trainings import Schedule
 from stages.core.settings.variants import Variant
 from stages.core.settings.windows import Best, Budget, Chosen, Forms, Layers
 from stages.core.shrinking import limits

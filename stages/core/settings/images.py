@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.core.settings.profiles import LearningRate, Profile, Repeated, Site
+from stages.core.settings.profiles import Profile, Site
 from stages.core.settings.section import Count, Natural, Once, Section, Seed, Several, Text
 from stages.core.settings.texts import Loaded
+from stages.core.settings.trainings import LearningRate, Repeated
 
 
 class Patterns(Section):

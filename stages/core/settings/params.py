@@ -17,7 +17,8 @@ from stages.core.process import memory
 from stages.core.process.errors import UserError
 from stages.core.settings import messages
 from stages.core.settings.images import ImageProfile
-from stages.core.settings.profiles import LanguageProfile, Pretrain, PretrainDigits
+from stages.core.settings.pretraining import Pretrain, PretrainDigits
+from stages.core.settings.profiles import LanguageProfile
 from stages.core.settings.section import Section
 from stages.core.settings.variants import Variant
 

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings.section import Count, Natural, Once, Rate, Section, Seed, Sequence, Several, Text
+from stages.core.settings.section import Count, Natural, Once, Section, Seed, Sequence, Several, Text, whole_sequence
 from stages.core.settings.texts import ArticlePairs, Prepare, ReviewSet
+from stages.core.settings.trainings import Finetune, HeadRecipe, SummaryTraining
 
 PROMPTS = [
     "India will become global leader in AI because",
@@ -36,14 +37,6 @@ class Runtime(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of training's forward and backward passes"
     )
-
-
-def _enough(section: Section, length: str) -> Section:
-    """The section, unless its `max_tokens` make no whole sequence."""
-    least = getattr(section, length)
-    if section.max_tokens is not None and section.max_tokens < least:
-        raise ValueError(f"max_tokens = {section.max_tokens} is less than {length} = {least}")
-    return section
 
 
 class Base(Section):
@@ -83,79 +76,7 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _one_chunk_at_least(self):
-        return _enough(self, "context")
-
-
-class Schedule(Section):
-    """How any training goes: steps of batch_size x accumulation examples, a rising, then falling learning rate."""
-
-    epochs: Count = Field(description="passes over the training data")
-    batch_size: Count = Field(description="examples of a forward and backward pass")
-    accumulation: Count = Field(1, description="passes of a step")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of the rate after the warmup")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
-    weight_decay: float = Field(0.01, ge=0, le=10, description="AdamW's, of matrices")
-    clip: float = Field(1.0, ge=1e-6, description="largest norm of a gradient")
-
-
-class Repeated(Schedule):
-    """A training that is done once for each seed, to say how far seeds differ."""
-
-    seeds: Annotated[list[Seed], Once] = Field(
-        [0], min_length=1, description="one training for each; no two are the same"
-    )
-
-
-class LearningRate(Section):
-    """Learning rates, one for each kind of parameter."""
-
-    all: Rate = Field(5e-5, description="a whole model")
-    deltas: Rate = Field(1e-3, description="deltas A and B")
-    base: Rate = Field(1e-4, description="a shared base")
-    norms: Rate = Field(1e-3, description="norms and biases of the shared layers")
-
-
-class Validation(Section):
-    """How often, and on how many tokens, the validation split is scored."""
-
-    times: Count = Field(8, description="evaluations in a training")
-    max_tokens: Several = Field(32768, description="tokens of the validation split")
-
-
-class Finetune(Repeated):
-    """The budget and recipe that every variant, the original included, is fine-tuned with, once for each seed."""
-
-    epochs: Count = Field(2, description="passes over the train split")
-    batch_size: Count = Field(4, description="sequences of a forward and backward pass")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    max_tokens: Count | None = Field(None, description="tokens of the train split; null is all of it")
-    sequence_length: Sequence = Field(1024, description="tokens of a sequence")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of every dropout layer, whatever config.json says; 0 is off")
-    learning_rate: LearningRate = LearningRate()
-    validation: Validation = Validation()
-
-    @model_validator(mode="after")
-    def _one_sequence_at_least(self):
-        return _enough(self, "sequence_length")
-
-
-class HeadRates(Section):
-    """Learning rates of the task's head, and of what is trained with it."""
-
-    head: Rate = Field(1e-3, description="the head")
-    model: Rate = Field(2e-5, description="what is trained with it")
-
-
-class HeadRecipe(Repeated):
-    """The one recipe by which every variant learns the sentiment task, once for each seed."""
-
-    epochs: Count = Field(2, description="passes over the training reviews")
-    batch_size: Count = Field(16, description="reviews of a forward and backward pass")
-    train: Literal["all", "deltas", "head"] = Field(
-        "all",
-        description="the head with `all` of the model, with its `deltas` (alone where there are none), or alone",
-    )
-    learning_rate: HeadRates = HeadRates()
+        return whole_sequence(self, "context")
 
 
 class SeedPerplexity(Section):
@@ -179,7 +100,7 @@ class Perplexity(Section):
     def _stride_fits(self):
         if self.stride > self.context:
             raise ValueError(f"stride = {self.stride} exceeds context = {self.context}: tokens would be skipped")
-        return _enough(self, "context")
+        return whole_sequence(self, "context")
 
 
 class Generate(Section):
@@ -214,12 +135,6 @@ class Latency(Section):
     warmup: Natural = Field(3, description="generations before any is timed")
     repeats: Several = Field(20, description="generations that are timed")
     seed_protocol: SeedLatency | None = Field(None, description="{} measures as the research notes did, too")
-
-
-class SummaryTraining(Repeated):
-    """Training of all weights on article/summary pairs, the loss on the summary alone, once for each seed."""
-
-    learning_rate: Rate = Field(description="of all weights")
 
 
 class SeedSummaries(Section):
@@ -320,45 +235,3 @@ class LanguageProfile(Profile):
         if self.summarize.training and pairs.train is None:
             raise ValueError("summarize.training needs pairs to learn from: articles.source.train is null")
         return self
-
-
-class Pretrain(Section):
-    """The recipe of the bundled model."""
-
-    stories: Count = Field(description="stories of the training text")
-    seed: Seed = Field(description="of the stories and the weights")
-    vocabulary: int = Field(ge=257, lt=2**31, description="tokens of the byte-level BPE")
-    layers: Count = Field(description="blocks of the GPT-2")
-    heads: Count = Field(description="attention heads of a block")
-    width: Count = Field(description="size of the hidden states")
-    context: Count = Field(description="tokens of a sequence, and positions of the model")
-    epochs: Count = Field(description="passes over the text")
-    batch_size: Count = Field(description="sequences of a step")
-    learning_rate: Rate = Field(description="of all weights")
-    threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")
-
-
-class PretrainDigits(Section):
-    """The recipe of the bundled ViT."""
-
-    seed: Seed = Field(description="of the weights, the order of images and their changes")
-    layers: Count = Field(description="blocks of the ViT")
-    heads: Count = Field(description="attention heads of a block")
-    width: Count = Field(description="size of the hidden states; an FFN has four times as many neurons")
-    patch: Literal[1, 2, 4, 8] = Field(description="pixels of a patch's side")
-    initializer_range: float = Field(gt=0, description="standard deviation of new weights")
-    epochs: Count = Field(description="passes over the train split")
-    batch_size: Count = Field(description="images of a step")
-    learning_rate: Rate = Field(description="of all weights")
-    dropout: float = Field(ge=0, lt=1, description="of hidden states, in the training alone")
-    weight_decay: float = Field(ge=0, le=10, description="AdamW's, of matrices")
-    label_smoothing: float = Field(ge=0, lt=1, description="share of a label's weight that all labels get")
-    rotation: float = Field(ge=0, description="degrees at most")
-    zoom: float = Field(ge=0, lt=1, description="longer or shorter sides, as a share, at most")
-    shear: float = Field(ge=0, description="slant as a share of the height, at most")
-    shift: float = Field(ge=0, description="pixels at most")
-    contrast: float = Field(ge=0, lt=1, description="paler or darker, as a share, at most")
-    elastic: float = Field(ge=0, description="pixels that points of an image move, standard deviation")
-    mixup: float = Field(ge=0, description="of the beta distribution of the shares in which two images are mixed")
-    averaging: float = Field(ge=0, lt=1, description="of the kept weights: how much of their mean a step leaves")
-    threads: Count = Field(description="of torch on the CPU; the weights' bytes depend on it")

@@ -45,3 +45,11 @@ class Section(BaseModel):
         if any(isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts):
             raise ValueError("half of a character (a surrogate) is no text")
         return value
+
+
+def whole_sequence(section: Section, length: str) -> Section:
+    """The section, unless its `max_tokens` make no whole sequence."""
+    least = getattr(section, length)
+    if section.max_tokens is not None and section.max_tokens < least:
+        raise ValueError(f"max_tokens = {section.max_tokens} is less than {length} = {least}")
+    return section

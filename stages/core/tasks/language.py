@@ -22,7 +22,8 @@ from stages.core.architecture import opening
 from stages.core.architecture.tokens import pad_token
 from stages.core.architecture.view import ModelView
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import Extract, Finetune, Generate, Latency, SeedPerplexity
+from stages.core.settings.profiles import Extract, Generate, Latency, SeedPerplexity
+from stages.core.settings.trainings import Finetune
 from stages.core.tasks import likeliest, notes, timing
 from stages.core.tasks.interface import CalibrationRows, Measured
 from stages.core.tasks.losses import exp_mean

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.process.errors import UserError
-from stages.core.settings.profiles import Schedule
+from stages.core.settings.trainings import Schedule
 from stages.core.training.resuming import Unfinished
 
 SORTED = 50  # batches: enough for rows of like length to meet, few enough for others to meet in the next epoch

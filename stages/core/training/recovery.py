@@ -16,8 +16,8 @@ from stages.core.architecture.view import ModelView
 from stages.core.forms import structure
 from stages.core.forms.structure import Sharing
 from stages.core.settings.images import FinetuneImages
-from stages.core.settings.profiles import Finetune
 from stages.core.settings.recoveries import Distill, Recovery
+from stages.core.settings.trainings import Finetune
 from stages.core.tasks.interface import Examples, Task
 from stages.core.training.answers import Answers
 from stages.core.training.loop import History, start_of, train

@@ -9,8 +9,9 @@ from stages.core.process import devices, scratch
 from stages.core.process.artifacts import replacing, write_json, write_text
 from stages.core.process.progress import progress
 from stages.core.settings.images import FinetuneImages
-from stages.core.settings.profiles import Finetune, Runtime
+from stages.core.settings.profiles import Runtime
 from stages.core.settings.recoveries import Recovery
+from stages.core.settings.trainings import Finetune
 from stages.core.tasks import choice
 from stages.core.training import recovery, resuming
 from stages.core.training.answers import Answers
