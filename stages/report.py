@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages.core.process import command
 from stages.core.process.artifacts import read_csv, read_json, replacing, write_csv, write_json, write_text
-from stages.core.reporting import answers, chapters, facts, page, paired, pictures, published, study
+from stages.core.reporting import answers, chapters, drawing, facts, page, paired, pictures, published, study
 from stages.core.settings import params
 
 
@@ -61,7 +61,7 @@ def main(
     with replacing(plots) as draft:
         draft.mkdir()
         for name, picture in draw.items():
-            pictures.png(picture(), draft / f"{name}.png")
+            drawing.png(picture(), draft / f"{name}.png")
     content = {
         "title": "What sharing feed-forward layers costs",
         "study": found,
@@ -69,7 +69,7 @@ def main(
         "facts": facts.facts(found),
         "chapters": chapters.chapters(found),
         "prompts": list(dict.fromkeys(found.prompts)),
-        "drawings": {name: pictures.svg(picture(), name) for name, picture in draw.items()},
+        "drawings": {name: drawing.svg(picture(), name) for name, picture in draw.items()},
     }
     for path, template in ((report, "report.md.j2"), (texts, "samples.md.j2"), (html, "report.html.j2")):
         write_text(path, page.render(templates, template, **content))

@@ -122,7 +122,8 @@ CODE = {
         "sentiment summarize",
         "sentiment summarize report",
     ),
-    "core/reporting/{__init__ answers beside card chapters facts page paired pictures published study tables}": (
+    "core/reporting/{__init__ answers beside card chapters drawing facts page paired pictures published study"
+    " tables}": (
         "report",
         "report",
     ),

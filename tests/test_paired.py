@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from stages.core.process.errors import UserError
-from stages.core.reporting import chapters, paired, pictures, tables
+from stages.core.reporting import chapters, drawing, paired, pictures, tables
 from stages.core.reporting.study import summary
 from stages.core.tasks import losses
 
@@ -72,7 +72,7 @@ def test_two_blocks_of_a_broken_model_have_an_interval_without_end():
     study.margins["softshare"] = paired.margins(found)["broken"]
     assert "(0.0000–" in tables.headline(study).rows[1][tables.headline(study).header.index("to control (95%)")]
     for draw in ("perplexity_by_size", "perplexity_by_speed"):
-        pictures.svg(getattr(pictures, draw)(study), draw)
+        drawing.svg(getattr(pictures, draw)(study), draw)
 
 
 def test_losses_of_another_model_are_refused():

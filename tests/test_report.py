@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages import report
 from stages.core.process.errors import UserError
-from stages.core.reporting import beside, chapters, facts, page, paired, pictures, published, tables
+from stages.core.reporting import beside, chapters, drawing, facts, page, paired, pictures, published, tables
 from stages.core.reporting.study import pareto, summary
 from stages.core.settings import params
 
@@ -125,9 +125,9 @@ def test_drawings_are_the_same_bytes_twice(made, tmp_path):
     drawings = pictures.drawings(made_up.study())
     for name in ("perplexity_by_size", "window_search"):
         draw = drawings[name]
-        pictures.png(draw(), tmp_path / name)
+        drawing.png(draw(), tmp_path / name)
         assert (tmp_path / name).read_bytes() == (made / f"plots/{name}.png").read_bytes()
-        assert pictures.svg(draw(), name) == pictures.svg(draw(), name)
+        assert drawing.svg(draw(), name) == drawing.svg(draw(), name)
 
 
 def test_no_line_is_drawn_across_starts_that_nobody_scored():
@@ -153,24 +153,24 @@ def test_a_window_far_above_the_rest_flattens_no_other():
 
 @pytest.mark.parametrize("high", [1.2, 3, 9, 11, 40, 900, 90_000])
 def test_a_logarithmic_axis_has_several_labels_whatever_it_spans(high):
-    figure, axes = pictures._figure(1)
+    figure, axes = drawing.new_figure(1)
     axes.plot([0, 1], [1.6, 1.6 * high])
-    pictures.logarithmic(axes.yaxis)
+    drawing.logarithmic(axes.yaxis)
     figure.draw_without_rendering()
     low, top = axes.get_ylim()
     labels = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= top]
-    pictures.plt.close(figure)
+    drawing.plt.close(figure)
     assert len([label for label in labels if label]) >= 3 and len(set(labels)) == len(labels)
 
 
 def test_markers_that_would_cover_each_other_stand_side_by_side():
-    figure, axes = pictures._figure(1)
+    figure, axes = drawing.new_figure(1)
     points = {"a": (2.3, 1.64), "b": (2.3, 1.64), "c": (2.3, 1.9), "d": (2.7, 1.64), "e": (2.3, 1.6401)}
     axes.plot(*zip(*points.values()))
-    moved = pictures._side_by_side(axes, points)
-    pictures.plt.close(figure)
+    moved = drawing.side_by_side(axes, points)
+    drawing.plt.close(figure)
     assert moved["c"] == moved["d"] == 0
-    assert sorted(moved[name] for name in "abe") == [-pictures.APART, 0, pictures.APART]
+    assert sorted(moved[name] for name in "abe") == [-drawing.APART, 0, drawing.APART]
 
 
 @pytest.mark.parametrize("draw", [pictures.perplexity_by_size, pictures.perplexity_by_speed])
@@ -281,8 +281,8 @@ def test_another_text_has_its_columns_where_it_was_measured():
 
 def test_a_report_removes_what_other_variants_have_left(tmp_path, monkeypatch):
     monkeypatch.setattr(params, "variants", lambda profile: dict.fromkeys(("original", "svd_0.9")))
-    monkeypatch.setattr(pictures, "png", lambda figure, path: pictures.plt.close(figure) or path.touch())
-    monkeypatch.setattr(pictures, "svg", lambda figure, name: pictures.plt.close(figure) or "")
+    monkeypatch.setattr(drawing, "png", lambda figure, path: drawing.plt.close(figure) or path.touch())
+    monkeypatch.setattr(drawing, "svg", lambda figure, name: drawing.plt.close(figure) or "")
     (tmp_path / "given").mkdir()
     given = made_up.lay_out(made_up.study(("original", "svd_0.9", "gone", "svd_0")), tmp_path / "given")
     folders = [path for path in (tmp_path / "given").iterdir() if path.is_dir()]

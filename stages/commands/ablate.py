@@ -71,7 +71,7 @@ def window_of(text: str) -> tuple[int, int]:
 
 def draw(found: list[dict], original: float, window: str, path: Path) -> None:
     """Every row as a point, how far above the original it is: one row a form or recovery, one colour a way to align."""
-    from stages.core.reporting.pictures import COLOURS, logarithmic, plt
+    from stages.core.reporting.drawing import COLOURS, logarithmic, plt
 
     every = itertools.product(get_args(Alignment), get_args(Reference))
     colours = dict(zip(every, COLOURS))  # the same in every picture

@@ -15,7 +15,7 @@ COLOURED = {
 
 def draw(rows: list[dict], path: Path) -> None:
     """Test perplexity above the original's (log scale) against the share stored, a named line a method."""
-    from stages.core.reporting.pictures import COLOURS, INK, MARKERS, plt
+    from stages.core.reporting.drawing import COLOURS, INK, MARKERS, plt
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in (row for row in rows if row["method"] in curve.METHODS):

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from stages.core.process.artifacts import parquet_reader
-from stages.core.reporting.pictures import INK
+from stages.core.reporting.drawing import INK
 from stages.core.reporting.study import Study
 
 MOST = 12  # images that are shown

@@ -1,28 +1,17 @@
-"""Drawings of the study, as PNG files or SVG text, whose bytes depend on the figures only."""
+"""The pictures of the report."""
 
-import io
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.transforms import ScaledTranslation
 
-matplotlib.use("Agg")
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402  the backend is chosen first: no screen is needed
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator  # noqa: E402
-from matplotlib.transforms import ScaledTranslation  # noqa: E402
+from stages.core.reporting.drawing import COLOURS, INK, MARKERS, legend, logarithmic, new_figure, plt, side_by_side
+from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows, noise
 
-from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows, noise  # noqa: E402
-
-# Middle tones that stand out on white and on black; what is drawn in INK takes a page's own text colour.
-INK = "#1b1f24"
-COLOURS = ("#d1495b", "#3a86c8", "#2a9d6f", "#e08e2b", "#8e6bbf", "#2fa4b5", "#c45ba0", "#a07a4b", "#8a9a2b")
-MARKERS = "osD^vPX*p<>"
 NEAR = (1.1, 1.25, 1.5, 2)  # times the control's perplexity: how far a closer look goes
-APART = 8  # points between the middles of markers that stand side by side
 FAR = 3  # times the third quartile: a perplexity above it would flatten all others
 FORMS = {
     form: {"facecolor": colour, "edgecolor": INK, "linewidth": 0.4, "alpha": 0.6}
@@ -30,26 +19,6 @@ FORMS = {
         ("dense", "low_rank", "sparse", "gone", "shared"), ("#8b949e", *COLOURS[1:3], COLOURS[0], COLOURS[3])
     )
 }
-STYLE = {
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "font.size": 9,
-    "grid.alpha": 0.15,
-    "grid.color": INK,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.markersize": 6,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-matplotlib.rcParams.update(STYLE)
 
 
 def drawings(study: Study) -> dict[str, Callable[[], Any]]:
@@ -83,7 +52,7 @@ def perplexity_by_size(study: Study) -> Any:
 
     There markers that would cover each other stand side by side.
     """
-    figure, (whole, near) = _figure(2)
+    figure, (whole, near) = new_figure(2)
     points = {name: (study.sizes[name]["parameters"] / 1e6, study.perplexity[name]["after"]) for name in study.variants}
     for name, style in styles(study.variants).items():
         (millions, after), before = points[name], study.perplexity[name]["before"]
@@ -94,7 +63,7 @@ def perplexity_by_size(study: Study) -> Any:
     _pareto(study, whole, near, points, by_size(study), apart=True)
     whole.set_xlabel("stored parameters, millions")
     near.set_xlabel("stored parameters, millions (equal ones stand side by side)")
-    return _legend(figure, whole)
+    return legend(figure, whole)
 
 
 def perplexity_by_speed(study: Study) -> Any:
@@ -102,7 +71,7 @@ def perplexity_by_speed(study: Study) -> Any:
 
     A band shows how far the original beside itself is off.
     """
-    figure, (whole, near) = _figure(2)
+    figure, (whole, near) = new_figure(2)
     points = {name: (study.latency[name]["speedup"], study.perplexity[name]["after"]) for name in study.variants}
     for name, style in styles(study.variants).items():
         whole.plot(*points[name], **style, label=name, linestyle="")
@@ -111,7 +80,7 @@ def perplexity_by_speed(study: Study) -> Any:
     for axes in (whole, near):
         axes.axvspan(1 - noise(study), 1 + noise(study), color=INK, alpha=0.08, linewidth=0)
         axes.set_xlabel("speed-up over the original (grey: as the original)")
-    return _legend(figure, whole)
+    return legend(figure, whole)
 
 
 def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str], apart: bool = False) -> None:
@@ -133,7 +102,7 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
     logarithmic(whole.yaxis)
     near.plot(*zip(*close.values()), linestyle="")
     near.set_ylim(near.get_ylim())  # by the points alone: an interval may leave the panel
-    moved = _side_by_side(near, close) if apart else dict.fromkeys(close, 0.0)
+    moved = side_by_side(near, close) if apart else dict.fromkeys(close, 0.0)
     for name, style in styles(study.variants).items():
         if name in close:
             place = near.transData + ScaledTranslation(moved[name] / 72, 0, near.figure.dpi_scale_trans)
@@ -145,7 +114,7 @@ def _pareto(study: Study, whole: Any, near: Any, points: Mapping, line: list[str
 
 def accuracy_by_size(study: Study) -> Any:
     """Every variant's accuracy after fine-tuning at its stored parameters, with its interval, beside the control's."""
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     for name, style in styles(study.variants).items():
         millions, found = study.sizes[name]["parameters"] / 1e6, study.perplexity[name]
         interval = [found["accuracy_low_after"], found["accuracy_high_after"]]
@@ -155,7 +124,7 @@ def accuracy_by_size(study: Study) -> Any:
     axes.axhline(control, color=INK, alpha=0.5, linewidth=1, linestyle=":")
     axes.set(xlabel="stored parameters, millions", ylabel="test accuracy after fine-tuning")
     axes.margins(0.08)
-    return _legend(figure, axes)
+    return legend(figure, axes)
 
 
 def window_search(study: Study) -> Any:
@@ -163,7 +132,7 @@ def window_search(study: Study) -> Any:
 
     A line ends where a start was not scored. What lies far above the rest is an arrow at the upper edge with its value.
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     lines, drawn, beyond = ("-", "--", "-.", ":"), styles(study.variants), []
     single = {
         name: [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
@@ -195,13 +164,13 @@ def window_search(study: Study) -> Any:
             ha="center",
             arrowprops={"arrowstyle": "->", "color": colour},
         )
-    return _legend(figure, axes)
+    return legend(figure, axes)
 
 
 def forms(study: Study) -> Any:
     """Layers by roles for every mixture, coloured by form, with the percentage of each matrix that is stored."""
     names = mixed(study)
-    figure, grid = _figure(1, len(names))
+    figure, grid = new_figure(1, len(names))
     for axes, name in zip(np.ravel(grid), names):
         found = study.windows[name]
         roles, depth = list(found["shares"]["0"]), len(found["shares"])
@@ -219,7 +188,7 @@ def forms(study: Study) -> Any:
         axes.set_yticks([row + 0.5 for row in range(len(roles))], roles)
         axes.grid(False)
     figure.set_size_inches(9.2, 1.2 + 1.6 * len(names))
-    return _legend(figure, np.ravel(grid)[0])
+    return legend(figure, np.ravel(grid)[0])
 
 
 def mixed(study: Study) -> list[str]:
@@ -236,7 +205,7 @@ def correlations(study: Study) -> Any:
             both = [row["first"], row["second"]]
             panels[row["site"], key][both, both[::-1]] = row[key]
     low, high = min(0.0, *map(np.nanmin, panels.values())), max(map(np.nanmax, panels.values()))
-    figure, grid = _figure(2, len(sites))
+    figure, grid = new_figure(2, len(sites))
     for axes, ((site, key), values) in zip(np.ravel(grid), panels.items()):
         drawn = axes.pcolormesh(values, cmap="viridis", vmin=low, vmax=high)
         words = {"above_chance": "matched, above chance", "as_numbered": "as numbered"}[key]
@@ -262,7 +231,7 @@ def training(study: Study) -> Any:
     A loss is the mean of the last fortieth of the steps, for the batches of one sequence that a small machine takes.
     What it adds up differs between variants: those without a teacher have the text's part alone.
     """
-    figure, (losses, validation) = _figure(2)
+    figure, (losses, validation) = new_figure(2)
     for name, style in styles(study.variants).items():
         rows = study.training[name]
         few = {"markersize": 3, "markevery": max(1, len(rows) // 6)}
@@ -276,69 +245,7 @@ def training(study: Study) -> Any:
     for axes in (losses, validation):
         axes.set_xlabel(f"{study.unit}, thousands")
         logarithmic(axes.yaxis)
-    return _legend(figure, validation)
-
-
-def png(figure: Any, path: Path) -> None:
-    """Write a figure on white."""
-    figure.savefig(path, format="png", dpi=130, facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-
-
-def svg(figure: Any, name: str) -> str:
-    """A figure as an element for an HTML page: transparent, its ink the page's text colour, its ids its own."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    plt.close(figure)
-    text = file.getvalue()
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text[text.index("<svg") :])
-    return text.replace(INK, "currentColor")
-
-
-def _figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
-    size = (9.2 if columns > 1 else 6.4, 4.6 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained")
-    for one in np.ravel(axes):
-        one.grid(True)
-    return figure, axes
-
-
-def logarithmic(axis: Any) -> None:
-    """Make an axis of a plot logarithmic, with plain numbers on it, several of them whatever it spans."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    low, high = sorted(axis.get_view_interval())
-    if high < 10 * low:
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_minor_locator(NullLocator())
-    elif high < 1000 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _side_by_side(axes: Any, points: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """How far, in typographic points, each named point's marker moves along the lower axis to cover no other."""
-    places = {name: axes.transData.transform(point) * 72 / axes.figure.dpi for name, point in points.items()}
-    groups: list[list[str]] = []
-    for name in sorted(points, key=points.get):
-        near = [group for group in groups if any(np.abs(places[name] - places[other]).max() < APART for other in group)]
-        groups = [group for group in groups if group not in near] + [[*sum(near, []), name]]
-    return {
-        name: APART * (number - (len(group) - 1) / 2)
-        for group in groups
-        for number, name in enumerate(sorted(group, key=lambda name: points[name][1]))
-    }
-
-
-def _legend(figure: Any, axes: Any) -> Any:
-    """What `axes` label, once each, beneath the whole figure."""
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    if handles:
-        columns = 5 if len(figure.axes) > 1 else 4
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
-    return figure
+    return legend(figure, validation)
 
 
 def _size(candidate: Mapping[str, Any]) -> int:
