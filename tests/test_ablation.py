@@ -1,5 +1,6 @@
 """The ablation names every arm once, and each is what its name says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,11 +38,21 @@ def test_every_start_meets_every_recovery():
         asked.append((sharing.rank, wanted.train, wanted.rate))
         return 1.0
 
-    rows = list(ablation.recovered(tiny.view(model), [1, 2], tiny.calibration(model), 2, train))
+    rows = list(ablation.recovered(tiny.view(model), [1, 2], tiny.calibration(model), ["pre_activation"], 2, train))
     assert len(rows) == len(asked) == len(ablation.STARTS) * len(ablation.RECOVERIES) * len(ablation.RATES)
     assert {row["delta"] for row in rows} == {"zero", "joint"}
     ranks, parts, rates = map(set, zip(*asked))
     assert ranks == {2} and parts == {"deltas", "window", "all"} and rates == {1.0, 0.1}
+    assert {row["alignment"] for row in rows} == {"pre_activation", "cost"}
+
+
+def test_a_site_whose_correlations_do_not_exist_is_not_asked_for():
+    model = tiny.model("gpt2")
+    known = tiny.calibration(model)
+    asked = []
+    one = replace(known, permutation=lambda way, *more: asked.append(way) or known.permutation(way, *more))
+    list(ablation.recovered(tiny.view(model), [1, 2], one, ["post_activation"], 2, lambda *_: 1.0))
+    assert set(asked) == {"post_activation", "cost"}
 
 
 @pytest.mark.parametrize("window", ["", "4", "3-3", "-3", "b-4", "5-2"])

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from stages.core.architecture import opening, shape, targets
 from stages.core.architecture.depth import influence
 from stages.core.calibration.moments import SITE, Moments
+from stages.core.forms import counting
 from stages.core.process.artifacts import read_tensors
 from stages.core.process.errors import UserError
 from stages.core.settings.surgeries import Drop, LowRank, Prune
@@ -193,6 +194,20 @@ def test_every_row_keeps_as_many_entries(name):
     for linear in tiny.view(sparse).linears(1).values():
         kept = (linear.matrix() != 0).sum(1)
         assert 0 < kept.min() == kept.max() < linear.d_in
+
+
+@tiny.every_family
+def test_a_matrix_that_pruning_leaves_whole_has_no_mask_and_others_have_its_room(name):
+    view = tiny.view(tiny.model(name))
+    for linear in view.linears(1).values():
+        linear.weight.data.mul_(100)
+    spec = Prune(method="prune", target_parameters=0.9)
+    sparse, sharing = baselines.prune(view, tiny.calibration(view.model), spec)
+    assert "1" not in sharing.kept and sharing.kept.keys() == {str(n) for n in range(view.depth)} - {"1"}
+    stored, target = counting.count(sparse)["parameters"], targets.target(view.shape, 0.9)
+    assert target - len(view.roles) * view.depth <= stored <= target  # masks are whole parameters
+    for role, linear in view.linears(1).items():
+        assert torch.equal(sparse.linears(1)[role].weight, linear.weight)
 
 
 @tiny.every_family

@@ -13,10 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from stages import base
 from stages.commands import export, finished
 from stages.core.architecture import opening
+from stages.core.architecture.depth import keep_layers
+from stages.core.forms.modeling_shared_ffn import MaskedLinear
 from stages.core.forms.structure import Sharing, deltas, install
 from stages.core.process.artifacts import write_json
 from stages.core.process.errors import UserError
+from stages.core.reporting import card
 from stages.core.settings.profiles import Base
+from stages.core.settings.surgeries import Prune
+from stages.core.shrinking import operations
 from stages.core.text.tokenizer import open_tokenizer
 
 
@@ -119,13 +124,44 @@ def test_an_export_is_complete_and_in_parts(form, study, monkeypatch):
     kept = {path.name: path.read_bytes() for path in Path("artifacts/tokenizer").iterdir()}
     assert {name: Path("out", name).read_bytes() for name in kept} == kept and "chat_template.jinja" in kept
     assert json.loads(Path("out/generation_config.json").read_text())["eos_token_id"] == 3
-    card = Path("out/README.md").read_text()
+    text = Path("out/README.md").read_text()
     for said in (
         "license: apache-2.0", "Layers 0, 1, 2 (from 0) share one FFN", "rank 3", "| perplexity after | 7.25 | 6.5 |",
         "sha256 `c0ffee`", json.loads(Path("artifacts/provenance.json").read_text())["sha256"], "## Limits",
     ):  # fmt: skip
-        assert said in card
-    assert ("trust_remote_code=True" in card) == (form == "shared") and "latency" not in card
+        assert said in text
+    assert ("trust_remote_code=True" in text) == (form == "shared") and "latency" not in text
+
+
+def test_the_card_of_what_is_sparse_says_so_and_nothing_of_sharing(study):
+    view = tiny.view(opening.open_snapshot(Path("artifacts/model")).float())
+    spec = Prune(method="prune", target_parameters=0.8)
+    sparse, sharing = operations.operate(view, [], tiny.calibration(view.model), spec)
+    tiny.save(sparse.model, sharing, Path("artifacts/finetuned/sparse"))
+    export.main("sparse", Path("out"), "shared", "float32", "me/sparse")
+    said, record = Path("out/README.md").read_text(), json.loads(Path("out/export.json").read_text())
+    linears = [linear for layer in range(view.depth) for linear in sparse.linears(layer).values()]
+    matrices = torch.cat([linear.matrix().flatten() for linear in linears if isinstance(linear, MaskedLinear)])
+    assert f"FFN matrices are sparse: {(matrices == 0).double().mean():.0%} of their entries are zero." in said
+    assert "This form stores sparse matrices as masks and values:" in said and "Sharing saves" not in said
+    assert "merge_and_unload" not in said and "save file size alone" in said
+    assert f"{record['weights_bytes']:,} bytes of weights" in said
+    assert record["weights_bytes"] == Path("out/model.safetensors").stat().st_size
+    # It is opened by the name that it will have, not by that of this folder.
+    assert "# me/sparse\n" in said and '.from_pretrained("me/sparse", trust_remote_code=True)' in said
+    assert '"out"' not in said
+
+
+def test_a_card_says_how_many_layers_are_gone_and_all_that_is_stored_otherwise(study):
+    view = tiny.view(opening.open_snapshot(Path("artifacts/model")))
+    tiny.save(keep_layers(view, [0, 2, 3]).model, Sharing(), Path("artifacts/finetuned/thin"))
+    export.main("thin", Path("out"))
+    gone = json.loads(Path("artifacts/provenance.json").read_text())["layers"] - 3
+    assert f"{gone} of the source's layers {'is' if gone == 1 else 'are'} gone." in Path("out/README.md").read_text()
+    every = {"groups": [[0, 1]], "bases": [], "factored": True, "kept": {"2": {"in": 3}}}
+    assert card.stores(every) == (
+        "what layers share once, products of matrices as their factors and sparse matrices as masks and values"
+    )
 
 
 def test_the_shared_form_of_what_shares_nothing_is_a_stock_one(study):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.calibration.moments import Moments, MomentStream, cholesky, from_tensors, to_tensors
-from stages.core.shrinking import fitting, joint, lowrank, members, merging, ranks
+from stages.core.shrinking import budgets, fitting, joint, lowrank, members, merging, ranks
 
 NO_MOMENTS = None  # the plain fits do not look at them
 seeds = st.integers(0, 999)
@@ -49,6 +49,15 @@ def test_layers_that_read_different_directions_are_fitted_though_rounding_exceed
     assert all(fitted.weight(number).isfinite().all() for number in range(2))
     assert left(fitted, weights, found) < 1e-4 * sum(error(w, m) for w, m in zip(weights, found))
     assert all(gain.isfinite().all() for gain in ranks.moving(weights, found))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_layers_that_read_nothing_gain_nothing(count):
+    """Their moments are zeros but for the ridge, which is above zero."""
+    weights = [residual(8, 6, seed) for seed in range(count)]
+    nothing = [Moments(torch.zeros(6, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64))] * count
+    assert not any(values.any() for values in ranks.moving(weights, nothing))
+    assert not budgets.gains(weights[0] @ nothing[0].root, weights[1] @ nothing[0].root).any()
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), seed=seeds)

@@ -25,7 +25,8 @@ def study(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny.save(tiny.model("llama"), Sharing(), Path("artifacts/finetuned/mine"))
 
-    def exported(variant, to, form="dense", dtype=""):
+    def exported(variant, to, form="dense", dtype="", name=""):
+        assert name == "me/small"  # a card that named the folder would open another's model
         for name, content in FILES.items():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (to / name).write_bytes(content)

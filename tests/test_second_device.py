@@ -100,7 +100,7 @@ def arms(device):
 
     rows = [
         *ablation.untrained(view, [1, 2], known, ["pre_activation"], 2, score),
-        *ablation.recovered(view, [1, 2], known, 2, learn),
+        *ablation.recovered(view, [1, 2], known, ["pre_activation"], 2, learn),
     ]
     return {"/".join(row[key] for key in (*ablation.START, "recovery")): row["perplexity"] for row in rows}
 

@@ -48,16 +48,22 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
         return score(view)
 
     watch = partial(progress, what=f"ablate layers {window}")
+    reference = score(original)
     found = list(ablation.untrained(original, group, calibration, sites, int(rank), score, watch))
+    write(found, reference, window, to / f"{window}_rank{rank}_untrained")
     if recover != "no":
-        found += ablation.recovered(original, group, calibration, int(rank), train, watch)
-    name, reference = f"{window}_rank{rank}", score(original)
-    write_csv(to / f"{name}.csv", found)
-    arms = {"/".join(row[part] for part in (*ablation.START, "recovery")): row["perplexity"] for row in found}
-    write_json(to / f"{name}.json", {"original": reference, **arms})
-    with replacing(to / f"{name}.png") as draft:
-        draw(found, reference, window, draft)
+        found += ablation.recovered(original, group, calibration, sites, int(rank), train, watch)
+        write(found, reference, window, to / f"{window}_rank{rank}")
     print(pd.DataFrame(found).to_string(index=False))
+
+
+def write(found: list[dict], original: float, window: str, to: Path) -> None:
+    """The rows as CSV, as metrics and as a picture; the name `to` has no ending."""
+    write_csv(to.with_suffix(".csv"), found)
+    arms = {"/".join(row[part] for part in (*ablation.START, "recovery")): row["perplexity"] for row in found}
+    write_json(to.with_suffix(".json"), {"original": original, **arms})
+    with replacing(to.with_suffix(".png")) as draft:
+        draw(found, original, window, draft)
 
 
 def window_of(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ make export VARIANT=softshare FORM=shared DTYPE=bfloat16 TO=exported/softshare
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from stages.commands.finished import checkpoint_of, figures_are_current
 from stages.core.architecture.tokens import state_end_tokens
+from stages.core.architecture.view import ModelView
 from stages.core.architecture.vision_shape import image_size
 from stages.core.architecture.weights import auto_class
 from stages.core.forms import checkpoint
@@ -41,7 +43,8 @@ TEMPLATES = Path(__file__).parents[2] / "templates"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
+def main(variant: str, to: Path, form: str = "dense", dtype: str = "", name: str = "") -> None:
+    """name: by which the card opens the model, by default that of the folder."""
     import torch
     from transformers import GenerationConfig
 
@@ -59,7 +62,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
     probe, auto = probed(view.model.config), auto_class(view.model.config.model_type).__name__
     with torch.no_grad():
         wanted = view.model(probe).logits
-    shares = form == "shared" and sharing != Sharing()
+    shares, zeros = form == "shared" and sharing != Sharing(), sparsity(view, sharing.kept)
     model = view.model if shares else to_dense(view)
     # The original's way to generate: a variant's checkpoint has only its end tokens.
     with suppress(OSError):
@@ -78,17 +81,21 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
             difference = (checkpoint.load(draft)[0].model(probe).logits - wanted).abs().max().item()
         if not math.isfinite(difference):
             raise UserError(f"DTYPE = {dtype}: in it the model's answers are not finite; bfloat16 has a wider range")
-        record = {"variant": variant, "form": form, "dtype": dtype, "largest_logit_difference": difference}
+        size = sum(file.stat().st_size for file in draft.glob("*.safetensors"))
+        record = {"variant": variant, "form": form, "dtype": dtype, "weights_bytes": size}
+        record |= {"largest_logit_difference": difference}
         write_text(
             draft / "README.md",
             card.render(
                 TEMPLATES,
-                name=to.name,
+                name=name or to.name,
                 record=record,
                 auto=auto,
                 processor=processor_of(draft, shares),
                 shares=shares,
                 structure=asdict(sharing),
+                sparsity=zeros,
+                gone=max(0, source.get("layers", 0) - view.depth),
                 recipe=recipe_of(variant),
                 figures=figures if current else {},
                 original=known("metrics/variants/original.json"),
@@ -106,7 +113,15 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
         print("The card has no figures: those in metrics/variants are of another run. `make repro` makes them anew.")
     elif not figures:
         print(f"The card has no figures: metrics/variants/{variant}.json is not there. `make repro` makes it.")
-    print(f"{to}: {form}, {dtype}, largest logit difference {difference:.1e}. Open it with {opener}")
+    print(f"{to}: {form}, {dtype}, {size:,} bytes of weights, largest logit difference {difference:.1e}")
+    print(f"Open it with {opener}")
+
+
+def sparsity(view: ModelView, kept: Mapping[str, Mapping[str, int]]) -> float:
+    """The share of entries that are zero in the masked matrices; kept: layer -> role -> entries that are not."""
+    shapes = [view.shape.matrices_of(int(layer))[role] for layer, roles in kept.items() for role in roles]
+    entries = sum(d_out * d_in for d_out, d_in in shapes)
+    return 1 - sum(sum(roles.values()) for roles in kept.values()) / entries if entries else 0.0
 
 
 def refuse_external(variant: str) -> None:

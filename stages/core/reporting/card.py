@@ -18,6 +18,8 @@ def render(
     processor: str,
     shares: bool,
     structure: Mapping[str, Any],
+    sparsity: float,
+    gone: int,
     recipe: Mapping[str, Any],
     figures: Mapping[str, Any],
     original: Mapping[str, Any],
@@ -27,11 +29,12 @@ def render(
 ) -> str:
     """The card as Markdown, with the header that the hub reads. What is not known (an empty mapping) is left out.
 
-    name: the export's folder. record: its variant, form, dtype and largest_logit_difference. auto: the auto class that
-    opens it. processor: the class that opens its image processor, empty where it has none. shares: whether it needs the
-    module beside it. structure: its `Sharing`. recipe: what params.yaml says of the variant. figures, original: its
-    figures and the control's. source: the provenance of the model under study. licence: `license` by the source's
-    README, or the `file` that holds it.
+    name: by which the card opens it. record: its variant, form, dtype, weights_bytes and largest_logit_difference.
+    auto: the auto class that opens it. processor: the class that opens its image processor, empty where it has none.
+    shares: whether it needs the module beside it. structure: its `Sharing`. sparsity: the share of zeros in its masked
+    matrices. gone: how many of the source's layers it lacks. recipe: what params.yaml says of the variant. figures,
+    original: its figures and the control's. source: the provenance of the model under study. licence: `license` by the
+    source's README, or the `file` that holds it.
     """
     own, control = rows(figures), rows(original)
     return fill(
@@ -43,7 +46,10 @@ def render(
         images=bool(processor),
         processor=processor,
         shares=shares,
-        done=done(structure),
+        ties=bool(structure["groups"] or structure["bases"]),
+        stores=stores(structure),
+        sparse=bool(structure["kept"]),
+        done=done(structure, sparsity, gone),
         recipe=recipe,
         figures=[(what, value, control.get(what, "")) for what, value in own.items()],
         calibration=calibration,
@@ -52,9 +58,20 @@ def render(
     )
 
 
-def done(structure: Mapping[str, Any]) -> list[str]:
-    """A sentence for each thing that a `Sharing` says of a model's FFNs."""
-    told = []
+def stores(structure: Mapping[str, Any]) -> str:
+    """What the shared form stores otherwise than the dense one, as a list in words."""
+    ways = {
+        "what layers share once": structure["groups"] or structure["bases"],
+        "products of matrices as their factors": structure["factored"],
+        "sparse matrices as masks and values": structure["kept"],
+    }
+    *others, last = [way for way, there in ways.items() if there] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def done(structure: Mapping[str, Any], sparsity: float, gone: int) -> list[str]:
+    """A sentence for each thing that a `Sharing` says of a model's FFNs, and for layers that are gone."""
+    told = [f"{gone} of the source's layers {'is' if gone == 1 else 'are'} gone."] if gone else []
     for group in structure["groups"]:
         told.append(f"Layers {', '.join(map(str, group))} (from 0) share one FFN.")
     grouped = {str(layer) for group in structure["groups"] for layer in group}
@@ -72,7 +89,7 @@ def done(structure: Mapping[str, Any]) -> list[str]:
         told.append(f"Windows of layers hold one input factor: {', '.join(map(str, structure['bases']))}.")
     if structure["kept"]:
         count = sum(len(roles) for roles in structure["kept"].values())
-        told.append(f"{count} FFN matrices are sparse: most entries are zero, and stay so in training.")
+        told.append(f"{count} FFN matrices are sparse: {sparsity:.0%} of their entries are zero.")
     return told or ["No two layers share weights."]
 
 

@@ -1,7 +1,7 @@
 """The rows of an ablation: every alignment with every base and delta, and every recovery of two starts."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stages.core.architecture.view import ModelView
@@ -66,12 +66,17 @@ def untrained(
 
 
 def recovered(
-    view: ModelView, group: list[int], calibration: Calibration, rank: int,
+    view: ModelView, group: list[int], calibration: Calibration, sites: Sequence[str], rank: int,
     train: Callable[[ModelView, Sharing, Recovery], float], watch: Callable[[Iterable], Iterable] = iter,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A row for each recovery of each start. `train` recovers a model and returns its score."""
+    """A row for each recovery of each start. `train` recovers a model and returns its score.
+
+    sites: those whose correlations exist; the notes' start takes the first where theirs is none of them.
+    """
     for start, name, pace in watch(list(itertools.product(STARTS, RECOVERIES, RATES))):
         choices = {"reference": "first", "repair": "none", **STARTS[start]}
+        if choices["alignment"] not in (*sites, "cost"):
+            choices["alignment"] = sites[0]
         shared, sharing = operations.operate(view, [group], calibration, specification(rank, **choices))
         recovery = Recovery(**{"frobenius": 0.0, "rate": RATES[pace], **RECOVERIES[name]})
         yield {**choices, "recovery": name + pace, "perplexity": train(shared, sharing, recovery)}

@@ -136,17 +136,17 @@ def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matri
     """Pruning, unstructured: the entries of the FFN matrices with the largest scores stay, the others are zero.
 
     As many stay as the target allows beside a mask of one bit an entry: the same share of every row or matrix, or the
-    largest of all together. The score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size
+    largest of all together; a matrix that would keep nearly all of its entries then stays whole, without a mask. The
+    score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size
     of what the entry adds to output i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
     """
     every = matrices(view)
     scores = [_scores(view, layer, role, calibration, spec) for layer, role in every]
-    room = targets.room(view.shape, spec.target_parameters) - targets.masks(view.shape)
-    share = room / view.shape.all_ffn_matrices
+    room = targets.room(view.shape, spec.target_parameters)
     if spec.scope == "all":
-        stay = _largest(torch.cat([each.flatten() for each in scores])[None], share)[0]
-        stays = stay.split([each.numel() for each in scores])
+        stays = _largest_of_all(scores, room)
     else:
+        share = (room - targets.masks(view.shape)) / view.shape.all_ffn_matrices
         stays = [_largest(each if spec.scope == "row" else each.flatten()[None], share) for each in scores]
     return {
         matrix: view.read(matrix[0])[f"w_{matrix[1]}"] * stay.view_as(each)
@@ -175,6 +175,25 @@ def entries_kept(sparse: Mapping[Matrix, Tensor]) -> dict[str, dict[str, int]]:
         if entries + targets.mask_size(matrix.numel()) < matrix.numel():
             kept.setdefault(str(layer), {})[role] = entries
     return kept
+
+
+def _largest_of_all(scores: list[Tensor], room: int) -> list[Tensor]:
+    """1 at the largest entries of all matrices, which together with their masks take `room`; a whole one has no mask.
+
+    Which are whole is found by turns: where one is, the others have the room that its mask would take.
+    """
+    sizes = [each.numel() for each in scores]
+    whole: set[int] = set()
+    while True:
+        rest = [number for number in range(len(scores)) if number not in whole]
+        left = room - sum(sizes[number] for number in whole) - sum(targets.mask_size(sizes[number]) for number in rest)
+        entries = sum(sizes[number] for number in rest)
+        stay = _largest(torch.cat([scores[number].flatten() for number in rest])[None], left / entries)[0]
+        parts = dict(zip(rest, stay.split([sizes[number] for number in rest])))
+        more = {n for n, part in parts.items() if part.sum() + targets.mask_size(sizes[n]) >= sizes[n]}
+        if not more:
+            return [parts.get(number, torch.ones_like(scores[number])) for number in range(len(scores))]
+        whole |= more
 
 
 def _largest(scores: Tensor, share: float) -> Tensor:

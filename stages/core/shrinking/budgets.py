@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 Matrix = tuple[int, str]  # a layer and a role
+NOTHING = (
+    1e-100  # of a sum of squares: less than float32 can make, and more than a ridge leaves of inputs that are zero
+)
 
 
 def gains(weight: Tensor, residual: Tensor) -> Tensor:
     """The relative error that each further rank of a fit takes away: sigma_i^2 / |W|_F^2, float64, falling.
 
     sigma_i are the singular values of `residual`, which low rank is to fit; W is `weight`, (d_out, d_in) both. For
-    errors on inputs, both come multiplied by a root of the inputs' second moments. All are 0 where W is.
+    errors on inputs, both come multiplied by a root of the inputs' second moments. All are 0 where W or its inputs are.
     """
     gram = residual @ residual.T if residual.shape[0] <= residual.shape[1] else residual.T @ residual
     taken, whole = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0), weight.square().sum()
-    return taken / whole if whole > 0 else torch.zeros_like(taken)
+    return taken / whole if whole > NOTHING else torch.zeros_like(taken)
 
 
 def water_fill(

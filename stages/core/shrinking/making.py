@@ -43,8 +43,9 @@ def mix(
 ) -> tuple[ModelView, Sharing]:
     """The model whose matrices have the forms of `plan`; those that it does not name stay dense.
 
-    Biases, where there are any, take up the mean of what a form leaves, (W - W') E[x]. A layer of a group, or one that
-    is gone, may have no form in the plan; the layers of the structure are numbered without those that are gone.
+    Biases, where there are any, take up the mean of what a form leaves, (W - W') E[x], unless the form says
+    `corrected: False`. A layer of a group, or one that is gone, may have no form in the plan; the layers of the
+    structure are numbered without those that are gone.
     again: last, output matrices are fitted again, in the changed model's own stream (see `refitting.refit`).
     """
     original, kept = view, [layer for layer in range(view.depth) if layer not in layers.gone]
@@ -64,7 +65,8 @@ def mix(
     for layer, role, form in ((int(layer), role, form) for layer in plan for role, form in plan[layer].items()):
         if form["form"] == "dense":
             continue
-        weight, moments = read(view, calibration, layer, role)
+        corrected = form.get("corrected", True)
+        weight, moments = read(view, calibration, layer, role, corrected)
         linear = changed.linears(layer)[role]
         if form["form"] == "sparse":
             matrix = sparse(weight, moments, form["kept"], form["score"], form.get("refit", False))
@@ -74,7 +76,8 @@ def mix(
             if form["rank"]:
                 write(linear, weighted(weight, form["rank"], moments))
             new = linear.delta()
-        correct(linear, weight - new.double(), view, calibration, layer, role)
+        if corrected:
+            correct(linear, weight - new.double(), view, calibration, layer, role)
     if again:
         shared = {layer for group in sharing.groups for layer in group}
         refit(original, changed, kept, shared, plan, list(calibration.text()))

@@ -214,7 +214,10 @@ def _pruned(view: ModelView, calibration: Calibration, target: Target) -> Iterat
         spec = Prune(method="prune", score=score, scope=scope, target_parameters=target)
         kept = baselines.entries_kept(baselines.pruned(view, calibration, spec))
         yield {
-            layer: {role: {"form": "sparse", "kept": entries, "score": name} for role, entries in roles.items()}
+            layer: {
+                role: {"form": "sparse", "kept": entries, "score": name, "corrected": False}
+                for role, entries in roles.items()
+            }
             for layer, roles in kept.items()
         }
 

@@ -48,7 +48,7 @@ def options(
     whole, root = weight.numel(), moments.root
     gains = budgets.gains(weight @ root, weight @ root)
     total = (weight @ root).square().sum()
-    if total == 0:
+    if not total > budgets.NOTHING:
         return [Option(0, 0.0, GONE)]
     left = (gains.sum() - gains.cumsum(0)).clamp_min(0).tolist()
     found = [Option(0, 1.0, GONE), Option(whole, 0.0, DENSE)]

@@ -70,7 +70,7 @@ def moving(weights: list[Tensor], moments: list[Moments]) -> list[Tensor]:
     left is then no more than the gains say.
     """
     whole = sum((w @ m.root).square().sum() for w, m in zip(weights, moments)) / len(weights)
-    if not whole > 0:
+    if not whole > budgets.NOTHING:
         return [weights[0].new_zeros(0)] * len(weights)
     weights = [weight / whole.sqrt() for weight in weights]
     if len(weights) == 2:
