@@ -1,6 +1,7 @@
 """Measure every way to share one window: alignment x base x delta untrained, and recoveries of two starts.
 
-Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out.
+Run from the repository's root after `dvc repro`: make ablation WINDOW=2-5 RANK=8; RECOVER=no leaves training out. The
+rows before any training are also in files of their own, whose names end in `_untrained`.
 Every figure is a perplexity on the head of the validation split: what is chosen from them never saw the test split.
 """
 
