@@ -39,11 +39,6 @@ def main(
         found = task.measure(model, held_out, rows, watch)
         return found.figures | on_other(model, watch), found.losses
 
-    def score(folder):
-        """The perplexities of a checkpoint alone."""
-        model, watch = opened(folder)
-        return {"perplexity": task.score(model, held_out, watch)} | on_other(model, watch)
-
     def on_other(model, watch):
         """The perplexity on the other text, as `other`; empty without one."""
         return {} if elsewhere is None else {"other": task.score(model, elsewhere, watch)}
@@ -52,11 +47,11 @@ def main(
     # Where no training helped, the start was kept.
     first, first_losses = (dict(own), own_losses) if checkpoint.same(before, after) else measure(before)
     # The models of further seeds lie below the first seed's.
-    scored = [own, *(score(folder) for folder in sorted(after.glob("seeds/*")))]
-    repeats = [found["perplexity"] for found in scored]
-    if elsewhere is not None:
-        own["other"] = statistics.mean(found["other"] for found in scored)
-    also = [name for name in own if name != "perplexity"]
+    every = [own, *(measure(folder)[0] for folder in sorted(after.glob("seeds/*")))]
+    repeats = [found["perplexity"] for found in every]
+    also = {name: [found[name] for found in every] for name in own if name != "perplexity"}
+    means = {name: statistics.mean(values) for name, values in also.items()}
+    spreads = {f"{name}_after_spread": statistics.stdev(values) for name, values in also.items() if len(values) > 1}
     write_json(
         out,
         {
@@ -68,7 +63,8 @@ def main(
             "environment": devices.environment(device),
         }
         | ({} if elsewhere is None else {f"other_{task.unit}": len(elsewhere)})
-        | {f"{name}_{when}": found[name] for name in also for when, found in (("before", first), ("after", own))},
+        | {f"{name}_{when}": found[name] for name in means for when, found in (("before", first), ("after", means))}
+        | spreads,
     )
     # Those of the first seed.
     losses.keep(predictions, first_losses, own_losses, task.block)

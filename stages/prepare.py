@@ -53,6 +53,7 @@ def write_images(section, lexicon: Path, processor: Path, out: Path) -> None:
         split: table.write(out / f"{split}.parquet", image_sources.rows(source, split), config, names)
         for split in progress(SPLITS, "images")
     }
+    table.refuse_other_labels({split: table.labels(out / f"{split}.parquet") for split in SPLITS}, names)
     write_json(out / "overlap.json", {split: table.shared(rows[split], rows["train"]) for split in SPLITS[1:]})
     corpus.write_rows(out / "test_rows.parquet", [])
     corpus.write_tokens(out / "other.parquet", [])

@@ -78,10 +78,16 @@ def searched(profile, variant, windows_spec, model, tokens, permutations, moment
     found = search(view, calibration, operation, windows_spec, judge.score, watch)
     return {
         "groups": [windows.layers(window) for window in found.chosen.windows],
-        "candidates": [{"windows": layout.windows, "perplexity": layout.perplexity} for layout in found.scored],
+        "candidates": [candidate(layout) for layout in found.scored],
         "original_perplexity": found.original,
         task.unit: len(held_out),
     } | ({"ranks": found.chosen.ranks} if found.chosen.ranks else {})
+
+
+def candidate(layout) -> dict:
+    """Windows that were scored; `budget` says that it was with the ranks that fill one."""
+    found = {"windows": layout.windows, "perplexity": layout.perplexity}
+    return found | ({"budget": True} if layout.ranks else {})
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def learn(model, tokenizer, pairs, spec, seed, autocast, watch):
     targets = summaries.targets(tokenizer, pairs[1], tokens.end_tokens(model), spec.new_tokens)
     rates = [(list(model.parameters()), spec.training.learning_rate)]
     objective = summaries.summary_loss(model, prompts, targets)
-    train(model, len(prompts), objective, rates, spec.training, seed, autocast=autocast, watch=watch)
+    options = {"weight": summaries.target_tokens(targets), "autocast": autocast, "watch": watch}
+    train(model, len(prompts), objective, rates, spec.training, seed, **options)
 
 
 def as_the_notes(model, tokenizer, articles, references, spec, score, watch) -> dict[str, float]:

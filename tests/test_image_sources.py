@@ -55,6 +55,16 @@ def rows(source: ImageDataset, split: str = "test") -> list:
     return list(sources.rows(source, split))
 
 
+def test_rows_in_the_order_of_their_labels_that_were_cut_are_refused():
+    names, learnt = ["cat", "dog", "owl"], [0, 0, 1]
+    for others, name in (([2, 2, 0], "owl"), ([7], 7)):
+        said = f"of the {len(others)} test images have labels that no train image has, such as {name!r}: rows in the"
+        with pytest.raises(UserError, match=said):
+            images_table.refuse_other_labels({"train": learnt, "validation": [0, 1], "test": others}, names)
+    # Where labels are many, a few are met in one split alone.
+    images_table.refuse_other_labels({"train": learnt, "validation": [2, 0], "test": [1]}, names)
+
+
 @pytest.mark.parametrize("named", ["folder", "files"])
 def test_folders_of_images_give_files_as_they_are_with_the_class_as_label(named, tmp_path):
     root = folder(tmp_path / "mine")

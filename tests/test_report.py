@@ -130,6 +130,21 @@ def test_drawings_are_the_same_bytes_twice(made, tmp_path):
         assert drawing.svg(draw(), name) == drawing.svg(draw(), name)
 
 
+def test_windows_scored_with_the_ranks_of_a_budget_are_none_of_the_single_ones():
+    study = made_up.study(("original", "softshare"))
+    found = study.windows["softshare"]
+    first = found["candidates"][0]
+    found["groups"] = [list(range(first["windows"][0][0], first["windows"][0][1] + 1))]
+    singles = len(found["candidates"])
+    found["candidates"] = [*found["candidates"], first | {"perplexity": 1.9, "budget": True}]
+    found["ranks"] = {"0": {"in": 3}}
+    table = tables.searches(study)[0]
+    assert f"{singles} windows and 1 sets of them" in table.title
+    assert [row[1] for row in table.rows if "chosen" in row[0]] == ["1.900"]
+    drawn = pictures.window_search(study).axes[0].lines[0].get_ydata()
+    assert len(drawn) == singles and 1.9 not in drawn
+
+
 def test_no_line_is_drawn_across_starts_that_nobody_scored():
     study = made_up.study(("original", "softshare"))
     scored = study.windows["softshare"]["candidates"]

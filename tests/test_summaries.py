@@ -14,7 +14,9 @@ from stages.core.architecture.tokens import end_tokens
 from stages.core.evaluation import rouge, summaries
 from stages.core.process.errors import UserError
 from stages.core.settings.texts import ArticleDataset
+from stages.core.settings.trainings import Schedule
 from stages.core.text.sources import pairs
+from stages.core.training.loop import train
 
 PROMPTS = [tiny.ids(1, length, seed=length)[0].tolist() for length in (5, 17, 9, 30)]
 TARGETS = [tiny.ids(1, length, seed=50 + length)[0].tolist() for length in (3, 8, 1, 5)]
@@ -34,6 +36,24 @@ def test_the_loss_is_that_of_the_summary_tokens_alone(name):
     with torch.no_grad():
         loss, _ = summaries.summary_loss(model, PROMPTS, TARGETS)(torch.arange(4))
     assert loss.item() == pytest.approx(total / sum(map(len, TARGETS)), rel=1e-5)
+
+
+def test_summaries_of_any_length_add_up_to_the_mean_over_the_tokens_of_a_step():
+    """Whatever a step is split into, each token counts once."""
+    states, losses = [], []
+    for size, accumulation in ((4, 1), (1, 4), (3, 2)):
+        model = tiny.model("llama")
+        recipe = Schedule(
+            epochs=1, batch_size=size, accumulation=accumulation, warmup=0.0, weight_decay=0.0, clip=100.0
+        )
+        objective, rates = summaries.summary_loss(model, PROMPTS, TARGETS), [(list(model.parameters()), 1e-3)]
+        found = train(model, 4, objective, rates, recipe, 0, weight=summaries.target_tokens(TARGETS))
+        losses.append(found.curve[0]["loss"])
+        states.append(tiny.state(model))
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+    for state in states[1:]:
+        for key, value in states[0].items():
+            torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

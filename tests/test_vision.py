@@ -1,6 +1,10 @@
 """The invariants of the language families on every row of vision families, and what only models with stages have."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import methods
+import numpy as np
 import pytest
 import tiny_vision
 import torch
@@ -11,6 +15,7 @@ from stages.core.architecture.view import ModelView
 from stages.core.calibration import activations
 from stages.core.forms import checkpoint, counting
 from stages.core.forms.dense import to_dense
+from stages.core.images import sources, table
 from stages.core.process.errors import UserError
 from stages.core.settings.surgeries import Drop
 from stages.core.shrinking import operations
@@ -389,7 +394,7 @@ def rival(tmp_path):
     opening.save_processor(tiny_vision.processor(), tmp_path / "own")
 
     def ask(**labels):
-        own.config.id2label = dict(enumerate(NAMED))
+        own.config.id2label = labels.get("own", dict(enumerate(NAMED)))
         other.config.id2label = labels.get("other", own.config.id2label)
         other.save_pretrained(tmp_path / "rival")
         return ImageClassification.external(str(tmp_path / "rival"), None, ModelView(own), tmp_path / "own")
@@ -406,6 +411,30 @@ def test_a_rival_that_reads_and_names_alike_is_taken(rival):
     tiny_vision.processor().save_pretrained(folder)
     ask(other={number: name.upper() for number, name in enumerate(NAMED)})
     ask(other={number: f"LABEL_{number}" for number in range(len(NAMED))})
+
+
+def test_names_of_two_labels_tell_nothing(rival):
+    """ImageNet has cranes twice, birds and machines."""
+    ask, _ = rival
+    twice = dict(enumerate(NAMED)) | {0: "crane", len(NAMED) - 1: "Crane"}
+    ask(own=twice, other=twice)
+    moved = twice | {1: NAMED[2], 2: NAMED[1]}
+    with pytest.raises(UserError, match=f"{NAMED[1]!r} as label 2, the model under study as 1"):
+        ask(own=twice, other=moved)
+
+
+def test_images_whose_labels_have_other_numbers_than_the_models_are_refused(tmp_path):
+    view = ModelView(tiny_vision.model("vit"))
+    view.model.config.id2label = dict(enumerate(NAMED))
+    pixels = np.random.default_rng(0).integers(0, 256, (tiny_vision.SIDE, tiny_vision.SIDE, 3)).astype(np.uint8)
+    rows = [(sources.encoded(pixels), 0)] * 4
+    section = SimpleNamespace(max_tokens=8, moment_tokens=8, batch_size=2)
+    for names, right in ((NAMED, True), ([], True), (["a", "b"], True), ([NAMED[1], NAMED[0]], False)):
+        table.write(tmp_path / "images.parquet", rows, tiny_vision.processor().to_dict(), names)
+        with (
+            nullcontext() if right else pytest.raises(UserError, match="^prepare.source has 'class 0' as label 1, the")
+        ):
+            ImageClassification.calibration(view, tmp_path / "images.parquet", section)
 
 
 @pytest.mark.parametrize(

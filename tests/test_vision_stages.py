@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,8 @@ from stages.core.forms import checkpoint
 from stages.core.images import table
 from stages.core.process.artifacts import read_tensors
 from stages.core.reporting import answers
+from stages.core.tasks import timing
+from stages.core.tasks.images import ImageClassification
 
 VARIANTS = ("original", "softshare", "merged_2", "compressed_2")
 
@@ -208,6 +211,25 @@ def test_names_of_labels_fit_over_an_image():
     assert [answers._named(names, label, lines=1) for label in (0, 1)] == ["tench", "great whi…"]
 
 
+def test_what_stands_beside_a_mean_over_seeds_is_one(study, tmp_path, monkeypatch):
+    """Here the second seed's model is that before recovery."""
+    monkeypatch.chdir(study)
+    name = VARIANTS[-1]
+    one = read(study, f"perplexity/{name}.json")
+    shutil.copytree(study / f"finetuned/{name}", tmp_path / "tuned")
+    shutil.copytree(study / f"surgery/{name}", tmp_path / "tuned/seeds/1")
+    test = Path("text/test.parquet")
+    perplexity.main(
+        "tiny", name, Path(f"surgery/{name}"), tmp_path / "tuned", test, Path("text/test_rows.parquet"),
+        Path("text/other.parquet"), tmp_path / "two.json", tmp_path / "losses.parquet",
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["seeds"] == 2 and two["after"] == pytest.approx((one["before"] + one["after"]) / 2)
+    for key in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "top5"):
+        assert two[f"{key}_after"] == pytest.approx((one[f"{key}_before"] + one[f"{key}_after"]) / 2)
+        assert f"{key}_after_spread" in two and f"{key}_after_spread" not in one
+
+
 def test_pixels_are_exact_from_the_source_to_the_table(study):
     """Decoded, the first image is the pattern with its noise, whatever has been stored in between."""
     import io
@@ -239,9 +261,18 @@ def test_windows_pairs_and_permutations_never_cross_a_stage(study):
 
 def test_images_a_second_are_measured_at_every_batch_size(study):
     found = read(study, "latency/compressed_2.json")
-    assert found["images_per_second_4"] == pytest.approx(4000 / found["ms_4"])
-    assert found["speedup"] == pytest.approx(found["original_ms_4"] / found["ms_4"])
+    assert found["images_per_second_4"] == pytest.approx(4000 / found["ms_4"]) and found["speedup"] > 0
     assert {"images_per_second_1", "original_images_per_second_1"} <= found.keys()
+
+
+def test_the_speed_up_is_that_of_turns_at_the_largest_batch(study, monkeypatch):
+    turns = {2: ([0.3, 0.6, 0.9], [0.1, 0.2, 0.3]), 4: ([0.2, 0.8, 9.0], [0.1, 0.2, 6.0])}
+    monkeypatch.setattr(timing, "passes", lambda models, batch, *_: dict(zip(models, turns[len(batch)])))
+    section = SimpleNamespace(batch_sizes=[4, 2], warmup=0, repeats=3)
+    models = {"original": None, "variant": None}
+    found = ImageClassification.time(models, study / "text/test.parquet", section, "cpu")
+    assert found["speedup"] == pytest.approx(2.0)  # of 2, 4 and 1.5; the ratio of medians would be 4
+    assert found["original_ms_4"] == pytest.approx(800) and found["images_per_second_2"] == pytest.approx(10)
 
 
 def test_calibration_is_known_by_its_images(study):

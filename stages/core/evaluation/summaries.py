@@ -41,6 +41,11 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
 
+def target_tokens(targets: Sequence[Sequence[int]]) -> Callable[[Tensor], int]:
+    """How many tokens the mean of `summary_loss` is over, for `training.loop.train`."""
+    return lambda batch: max(1, sum(len(targets[i]) for i in batch.tolist()))
+
+
 def summary_loss(
     model: Any, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

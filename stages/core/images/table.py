@@ -7,7 +7,7 @@ processor as metadata: whoever reads it gets the pixels as the model wants them.
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -123,6 +123,30 @@ def write(path: Path, rows: Iterable[tuple[bytes, int]], processor: dict[str, An
         if not seen:
             raise UserError(f"prepare.source: split {path.stem} has no image")
     return seen
+
+
+def labels(path: Path) -> list[int]:
+    """The labels of a table that `write` wrote."""
+    with parquet_reader(path) as file:
+        return file.read(["label"])["label"].to_pylist()
+
+
+def refuse_other_labels(splits: Mapping[str, list[int]], names: Sequence[str]) -> None:
+    """Raise UserError where most images of a split have labels that no image of split `train` has.
+
+    So it is where rows in the order of their labels are cut; a few such images are no mistake where labels are many.
+    names: of the labels, where they have any.
+    """
+    known = set(splits["train"])
+    for split, found in splits.items():
+        others = [label for label in found if label not in known]
+        if 2 * len(others) > len(found):
+            name = names[others[0]] if others[0] < len(names) else others[0]
+            raise UserError(
+                f"prepare.source: {len(others):,} of the {len(found):,} {split} images have labels that no train image "
+                f"has, such as {name!r}: rows in the order of their labels were cut; mix them first, or give {split} a "
+                "file or folder of its own"
+            )
 
 
 def shared(rows: list[bytes], others: list[bytes]) -> dict[str, int]:

@@ -194,9 +194,9 @@ def _published(study: Study) -> Chapter:
     model = study.provenance["model"]
     if model == seeds.model:
         comparable = (
-            f"This run is of the same model, `{model}`: *notes' protocol* and *published* may be compared line by "
-            "line, dense parameters with published ones, latencies only on like devices. *Ours* measures something "
-            "else, and no published column stands for it."
+            f"This run is of the same model, `{model}`. Where its text is the notes' and `seed_protocol` has its "
+            "defaults, *notes' protocol* and *published* may be compared line by line; dense parameters in any case, "
+            "latencies only on like devices. *Ours* measures something else, and no published column stands for it."
         )
     else:
         comparable = (

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.transforms import ScaledTranslation
 
 from stages.core.reporting.drawing import COLOURS, INK, MARKERS, legend, logarithmic, new_figure, plt, side_by_side
-from stages.core.reporting.study import Study, by_size, by_speed, correlation_rows, noise
+from stages.core.reporting.study import Study, alone, by_size, by_speed, correlation_rows, noise
 
 NEAR = (1.1, 1.25, 1.5, 2)  # times the control's perplexity: how far a closer look goes
 FAR = 3  # times the third quartile: a perplexity above it would flatten all others
@@ -134,10 +134,7 @@ def window_search(study: Study) -> Any:
     """
     figure, axes = new_figure(1)
     lines, drawn, beyond = ("-", "--", "-.", ":"), styles(study.variants), []
-    single = {
-        name: [candidate for candidate in found["candidates"] if len(candidate["windows"]) == 1]
-        for name, found in study.windows.items()
-    }
+    single = {name: alone(found) for name, found in study.windows.items()}
     every = [candidate["perplexity"] for found in single.values() for candidate in found]
     most = FAR * np.quantile(every, 0.75) if every else np.inf
     for name, found in single.items():

@@ -201,6 +201,11 @@ def correlation_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def alone(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The candidates of a search that are one window, scored as its method makes it, not with the ranks of a budget."""
+    return [each for each in found["candidates"] if len(each["windows"]) == 1 and "budget" not in each]
+
+
 def layout(windows: Iterable[Iterable[int]]) -> str:
     """Windows as people write them: 1-4+7-10."""
     return "+".join(f"{first}-{last}" for first, last in windows)

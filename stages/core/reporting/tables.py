@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.core.reporting.study import Study, correlation_rows, layout
+from stages.core.reporting.study import Study, alone, correlation_rows, layout
 
 NOTHING = "–"
 
@@ -84,7 +84,8 @@ def _spread(found: Mapping[str, Any], name: str) -> str:
 def _accuracy(found: Mapping[str, Any], when: str = "") -> str:
     """An accuracy with its interval."""
     low, high = found[f"accuracy_low{when}"], found[f"accuracy_high{when}"]
-    return f"{found[f'accuracy{when}']:.3f} ({low:.3f}–{high:.3f})"
+    spread = _spread(found, f"accuracy{when}") if when else ""
+    return f"{found[f'accuracy{when}']:.3f}{spread} ({low:.3f}–{high:.3f})"
 
 
 def storage(study: Study) -> Table:
@@ -182,16 +183,17 @@ def searches(study: Study) -> list[Table]:
     for name, found in study.windows.items():
         if not found["candidates"]:
             continue
-        chosen = [[group[0], group[-1]] for group in found["groups"]]
+        chosen = [[group[0], group[-1]] for group in found["groups"]], "ranks" in found
         rows = [
             (
-                layout(candidate["windows"]) + (" (chosen)" if candidate["windows"] == chosen else ""),
+                layout(candidate["windows"])
+                + (" (chosen)" if (candidate["windows"], "budget" in candidate) == chosen else ""),
                 perplexity(candidate["perplexity"]),
                 perplexity(candidate["perplexity"] / found["original_perplexity"]),
             )
             for candidate in found["candidates"]
         ]
-        single = sum(len(candidate["windows"]) == 1 for candidate in found["candidates"])
+        single = len(alone(found))
         sets = f" and {len(rows) - single} sets of them" if single < len(rows) else ""
         title = (
             f"`{name}`: {single} windows{sets} on {found[study.unit]:,} validation {study.unit}, "

@@ -14,7 +14,7 @@ Part = tuple[str, Bound, Bound]  # a split (or its file), where the slice begins
 
 NAMES = ("train", "validation", "test")  # what a study calls its splits
 BOUND = r"(-?\d+(?:_\d+)*%?)?"
-SLICE = re.compile(rf"([\w.-]+)(?:\[\s*{BOUND}\s*:\s*{BOUND}\s*\])?(?:\((?:closest|pct1_dropremainder)\))?")
+SLICE = re.compile(rf"([\w.-]+)(?:\[\s*{BOUND}\s*:\s*{BOUND}\s*\])?(?:\(closest\))?")
 
 
 def parts(split: str) -> list[Part]:

@@ -4,6 +4,7 @@ An example is an image with its label. The score that searches and trainings min
 as perplexity is for language: 1 where every label is certain and right, the number of labels where all are alike.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class ImageClassification:
         key = "max_tokens" if section.max_tokens >= section.moment_tokens else "moment_tokens"
         tokens = tokens_of_image(view, tables.read(table, 1))
         images = tables.read(table, -(-getattr(section, key) // tokens))
+        if moved := _moved(view.model.config.id2label, dict(enumerate(images.names))):
+            raise UserError(f"prepare.source {moved}: labels must be the model's own numbers")
         if len(images) * tokens < getattr(section, key):
             raise UserError(
                 f"params.yaml: extract.{key} = {getattr(section, key)}: the train split has only {len(images)} images "
@@ -221,12 +224,25 @@ def _otherwise(own: dict[int, str], other: dict[int, str]) -> str:
     """What is wrong with the names of another model's labels; nothing where one of the two has no names of its own."""
     if any(names[0] == "LABEL_0" for names in (own, other)):
         return ""
-    numbers = {name.lower(): number for number, name in other.items()}
-    shared = {number: numbers[name.lower()] for number, name in own.items() if name.lower() in numbers}
-    if not shared:
+    if not _numbers(own).keys() & _numbers(other).keys():
         return f"has no label {own[0]!r} nor any other of the model under study"
-    moved = next((number for number in shared if shared[number] != number), None)
-    return "" if moved is None else f"has {own[moved]!r} as label {shared[moved]}, the model under study as {moved}"
+    return _moved(own, other)
+
+
+def _moved(own: dict[int, str], other: dict[int, str]) -> str:
+    """Which name of a label is another number's elsewhere, in words; nothing where none is."""
+    here, there = _numbers(own), _numbers(other)
+    moved = next((name for name in here if there.get(name, here[name]) != here[name]), None)
+    if moved is None:
+        return ""
+    return f"has {own[here[moved]]!r} as label {there[moved]}, the model under study as {here[moved]}"
+
+
+def _numbers(names: dict[int, str]) -> dict[str, int]:
+    """Name in small letters -> label; without names of two labels, as ImageNet's cranes, bird and machine."""
+    small = {number: name.lower() for number, name in names.items()}
+    counts = Counter(small.values())
+    return {name: number for number, name in small.items() if counts[name] == 1}
 
 
 def _reads_otherwise(own: Any, other: Any) -> bool:

@@ -61,6 +61,7 @@ def train(
     validate: Callable[[], float] | None = None,
     times: int = 1,
     lengths: Tensor | None = None,
+    weight: Callable[[Tensor], float] = len,
     autocast: AbstractContextManager | None = None,
     watch: Callable[[Any], Any] = iter,
     unfinished: Unfinished | None = None,
@@ -69,9 +70,11 @@ def train(
     """Train a model in place by minimising an objective over numbered examples; the model ends in evaluation mode.
 
     objective(batch): for example numbers, int64, (n,), the loss to report and the loss to minimise, means over the
-    batch. rates: pairs of parameters and their highest learning rate; all other parameters are frozen. The optimizer is
-    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with weight decay on matrices only, a linear warm-up, the
-    recipe's schedule, and gradients clipped by their norm. Every epoch sees every example once in a seeded order.
+    batch. weight(batch): over how many things that mean is, by default examples; so the parts of a step add up to the
+    mean over all of it. rates: pairs of parameters and their highest learning rate; all other parameters are frozen.
+    The optimizer is AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with weight decay on matrices only, a linear
+    warm-up, the recipe's schedule, and gradients clipped by their norm. Every epoch sees every example once in a seeded
+    order.
 
     validate: gives a value, lower is better, at the start and at `times` evenly spaced steps. The model ends with the
     parameters of the lowest value, those of `start` included. unfinished: where the state is written from time to time.
@@ -102,12 +105,13 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["highest"] * rate(recipe, step - 1, len(batches))
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        total, whole = 0.0, weight(batch)
         for part in batch.split(recipe.batch_size):
             with context:
                 loss, minimised = objective(part)
-            (minimised * (len(part) / len(batch))).backward()
-            total += loss.item() * len(part) / len(batch)
+            share = weight(part) / whole
+            (minimised * share).backward()
+            total += loss.item() * share
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
         if not math.isfinite(total) or not math.isfinite(norm.item()):
             highest = max(highest for _, highest in rates)
