@@ -137,8 +137,8 @@ def pruned(view: ModelView, calibration: Calibration, spec: Prune) -> dict[Matri
 
     As many stay as the target allows beside a mask of one bit an entry: the same share of every row or matrix, or the
     largest of all together; a matrix that would keep nearly all of its entries then stays whole, without a mask. The
-    score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size
-    of what the entry adds to output i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
+    score is |W_ij| (Han et al. 2015, arXiv:1506.02626), or |W_ij| E[x_j^2]^(1/2), the size of what the entry adds to
+    output i (Sun et al. 2023, Wanda, arXiv:2306.11695, which compares the entries of a row).
     """
     every = matrices(view)
     scores = [_scores(view, layer, role, calibration, spec) for layer, role in every]

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 Matrix = tuple[int, str]  # a layer and a role
-NOTHING = (
-    1e-100  # of a sum of squares: less than float32 can make, and more than a ridge leaves of inputs that are zero
-)
+NOTHING = 1e-100  # as a sum of squares: below all that float32 can make, above what a ridge leaves of inputs of zero
 
 
 def gains(weight: Tensor, residual: Tensor) -> Tensor:
