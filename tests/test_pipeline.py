@@ -121,6 +121,10 @@ def test_the_ablation_of_a_window_is_a_table_metrics_and_a_plot(clone, monkeypat
     table = capsys.readouterr().out
     rows = pd.read_csv(clone / "metrics/ablation/2-3_rank2.csv")
     figures = json.loads((clone / "metrics/ablation/2-3_rank2.json").read_text())
-    assert len(rows) == len(figures) - 1 == 7 * 11 + 2 * 5 * 2 and (rows["perplexity"] > 1).all()
+    assert figures["study"] == {
+        "profile": figures["study"]["profile"],
+        "sha256": json.loads((clone / "artifacts/provenance.json").read_text())["sha256"],
+    }
+    assert len(rows) == len(figures) - 2 == 7 * 11 + 2 * 5 * 2 and (rows["perplexity"] > 1).all()
     assert all(word in table for word in ("joint", "centre", "window, distilled"))
     assert (clone / "metrics/ablation/2-3_rank2.png").read_bytes().startswith(b"\x89PNG")

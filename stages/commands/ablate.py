@@ -8,9 +8,9 @@ Every figure is a perplexity on the head of the validation split: what is chosen
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from stages.commands.opened import Opened
+from stages.commands.opened import Opened, identity
 from stages.core.process import command
 from stages.core.process.artifacts import replacing, write_csv, write_json
 from stages.core.process.errors import UserError
@@ -51,20 +51,21 @@ def main(window: str, rank: str, recover: str, to: Path) -> None:
     watch = partial(progress, what=f"ablate layers {window}")
     reference = score(original)
     found = list(ablation.untrained(original, group, calibration, sites, int(rank), score, watch))
-    write(found, reference, window, to / f"{window}_rank{rank}_untrained")
+    figures = {"study": identity(study.profile), "original": reference}
+    write(found, figures, window, to / f"{window}_rank{rank}_untrained")
     if recover != "no":
         found += ablation.recovered(original, group, calibration, sites, int(rank), train, watch)
-        write(found, reference, window, to / f"{window}_rank{rank}")
+        write(found, figures, window, to / f"{window}_rank{rank}")
     print(pd.DataFrame(found).to_string(index=False))
 
 
-def write(found: list[dict], original: float, window: str, to: Path) -> None:
-    """The rows as CSV, as metrics and as a picture; the name `to` has no ending."""
+def write(found: list[dict], figures: dict[str, Any], window: str, to: Path) -> None:
+    """The rows as CSV, as metrics beside `figures`, and as a picture; the name `to` has no ending."""
     write_csv(to.with_suffix(".csv"), found)
     arms = {"/".join(row[part] for part in (*ablation.START, "recovery")): row["perplexity"] for row in found}
-    write_json(to.with_suffix(".json"), {"original": original, **arms})
+    write_json(to.with_suffix(".json"), figures | arms)
     with replacing(to.with_suffix(".png")) as draft:
-        draw(found, original, window, draft)
+        draw(found, figures["original"], window, draft)
 
 
 def window_of(text: str) -> tuple[int, int]:

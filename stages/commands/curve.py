@@ -61,7 +61,9 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
         else:
             originals.append(row)
         if originals and rows:
-            _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), to)
+            _write(
+                _excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), opened.identity(profile), to
+            )
     _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
 
 
@@ -239,11 +241,12 @@ def _excesses(rows: list[dict]) -> list[dict]:
     ]
 
 
-def _write(rows: list[dict], to: Path) -> None:
-    """The table so far, so that a run that ends early leaves what it has measured."""
+def _write(rows: list[dict], study: dict[str, str], to: Path) -> None:
+    """The table so far, so that a run that ends early leaves what it has measured. study: what it is of."""
     columns = dict.fromkeys(name for row in rows for name in row)
     write_csv(to / "curve.csv", [{name: row.get(name, "") for name in columns} for row in rows])
-    write_json(to / "curve.json", {f"{r['method']}/{r.get('size', 1.0)}": r["test"] for r in rows})
+    figures = {f"{row['method']}/{row.get('size', 1.0)}": row["test"] for row in rows}
+    write_json(to / "curve.json", {"study": study} | figures)
     with replacing(to / "curve.png") as draft:
         draw(rows, draft)
 

@@ -14,6 +14,7 @@ from stages.core.calibration import statistics
 from stages.core.calibration.statistics import Calibration
 from stages.core.forms.structure import Sharing
 from stages.core.process import devices
+from stages.core.process.artifacts import read_json
 from stages.core.process.errors import UserError
 from stages.core.running.origins import Origins
 from stages.core.settings import params
@@ -40,6 +41,11 @@ def checked(stages: Iterable[str] = READ) -> str:
     refuse_older_than(stages, profile, origins)
     rules.validate(profile, MODEL)
     return profile
+
+
+def identity(profile: str) -> dict[str, str]:
+    """What the figures of a command are of, for its file of metrics: the profile, and the model's weights."""
+    return {"profile": profile, "sha256": read_json(Path("artifacts/provenance.json"))["sha256"]}
 
 
 @dataclass(frozen=True)
