@@ -140,10 +140,16 @@ def test_the_plans_of_pruning_alone_are_pruning(name):
     view, known = tiny.view(tiny.model(name)), tiny.calibration(tiny.model(name))
     ways = {"all": Prune(method="prune", target_parameters=0.8)}
     ways["row"] = Prune(method="prune", score="input", scope="row", target_parameters=0.8)
-    for plan, way in zip(mixing._pruned(view, known, 0.8), ways.values(), strict=True):
+    plans = list(mixing._pruned(view, known, 0.8))
+    own = [linear.bias for linear in view.linears(0).values() if linear.bias is not None]
+    plain = plans[::2] if own else plans  # each is followed by that with corrected biases
+    for plan, way in zip(plain, ways.values(), strict=True):
         expected, sharing = baselines.prune(view, known, way)
         changed, found = making.mix(view, known, plan)
         assert found.kept == sharing.kept and tiny.same(tiny.state(changed.model), tiny.state(expected.model))
+    for plan in plans[1::2] if own else []:
+        changed, _ = making.mix(view, known, plan)
+        assert not any(torch.equal(one.bias, other) for one, other in zip(changed.linears(0).values(), own))
 
 
 def test_a_mixture_of_stages_of_different_width_fits_its_budget():

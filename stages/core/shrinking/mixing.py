@@ -206,20 +206,20 @@ def _factored(view: ModelView, calibration: Calibration, target: Target) -> Iter
 def _pruned(view: ModelView, calibration: Calibration, target: Target) -> Iterator[Plan]:
     """The plans of `baselines.prune`: the largest entries of all matrices, or of every row by the size of its input.
 
-    None where the masks alone are too large.
+    Where there are biases, each once more with biases that take up the mean of what goes. None where the masks alone
+    are too large.
     """
     if targets.room(view.shape, target) <= targets.masks(view.shape):
         return
     for name, score, scope in (("magnitude", "magnitude", "all"), ("row", "input", "row")):
         spec = Prune(method="prune", score=score, scope=scope, target_parameters=target)
         kept = baselines.entries_kept(baselines.pruned(view, calibration, spec))
-        yield {
-            layer: {
-                role: {"form": "sparse", "kept": entries, "score": name, "corrected": False}
-                for role, entries in roles.items()
+        for corrected in (False, True) if any(name.startswith("b_") for name in view.read(0)) else (False,):
+            form = {"form": "sparse", "score": name, "corrected": corrected}
+            yield {
+                layer: {role: form | {"kept": entries} for role, entries in roles.items()}
+                for layer, roles in kept.items()
             }
-            for layer, roles in kept.items()
-        }
 
 
 SINGLE = {"low_rank": _factored, "sparse": _pruned}
