@@ -1,5 +1,6 @@
 """Every method at a given size: it stores at most that, and a size that it cannot reach is left out."""
 
+import json
 import math
 import os
 import signal
@@ -462,6 +463,7 @@ class Measured(Faked):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.opened, "checked", lambda _: "small")
+    monkeypatch.setattr(command.opened, "identity", lambda profile: {"profile": profile})
     monkeypatch.setattr(command, "of_folder", lambda _: tiny.view(tiny.model("gpt2")).shape)
     monkeypatch.setattr(command, "longest_window", lambda *_: LONGEST)
     monkeypatch.setattr(command, "_workers", lambda *_: workers)
@@ -473,4 +475,5 @@ def test_the_table_and_the_picture_have_every_method_at_every_size(workers, tmp_
     plans = curve.plans([0.9, 0.8], tiny.view(tiny.model("gpt2")).shape, LONGEST)
     assert [*zip(rows["method"][1:], rows["size"][1:])] == plans and rows["method"][0] == "original"
     assert rows["excess"][1:].between(0, 0.2).all() and rows["excess"][0] == 0
+    assert json.loads((tmp_path / "curve.json").read_text())["study"] == {"profile": "small"}
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG") and "softshare" in capsys.readouterr().out

@@ -138,7 +138,7 @@ def test_the_card_of_what_is_sparse_says_so_and_nothing_of_sharing(study):
     spec = Prune(method="prune", target_parameters=0.8)
     sparse, sharing = operations.operate(view, [], tiny.calibration(view.model), spec)
     tiny.save(sparse.model, sharing, Path("artifacts/finetuned/sparse"))
-    export.main("sparse", Path("out"), "shared", "float32", "me/sparse")
+    export.export("sparse", Path("out"), "shared", "float32", "me/sparse")
     said, record = Path("out/README.md").read_text(), json.loads(Path("out/export.json").read_text())
     linears = [linear for layer in range(view.depth) for linear in sparse.linears(layer).values()]
     matrices = torch.cat([linear.matrix().flatten() for linear in linears if isinstance(linear, MaskedLinear)])

@@ -1,5 +1,7 @@
 """The Makefile wherever the folder lies: a path with a space, a folder renamed after `make`, an archive without git."""
 
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -98,3 +100,12 @@ def test_an_archive_without_git_is_one_line_with_the_remedy(command, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "git init && git add -A && git commit" in done.stderr
+
+
+COMMAND = re.compile(r"python -m stages\.commands\.(\w+)((?:[^\n]*\\\n)*[^\n]*)")
+
+
+@pytest.mark.parametrize("name, recipe", COMMAND.findall((ROOT / "Makefile").read_text()))
+def test_a_recipe_gives_every_option_that_its_command_asks_for(name, recipe):
+    asked = inspect.signature(importlib.import_module(f"stages.commands.{name}").main).parameters
+    assert {option.replace("-", "_") for option in re.findall(r"--([a-z-]+)", recipe)} == asked.keys()

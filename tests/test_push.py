@@ -25,13 +25,13 @@ def study(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny.save(tiny.model("llama"), Sharing(), Path("artifacts/finetuned/mine"))
 
-    def exported(variant, to, form="dense", dtype="", name=""):
+    def exported(variant, to, form, dtype, name):
         assert name == "me/small"  # a card that named the folder would open another's model
         for name, content in FILES.items():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (to / name).write_bytes(content)
 
-    monkeypatch.setattr(export, "main", exported)
+    monkeypatch.setattr(export, "export", exported)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     return tmp_path
 

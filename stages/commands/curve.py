@@ -50,7 +50,7 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
     seeds_of = {share: repeats if share in trained else None for share in shares}
     originals, rows = [], {}
     workers = min(len(plans), _workers(profile, known, bool(trained)))
-    kept = Kept.here(profile, CONTROL)
+    kept, study = Kept.here(profile, CONTROL), opened.identity(profile)
     if kept.folder.exists():
         there = sum(kept.find("point", *plan, seeds_of[plan[1]]) is not None for plan in plans)
         print(f"{there} of {len(plans)} rows are there from an earlier run, and it goes on from {kept.folder}")
@@ -61,9 +61,7 @@ def main(sizes: str, train: str, seeds: str, to: Path) -> None:
         else:
             originals.append(row)
         if originals and rows:
-            _write(
-                _excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), opened.identity(profile), to
-            )
+            _write(_excesses([*originals, *(rows[plan] for plan in plans if plan in rows)]), study, to)
     _show(_excesses([*originals, *(rows[plan] for plan in plans)]), to)
 
 

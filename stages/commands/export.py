@@ -43,8 +43,12 @@ TEMPLATES = Path(__file__).parents[2] / "templates"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def main(variant: str, to: Path, form: str = "dense", dtype: str = "", name: str = "") -> None:
-    """name: by which the card opens the model, by default that of the folder."""
+def main(variant: str, to: Path, form: str = "dense", dtype: str = "") -> None:
+    export(variant, to, form, dtype, to.name)
+
+
+def export(variant: str, to: Path, form: str, dtype: str, name: str) -> None:
+    """Write a variant to a folder. name: by which the card opens the model."""
     import torch
     from transformers import GenerationConfig
 
@@ -88,7 +92,7 @@ def main(variant: str, to: Path, form: str = "dense", dtype: str = "", name: str
             draft / "README.md",
             card.render(
                 TEMPLATES,
-                name=name or to.name,
+                name=name,
                 record=record,
                 auto=auto,
                 processor=processor_of(draft, shares),

@@ -22,7 +22,7 @@ def main(variant: str, repo: str, form: str, confirm: str, dtype: str = "", to: 
     check(repo, form, confirm)
     checkpoint_of(variant)
     folder = Path("exported", f"{variant}-{form}")
-    export.main(variant, folder, form, dtype, name=repo)
+    export.export(variant, folder, form, dtype, repo)
     files = contents(folder)
     total = sum(files.values())
     print("\n".join(f"{size:>15,} {name}" for name, size in files.items()))
