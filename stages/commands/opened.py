@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.commands.finished import refuse_older_than, refuse_other_profile
+from stages.commands.finished import PROVENANCE, refuse_older_than, refuse_other_profile
 from stages.core.architecture import opening, rules
 from stages.core.architecture.view import ModelView
 from stages.core.calibration import statistics
@@ -45,7 +45,7 @@ def checked(stages: Iterable[str] = READ) -> str:
 
 def identity(profile: str) -> dict[str, str]:
     """What the figures of a command are of, for its file of metrics: the profile, and the model's weights."""
-    return {"profile": profile, "sha256": read_json(Path("artifacts/provenance.json"))["sha256"]}
+    return {"profile": profile, "sha256": read_json(PROVENANCE)["sha256"]}
 
 
 @dataclass(frozen=True)
